@@ -1,0 +1,291 @@
+"""What a run is: one frozen pydantic tree. `overrides.py` builds it from presets, files, words and samples.
+
+The text under a field is its meaning, shown by `aneurysm-ray config`.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Triple = tuple[Positive, Positive, Positive]
+VoxelTriple = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class VolumeConfig(Section):
+    """How a series becomes a stored volume. Part of a prepared set's identity: changing it means preparing anew."""
+
+    extent_mm: Triple = (160.0, 200.0, 160.0)
+    """Region of interest (z, y, x) in mm: a box from the top of the head, centred on it; a smaller head keeps its size."""
+    spacing_mm: Triple = (0.8, 0.5, 0.5)
+    """Voxel spacing (z, y, x) of stored volumes in mm."""
+    window_hu: tuple[float, float] = (-100.0, 700.0)
+    """CT only: Hounsfield units mapped to 0 and to the largest stored value; clipped outside."""
+    percentiles: tuple[Annotated[float, Field(ge=0, le=100)], Annotated[float, Field(ge=0, le=100)]] = (1.0, 99.7)
+    """MR only: percentiles of the head's voxels mapped to 0 and to the largest stored value; clipped outside."""
+    dtype: Literal["uint8", "int16"] = "uint8"
+    """Stored values: uint8 spans the window in 255 steps; int16 keeps Hounsfield units (CT) or stored units (MR)."""
+
+
+class PrepareConfig(Section):
+    """How preparation runs; nothing here changes what is stored, except the patient key."""
+
+    timeout_seconds: Positive = 600.0
+    """A series that takes longer is rejected with reason `timeout`."""
+    memory_mb: Annotated[int, Field(ge=256)] = 6000
+    """Address space one series may use, in MiB; more is rejected with reason `memory`."""
+    patient_key: str = ""
+    """Secret key of the patient hash. Empty: a random key, kept beside the volumes, readable by its owner alone."""
+    digest: Literal["stat", "content"] = "stat"
+    """What tells that a source changed: names, sizes and modification times, or a hash of every byte (a second read)."""
+
+
+class FoldsConfig(Section):
+    """Patient-wise folds, stratified by presence, location and modality."""
+
+    count: Annotated[int, Field(ge=2, le=20)] = 5
+    """Number of folds."""
+    seed: int = 0
+    """Seed of the assignment; the same patients and seed give the same folds."""
+
+
+class ModelConfig(Section):
+    """The network. Every network maps a patch to a grid of 14 logits per cell; a pooled one's grid is 1x1x1."""
+
+    name: str = "resnet3d18"
+    """A key of `learning.models.MODELS`: resnet3d10, resnet3d18, resnet3d34, resnet3d50, small3d."""
+    head: Literal["pooled", "grid"] = "pooled"
+    """pooled: one vector of logits per patch. grid: one vector per cell at the output stride."""
+    width: Annotated[int, Field(ge=4, le=256)] = 64
+    """Channels of the first stage; the others are its multiples."""
+    stem_stride: Annotated[int, Field(ge=1, le=4)] = 2
+    """Stride of the first convolution."""
+    output_stride: Literal[4, 8, 16, 32] = 8
+    """grid head only: voxels per grid cell along each axis."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before the last layer."""
+
+
+class PatchConfig(Section):
+    """The crops a network sees."""
+
+    size: VoxelTriple = (64, 96, 96)
+    """Patch size (z, y, x) in voxels of the stored volume."""
+    border_mm: Annotated[float, Field(ge=0)] = 3.0
+    """A point nearer than this to the patch's border makes its label neither positive nor negative."""
+    radius_mm: Positive = 7.0
+    """grid head: cells whose centre lies within this distance of a point are positive."""
+    ignore_mm: Positive = 11.0
+    """grid head: cells beyond `radius_mm` and within this distance are ignored."""
+
+
+class SamplerConfig(Section):
+    """Which patches of which volumes are drawn for training."""
+
+    patches_per_volume: Annotated[int, Field(ge=1)] = 4
+    """Patches drawn per training volume and epoch, on average."""
+    positive_fraction: Fraction = 0.5
+    """Share of patches drawn around a point. The v1 preset draws them as they come (see `oversample`)."""
+    oversample: bool = True
+    """False: volumes are drawn uniformly and patches are centred anywhere, so positives are as rare as they are."""
+    location_balance: Fraction = 0.5
+    """0: points are drawn as frequently as they occur; 1: every location equally often."""
+    hard_negative_fraction: Fraction = 0.0
+    """Share of the negative patches taken where the model scored high on negative series."""
+    hard_negative_every: Annotated[int, Field(ge=1)] = 5
+    """Epochs between two searches for hard negatives."""
+
+
+class AugmentConfig(Section):
+    """Random changes to a training batch, made on its device."""
+
+    flip: Fraction = 0.5
+    """Probability of a left-right flip; left and right labels change places with it."""
+    rotate_deg: Annotated[float, Field(ge=0, le=45)] = 12.0
+    """Largest rotation about each axis, degrees."""
+    scale: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """Largest relative change of size."""
+    translate: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Largest shift as a share of the patch's size."""
+    affine_probability: Fraction = 0.5
+    """Probability of the rotation, scaling and shift."""
+    brightness: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Largest shift of intensity; an image spans 0 to 1."""
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    """Largest relative change of contrast."""
+    noise: Annotated[float, Field(ge=0, le=1)] = 0.03
+    """Largest standard deviation of added Gaussian noise."""
+    mixup: Fraction = 0.0
+    """Probability of mixing each patch with another of the batch."""
+
+
+class LossConfig(Section):
+    """How logits are held against targets."""
+
+    name: Literal["bce", "focal"] = "focal"
+    """bce: binary cross-entropy with logits. focal: Lin et al. 2017, which weighs hard examples more."""
+    focal_gamma: Annotated[float, Field(ge=0, le=10)] = 2.0
+    """focal: exponent of the down-weighting of easy examples; 0 is cross-entropy."""
+    focal_alpha: Annotated[float, Field(ge=-1, le=1)] = -1.0
+    """focal: weight of positives, 1 - alpha that of negatives; -1 gives both 1."""
+    class_weights: bool = False
+    """Weigh each label's positives by negatives/positives among the training patches, at most `max_class_weight`."""
+    max_class_weight: Positive = 20.0
+    """Ceiling of a class weight."""
+    positive_weight: Positive = 1.0
+    """Weight of every positive target, on top of class weights."""
+    present_weight: Positive = 1.0
+    """Weight of the series-level label against the mean of the 13 locations."""
+    series_weight: Annotated[float, Field(ge=0)] = 0.3
+    """grid head: weight of the loss of the patch's pooled logits, beside the loss of its cells."""
+
+
+class OptimConfig(Section):
+    """The optimiser and its schedule: AdamW, linear warm-up, cosine decay, clipping, averaged weights."""
+
+    epochs: Annotated[int, Field(ge=1)] = 30
+    """Epochs of training; the schedule spans them."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Patches per step over all workers together."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Micro-batches per step and worker; the step's gradient is that of the whole batch."""
+    lr: Positive = 3e-4
+    """Peak learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    """Decoupled weight decay, on weights of convolutions and linear layers only."""
+    warmup: Fraction = 0.05
+    """Share of all steps in which the rate climbs from 0 to its peak."""
+    clip_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay per step of the averaged weights that validation and inference use; 0 uses the raw weights."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the forward pass; auto is bfloat16 on CUDA and float32 on the CPU, where bfloat16 is slower."""
+    compile: bool = False
+    """Pass the network through torch.compile: a minute or more at the start, faster steps after."""
+    channels_last: bool = False
+    """Memory layout NDHWC, which some GPUs prefer for 3D convolutions in bfloat16."""
+    deterministic: bool = True
+    """Use deterministic algorithms where torch has them; equal seeds then give equal results on one device."""
+
+
+class InferenceConfig(Section):
+    """How a volume is scored: overlapping windows, one stitched grid, top-k pooling."""
+
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Overlap of neighbouring windows as a share of the patch's size."""
+    top_k: Annotated[int, Field(ge=1)] = 2
+    """A series' probability is the mean of this many highest cells (grid head) or windows (pooled head)."""
+    flip: bool = False
+    """Average with the mirrored volume, its left and right labels swapped back."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Windows per forward pass."""
+    candidates: Annotated[int, Field(ge=1)] = 20
+    """Most candidate points kept per series."""
+    candidate_distance_mm: Positive = 8.0
+    """Candidates nearer than this to a stronger one are dropped."""
+
+
+class FeedConfig(Section):
+    """How volumes reach the training loop."""
+
+    cache_gb: Annotated[float, Field(ge=0)] = 16.0
+    """Largest size of the cache of decompressed volumes that the workers of a node share, in GB."""
+    cache_dir: str = ""
+    """Folder of the cache; empty: a folder in the system's temporary directory, named by the volumes."""
+    threads: Annotated[int, Field(ge=0)] = 2
+    """Threads that cut patches ahead of the training step, per worker; 0 cuts them in the loop itself."""
+    prefetch: Annotated[int, Field(ge=1)] = 4
+    """Batches cut ahead."""
+
+
+class ResourcesConfig(Section):
+    """What a run takes from the cluster."""
+
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Training workers per fold, in data-parallel lockstep."""
+    min_workers: Annotated[int, Field(ge=0)] = 0
+    """Fewest workers to go on with when nodes are lost; 0: exactly `workers`."""
+    gpus_per_worker: Annotated[float, Field(ge=-1)] = -1.0
+    """GPUs per worker, fractions allowed; -1: one where the cluster has any, else none."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    """CPUs per worker."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Worker or node losses a fold survives before it fails."""
+
+
+class TuneConfig(Section):
+    """What a search tries, how it judges a trial and when it stops one."""
+
+    trials: Annotated[int, Field(ge=1)] = 24
+    """Trials in all, the default configuration among them."""
+    metric: str = "val/score"
+    """What to optimise; several, separated by commas, give a Pareto front."""
+    mode: str = "max"
+    """max or min; one for each metric, separated by commas."""
+    folds: tuple[int, ...] = (0,)
+    """Folds a trial is judged by; with several, a trial may be stopped between folds."""
+    seed: int = 0
+    """Seed of the sampler."""
+    sampler: Literal["tpe", "random"] = "tpe"
+    """tpe: multivariate tree-structured Parzen estimator (Bergstra et al. 2011). random: the baseline."""
+    startup_trials: Annotated[int, Field(ge=1)] = 8
+    """Random trials before the estimator takes over."""
+    grace_epochs: Annotated[int, Field(ge=1)] = 2
+    """No trial is stopped before this many epochs."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    """ASHA: one trial in this many is promoted at each rung (Li et al. 2020)."""
+    prune: bool = True
+    """False: every trial runs to its end."""
+    concurrent: Annotated[int, Field(ge=0)] = 0
+    """Trials at a time; 0: as many as the cluster's resources allow."""
+    storage: str = ""
+    """Optuna storage URL; empty: a journal file in the run directory."""
+    points: tuple[dict[str, Any], ...] = ()
+    """Configurations to try first, as dotted keys, after the default one."""
+    space: dict[str, dict[str, Any]] = Field(
+        default={
+            "sampler.positive_fraction": {"uniform": [0.2, 0.8]},
+            "loss.focal_gamma": {"uniform": [0.0, 4.0]},
+            "model.name": {"choice": ["resnet3d10", "resnet3d18", "resnet3d34"]},
+            "optim.lr": {"loguniform": [3e-5, 3e-3]},
+            "optim.weight_decay": {"loguniform": [1e-5, 1e-1]},
+        }
+    )
+    """Dotted key to one of Ray Tune's words with its arguments: uniform, quniform, loguniform, qloguniform, randint,
+    qrandint, lograndint, choice. `when = {"other.key" = value}` makes a key conditional."""
+
+
+class Config(Section):
+    """All settings of a run."""
+
+    seed: int = 0
+    """Seed of everything random in training; draws derive from (seed, fold, epoch, rank)."""
+    preset: str = ""
+    """The preset this configuration started from, for the record."""
+    control: Literal["", "shuffle"] = ""
+    """shuffle: labels are permuted among the training patients, so an honest score must come out at 0.5."""
+    init: str = ""
+    """Checkpoint whose matching weights training starts from."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files into the run directory."""
+    volume: VolumeConfig = VolumeConfig()
+    prepare: PrepareConfig = PrepareConfig()
+    folds: FoldsConfig = FoldsConfig()
+    model: ModelConfig = ModelConfig()
+    patch: PatchConfig = PatchConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    augment: AugmentConfig = AugmentConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    inference: InferenceConfig = InferenceConfig()
+    feed: FeedConfig = FeedConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    tune: TuneConfig = TuneConfig()

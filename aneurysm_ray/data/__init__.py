@@ -1,0 +1,1 @@
+"""Series in, prepared volumes out: numpy, pandas, pyarrow and pydicom; neither torch nor Ray."""

@@ -1,0 +1,70 @@
+"""Every error a user can cause: a sentence that names the thing, the value and the cure.
+
+`cli.main` turns an `AneurysmRayError` into one `error:` line on stderr and the exit code of its class; anything else
+that escapes is our own mistake and shows a traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class AneurysmRayError(Exception):
+    """The work failed in a way the user can understand."""
+
+    exit_code = 1
+
+
+class RequestError(AneurysmRayError):
+    """The request is wrong: a path, a key, a value or a size that cannot work. Found before Ray starts."""
+
+    exit_code = 2
+
+
+class ConfigError(RequestError):
+    """A configuration key or value is not valid."""
+
+
+class DatasetError(RequestError):
+    """A data set's tables or folders are not what they claim to be."""
+
+
+class RunDirError(RequestError):
+    """A run or volumes directory is missing, incomplete, or belongs to another run."""
+
+
+SERIES_REASONS: dict[str, str] = {
+    "no_files": "the folder holds no regular file",
+    "no_images": "no file is a DICOM image",
+    "single_slice": "one slice is not a volume",
+    "colour": "the images are colour, such as a secondary capture",
+    "unsupported": "the images are of a kind that has no slices in space, such as a mosaic",
+    "unreadable_pixels": "the pixels cannot be decoded",
+    "no_geometry": "positions or spacing are missing, not finite or absurd",
+    "too_large": "the volume would be larger than the limit",
+    "no_head": "nothing remains inside the region of interest",
+    "unsafe_path": "a UID or path would leave its folder",
+    "bad_archive": "the archive cannot be read, or would unpack to more than the limit",
+    "vanished": "the source disappeared while it was read",
+    "timeout": "preparation took longer than the time limit",
+    "memory": "preparation took more memory than the limit",
+    "crash": "the process that prepared it died",
+}
+"""The closed list of reasons why a series is no volume, each with its meaning."""
+
+
+class SeriesError(AneurysmRayError):
+    """A series cannot become a volume. `reason` is a key of `SERIES_REASONS`; the text names the file and the value."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        assert reason in SERIES_REASONS, reason
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["SeriesError"], tuple[str, str]]:
+        return type(self), (self.reason, str(self))
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `; did you mean X?` for the nearest of the known words, or an empty string."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""

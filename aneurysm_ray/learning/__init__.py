@@ -1,0 +1,1 @@
+"""Patches, networks, losses, the training loop and inference: torch and MONAI, no Ray."""

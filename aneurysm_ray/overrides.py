@@ -1,0 +1,174 @@
+"""From dotted overrides to a `Config`: presets, TOML files, `key=value` words and a search's samples, and back.
+
+Order of precedence: defaults < preset < `--config FILE.toml` < `key=value` on the command line < a search's sample.
+A dotted key such as `optim.lr` names a field everywhere. Unknown keys are refused with the nearest known one.
+"""
+
+import json
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from aneurysm_ray.config import Config
+from aneurysm_ray.errors import ConfigError, did_you_mean
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "v1": {
+        "model.name": "resnet3d18",
+        "loss.name": "bce",
+        "loss.class_weights": True,
+        "sampler.oversample": False,
+    },
+    "v2": {
+        "model.name": "resnet3d18",
+        "loss.name": "bce",
+        "loss.class_weights": True,
+    },
+    "v3": {"model.name": "resnet3d34", "loss.name": "focal"},
+    "v4": {
+        "model.name": "resnet3d34",
+        "loss.name": "focal",
+        "inference.overlap": 0.625,
+        "inference.flip": True,
+        "inference.top_k": 3,
+    },
+    "v5": {
+        "model.name": "resnet3d18",
+        "model.head": "grid",
+        "loss.name": "bce",
+        "loss.positive_weight": 5.0,
+        "inference.flip": True,
+    },
+}
+"""The ladder of experiments this project grew from, as dotted overrides of the defaults."""
+
+
+def dotted_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, type[BaseModel], str]]:
+    """Yield every leaf of the tree as (dotted key, the class that holds it, its field name)."""
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from dotted_keys(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", section, name
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split `key=value`; the value is read as TOML where it is TOML (numbers, true, lists), else as a word.
+
+    Raises ConfigError when there is no `=` or no key.
+    """
+    key, equals, raw = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{text!r} is not of the form key=value, such as optim.lr=1e-4")
+    try:
+        return key.strip(), tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), raw
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Flatten nested TOML tables into dotted keys; a key that is a leaf of the tree keeps its table."""
+    leaves = {key for key, _, _ in dotted_keys()}
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and key not in leaves:
+            yield from _flat(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file into dotted keys. Raises ConfigError when it cannot be read."""
+    try:
+        return dict(_flat(tomllib.loads(path.read_text(encoding="utf-8"))))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); give a TOML file such as a run's config.toml") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+
+
+def build(*layers: Mapping[str, Any], base: Config | None = None) -> Config:
+    """Lay dotted overrides over a base configuration, later layers winning, and check every value.
+
+    Raises ConfigError for an unknown key (naming the nearest one) or a value out of range.
+    """
+    known = {key for key, _, _ in dotted_keys()}
+    tree = (base or Config()).model_dump()
+    for layer in layers:
+        for key, value in layer.items():
+            if key not in known:
+                raise ConfigError(
+                    f"unknown key {key!r}{did_you_mean(key, known)}   (aneurysm-ray config lists the keys)"
+                )
+            *parents, leaf = key.split(".")
+            branch = tree
+            for parent in parents:
+                branch = branch[parent]
+            branch[leaf] = value
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{key} = {first['input']!r} is not valid: {first['msg']}") from error
+
+
+def preset(name: str) -> dict[str, Any]:
+    """Return a preset's overrides, its own name among them. Raises ConfigError for an unknown name."""
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}; there are {', '.join(PRESETS)}")
+    return {**PRESETS[name], "preset": name}
+
+
+def load(
+    preset_name: str | None = None, path: Path | None = None, overrides: Iterable[str] = (), **flags: Any
+) -> Config:
+    """Build a configuration from a preset, a file, `key=value` words and flags (`optim__lr=1e-4`).
+
+    A flag that is None is unset.
+    """
+    named = {key.replace("__", "."): value for key, value in flags.items() if value is not None}
+    return build(
+        preset(preset_name) if preset_name else {},
+        read_toml(path) if path else {},
+        dict(parse_override(text) for text in overrides),
+        named,
+    )
+
+
+def to_toml(config: Config) -> str:
+    """Write a configuration as TOML; `build(read_toml(...))` gives it back."""
+    return tomli_w.dumps(config.model_dump(mode="json"))
+
+
+def volume_identity(config: Config) -> str:
+    """Return the volume settings as canonical JSON: what two prepared sets must share to be mixed."""
+    return json.dumps(config.volume.model_dump(mode="json"), sort_keys=True)
+
+
+def describe(prefix: str = "", config: Config | None = None) -> list[dict[str, str]]:
+    """Return every key under a prefix with its value, default and meaning. Raises ConfigError when there is none."""
+    config = config or Config()
+    rows = []
+    for key, section, name in dotted_keys():
+        if key == prefix or key.startswith(f"{prefix}.") or not prefix:
+            value: Any = config
+            for part in key.split("."):
+                value = getattr(value, part)
+            field = section.model_fields[name]
+            rows.append(
+                {
+                    "key": key,
+                    "value": json.dumps(value),
+                    "default": json.dumps(field.get_default(call_default_factory=True)),
+                    "meaning": " ".join((field.description or "").split()),
+                }
+            )
+    if not rows:
+        raise ConfigError(f"no key {prefix!r}{did_you_mean(prefix, (key for key, _, _ in dotted_keys()))}")
+    return rows

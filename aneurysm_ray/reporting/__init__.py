@@ -1,0 +1,1 @@
+"""Run directories in, pages out: neither Ray nor torch."""

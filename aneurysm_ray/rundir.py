@@ -1,0 +1,141 @@
+"""The files of a run directory: their names, atomic writing, reading back.
+
+Every file is written under a temporary name and renamed, so a reader or a crash sees the old file or the new one,
+never a part. `summary.json` is written last: a directory that has one is complete.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pandas as pd
+
+from aneurysm_ray import overrides
+from aneurysm_ray.config import Config
+from aneurysm_ray.errors import RunDirError
+
+CONFIG = "config.toml"
+PROVENANCE = "provenance.json"
+LOG = "log.txt"
+FOLDS = "folds.csv"
+METRICS = "metrics.csv"
+PREDICTIONS = "predictions.csv"
+CANDIDATES = "candidates.csv"
+HEATMAPS = "heatmaps"
+CHECKPOINT_BEST = "checkpoint_best"
+CHECKPOINT_LAST = "checkpoint_last"
+SUMMARY = "summary.json"
+REPORT = "report.html"
+TRIALS = "trials.csv"
+CURVES = "curves.csv"
+BEST = "best.toml"
+JOURNAL = "optuna.journal"
+VOLUMES = "volumes.parquet"
+REJECTED = "rejected.csv"
+PREPARE = "prepare.json"
+
+
+@contextlib.contextmanager
+def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a temporary sibling for writing; rename it over `path` when the block ends well, remove it otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        text = "b" not in mode
+        with open(temporary, mode, encoding="utf-8" if text else None, newline="" if text else None) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic(path) as file:
+        file.write(text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, keys in the order given."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, frame: pd.DataFrame) -> None:
+    """Write a table atomically, without the index."""
+    with atomic(path) as file:
+        frame.to_csv(file, index=False)
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON. Raises RunDirError when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunDirError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise RunDirError(f"{path}: not valid JSON ({error})") from error
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """Read a table; identifiers stay text. Raises RunDirError when it is missing or damaged."""
+    try:
+        return pd.read_csv(path, dtype={"series_uid": "string", "patient": "string"})
+    except OSError as error:
+        raise RunDirError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise RunDirError(f"{path}: not a table ({error})") from error
+
+
+def read_config(folder: Path) -> Config:
+    """Read a run directory's overrides."""
+    return overrides.build(overrides.read_toml(folder / CONFIG))
+
+
+def fold_dir(folder: Path, fold: int) -> Path:
+    """Return the directory of one fold."""
+    return folder / f"fold_{fold}"
+
+
+def kind(folder: Path) -> str:
+    """Say what a directory is: `volumes`, `train`, `tune`, `predict`, or an empty string for none of these."""
+    if (folder / VOLUMES).exists() or (folder / PREPARE).exists():
+        return "volumes"
+    for name in (SUMMARY, PROVENANCE):
+        if (folder / name).exists():
+            found = read_json(folder / name).get("kind", "")
+            return found if isinstance(found, str) else ""
+    return ""
+
+
+def create(folder: Path, config: Config, provenance: dict[str, Any], *, resume: bool = False) -> None:
+    """Make a run directory with its configuration and provenance, or reopen it to resume.
+
+    Raises RunDirError when the directory already holds a run and `resume` is off, or when the run to be resumed was
+    started with another overrides.
+    """
+    if (folder / CONFIG).exists():
+        if not resume:
+            raise RunDirError(f"{folder} already holds a run; add --resume to go on with it, or choose another --out")
+        if (there := read_config(folder)) != config:
+            first = next(key for key, _, _ in overrides.dotted_keys() if _value(there, key) != _value(config, key))
+            raise RunDirError(
+                f"{folder} was started with {first}={_value(there, first)!r}, not {_value(config, first)!r}; "
+                "resume it with its own config.toml, or choose another --out"
+            )
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise RunDirError(f"{folder} is not empty and holds no run; choose another --out")
+    write_json(folder / PROVENANCE, provenance)
+    write_text(folder / CONFIG, overrides.to_toml(config))
+
+
+def _value(config: Config, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
