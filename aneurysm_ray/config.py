@@ -23,7 +23,7 @@ class VolumeConfig(Section):
     """How a series becomes a stored volume. Part of a prepared set's identity: changing it means preparing anew."""
 
     extent_mm: Triple = (160.0, 200.0, 160.0)
-    """Region of interest (z, y, x) in mm: a box from the top of the head, centred on it; a smaller head keeps its size."""
+    """Region of interest (z, y, x) in mm: a box from the top of the head, centred on it. Smaller heads keep their size."""
     spacing_mm: Triple = (0.8, 0.5, 0.5)
     """Voxel spacing (z, y, x) of stored volumes in mm."""
     window_hu: tuple[float, float] = (-100.0, 700.0)
@@ -44,7 +44,7 @@ class PrepareConfig(Section):
     patient_key: str = ""
     """Secret key of the patient hash. Empty: a random key, kept beside the volumes, readable by its owner alone."""
     digest: Literal["stat", "content"] = "stat"
-    """What tells that a source changed: names, sizes and modification times, or a hash of every byte (a second read)."""
+    """What tells that a source changed: names, sizes and modification times, or a hash of all bytes (a second read)."""
 
 
 class FoldsConfig(Section):
