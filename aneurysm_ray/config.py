@@ -23,7 +23,7 @@ class VolumeConfig(Section):
     """How a series becomes a stored volume. Part of a prepared set's identity: changing it means preparing anew."""
 
     extent_mm: Triple = (160.0, 200.0, 160.0)
-    """Region of interest (z, y, x) in mm: a box from the top of the head, centred on it. Smaller heads keep their size."""
+    """Region of interest (z, y, x) in mm: a box from the top of the head, centred on it; smaller heads keep theirs."""
     spacing_mm: Triple = (0.8, 0.5, 0.5)
     """Voxel spacing (z, y, x) of stored volumes in mm."""
     window_hu: tuple[float, float] = (-100.0, 700.0)
