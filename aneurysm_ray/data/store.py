@@ -1,9 +1,31 @@
-"""A prepared volume as one Parquet row, and back; the table of a prepared set."""
+"""A prepared volume as one Parquet row, and back; the table of a prepared set.
 
+A set keeps one file per series, `<2 hex>/<series_uid>.parquet`, and a picture, `pictures/<2 hex>/<series_uid>.jpg`
+(`data/picture.py`). The two digits spread thousands of series over 256 folders. `volumes.parquet` lists the series.
+All of it is readable with plain pyarrow.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import fsspec
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+from aneurysm_ray import __version__, rundir
+from aneurysm_ray.errors import RunDirError, SeriesError
+from aneurysm_ray.labels import LABELS
+
+PICTURES = "pictures"
+
+_UID = re.compile(r"[0-9.]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -44,3 +66,193 @@ class PreparedVolume:
         """Voxel spacing (z, y, x) in mm."""
         z, y, x = (float(np.linalg.norm(self.affine[:3, axis])) for axis in range(3))
         return z, y, x
+
+
+VOLUME_CONFIG_KEY = b"aneurysm_ray.volume_config"
+CODE_VERSION_KEY = b"aneurysm_ray.version"
+
+_POINT_TYPE = pa.struct(
+    [("z", pa.float64()), ("y", pa.float64()), ("x", pa.float64()), ("location", pa.string())],
+)
+
+SCHEMA = pa.schema(
+    [
+        ("series_uid", pa.string()),
+        ("patient", pa.string()),
+        ("modality", pa.string()),
+        ("plane", pa.string()),
+        ("shape", pa.list_(pa.int32())),
+        ("spacing_mm", pa.list_(pa.float64())),
+        ("affine", pa.list_(pa.float64())),
+        ("voxels", pa.large_binary()),
+        ("dtype", pa.string()),
+        ("targets", pa.list_(pa.float32())),
+        ("points", pa.list_(_POINT_TYPE)),
+        ("quality", pa.list_(pa.string())),
+        ("source_digest", pa.string()),
+    ]
+)
+"""Columns of a volume file; `voxels` are the bytes of a C-ordered little-endian array of `dtype` and `shape`."""
+
+TABLE_SCHEMA = pa.schema(
+    [
+        ("series_uid", pa.string()),
+        ("patient", pa.string()),
+        ("modality", pa.string()),
+        ("plane", pa.string()),
+        ("path", pa.string()),
+        ("shape", pa.list_(pa.int32())),
+        ("spacing_mm", pa.list_(pa.float64())),
+        ("affine", pa.list_(pa.float64())),
+        *((label, pa.float32()) for label in LABELS),
+        ("points", pa.list_(_POINT_TYPE)),
+        ("quality", pa.list_(pa.string())),
+        ("source_digest", pa.string()),
+        ("bytes", pa.int64()),
+    ]
+)
+"""Columns of `volumes.parquet`, one row per prepared series; `path` is relative to the set."""
+
+
+def check_uid(series_uid: str) -> str:
+    """Return a series UID that may name a file. Raises SeriesError (`unsafe_path`) for one that may not."""
+    if not _UID.fullmatch(series_uid) or series_uid.startswith("."):
+        raise SeriesError(
+            "unsafe_path",
+            f"Series Instance UID {series_uid[:80]!r} is not 1 to 64 digits and dots; no file is named so",
+        )
+    return series_uid
+
+
+def _prefix(series_uid: str) -> str:
+    return hashlib.sha256(check_uid(series_uid).encode()).hexdigest()[:2]
+
+
+def volume_path(series_uid: str) -> str:
+    """Return where a series' volume lies in a set, relative to it. Raises SeriesError (`unsafe_path`)."""
+    return f"{_prefix(series_uid)}/{series_uid}.parquet"
+
+
+def picture_path(series_uid: str) -> str:
+    """Return where a series' picture lies in a set, relative to it. Raises SeriesError (`unsafe_path`)."""
+    return f"{PICTURES}/{_prefix(series_uid)}/{series_uid}.jpg"
+
+
+def encode(prepared: PreparedVolume, volume_config: str) -> bytes:
+    """Return the bytes of a volume file: one row, one row group; equal volumes give equal bytes.
+
+    `volume_config` is `overrides.volume_identity(config)`, kept in the file's metadata beside the code version.
+    """
+    voxels = np.ascontiguousarray(prepared.voxels, dtype=prepared.voxels.dtype.newbyteorder("<"))
+    row = {
+        **_described(prepared),
+        "voxels": pa.py_buffer(voxels),
+        "dtype": prepared.voxels.dtype.name,
+        "targets": prepared.targets.astype(np.float32),
+    }
+    columns = [
+        # A scalar around the buffer spares a copy of the voxels that a Python list of bytes would make.
+        pa.LargeBinaryArray.from_buffers(
+            pa.large_binary(), 1, [None, pa.py_buffer(np.array([0, voxels.nbytes], np.int64)), row["voxels"]]
+        )
+        if field.name == "voxels"
+        else pa.array([row[field.name]], field.type)
+        for field in SCHEMA
+    ]
+    metadata = {VOLUME_CONFIG_KEY: volume_config.encode(), CODE_VERSION_KEY: __version__.encode()}
+    table = pa.Table.from_arrays(columns, schema=SCHEMA.with_metadata(metadata))
+    sink = pa.BufferOutputStream()
+    # Voxels are neither repeated nor searched: a dictionary or statistics would only copy them.
+    pq.write_table(table, sink, compression="zstd", compression_level=1, use_dictionary=False, write_statistics=False)
+    return bytes(sink.getvalue())
+
+
+def _described(prepared: PreparedVolume) -> dict[str, Any]:
+    return {
+        "series_uid": check_uid(prepared.series_uid),
+        "patient": prepared.patient,
+        "modality": prepared.modality,
+        "plane": prepared.plane,
+        "shape": list(prepared.voxels.shape),
+        "spacing_mm": list(prepared.spacing_mm),
+        "affine": prepared.affine.ravel().tolist(),
+        "points": [{"z": p.z, "y": p.y, "x": p.x, "location": p.location} for p in prepared.points],
+        "quality": list(prepared.quality),
+        "source_digest": prepared.source_digest,
+    }
+
+
+def write_volume(folder: Path, prepared: PreparedVolume, volume_config: str) -> Path:
+    """Write a volume into a set on this machine, atomically, and return its path."""
+    path = folder / volume_path(prepared.series_uid)
+    with rundir.atomic(path, "wb") as file:
+        file.write(encode(prepared, volume_config))
+    return path
+
+
+def read_volume(path: str | Path) -> PreparedVolume:
+    """Read a volume file from a path or an fsspec URL. Raises RunDirError when it is missing or damaged."""
+    try:
+        with fsspec.open(str(path), "rb") as file:
+            table = pq.read_table(file, memory_map=False)
+        row = {name: table.column(name)[0] for name in table.column_names}
+        shape = row["shape"].as_py()
+        voxels = np.frombuffer(row["voxels"].as_buffer(), np.dtype(row["dtype"].as_py()).newbyteorder("<"))
+        return PreparedVolume(
+            series_uid=row["series_uid"].as_py(),
+            patient=row["patient"].as_py(),
+            modality=row["modality"].as_py(),
+            plane=row["plane"].as_py(),
+            voxels=voxels.reshape(shape),
+            affine=np.array(row["affine"].as_py()).reshape(4, 4),
+            targets=np.array(row["targets"].as_py(), np.float32),
+            points=tuple(Point(**point) for point in row["points"].as_py()),
+            quality=tuple(row["quality"].as_py()),
+            source_digest=row["source_digest"].as_py(),
+        )
+    except OSError as error:
+        raise RunDirError(f"{path}: cannot be read ({error.strerror or error}); prepare the set again") from error
+    except (pa.ArrowException, ValueError, KeyError, IndexError, TypeError) as error:
+        raise RunDirError(f"{path}: not a volume file ({error}); delete it and prepare the set again") from error
+
+
+def table_row(prepared: PreparedVolume, size_bytes: int) -> dict[str, Any]:
+    """Return a prepared series' row of `volumes.parquet` in plain Python values; unknown targets are None."""
+    targets = [None if np.isnan(target) else float(target) for target in prepared.targets]
+    row = {**_described(prepared), "path": volume_path(prepared.series_uid), "bytes": size_bytes}
+    return {**row, **dict(zip(LABELS, targets, strict=True))}
+
+
+def encode_table(rows: Iterable[dict[str, Any]]) -> bytes:
+    """Return the bytes of `volumes.parquet`: rows of `table_row`, ordered by series UID."""
+    ordered = sorted(rows, key=lambda row: row["series_uid"])
+    columns = [pa.array([row[field.name] for row in ordered], field.type) for field in TABLE_SCHEMA]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_arrays(columns, schema=TABLE_SCHEMA), sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+def write_table(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write `volumes.parquet` into a set on this machine, atomically."""
+    with rundir.atomic(folder / rundir.VOLUMES, "wb") as file:
+        file.write(encode_table(rows))
+
+
+def volumes_table(folder: str | Path) -> pd.DataFrame:
+    """Read a set's table, one row per series; labels are float32 with NaN for unknown.
+
+    Raises RunDirError when the folder is no prepared set.
+    """
+    path = f"{str(folder).rstrip('/')}/{rundir.VOLUMES}"
+    try:
+        with fsspec.open(path, "rb") as file:
+            table = pq.read_table(file)
+    except OSError as error:
+        raise RunDirError(
+            f"{folder} is not a prepared set: {rundir.VOLUMES} cannot be read ({error.strerror or error}); "
+            "run aneurysm-ray prepare DATA OUT first"
+        ) from error
+    except pa.ArrowException as error:
+        raise RunDirError(f"{path}: not a table of volumes ({error}); prepare the set again") from error
+    frame: pd.DataFrame = table.cast(TABLE_SCHEMA).to_pandas()
+    return frame
