@@ -1,0 +1,277 @@
+"""The tables of a data set (train.csv, train_localizers.csv, segmentations/) joined to its series folders.
+
+The layout and its quirks are those of the RSNA 2025 Intracranial Aneurysm Detection data. A folder without tables is a
+data set too: every folder below it that holds files is a series, with unknown labels. No pixel is read here.
+"""
+
+import ast
+import math
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydicom.filereader import read_partial
+
+from aneurysm_ray.errors import DatasetError, did_you_mean
+from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
+
+TRAIN_CSV = "train.csv"
+LOCALIZERS_CSV = "train_localizers.csv"
+TRAIN_COLUMNS: tuple[str, ...] = ("SeriesInstanceUID", "PatientAge", "PatientSex", "Modality", *LABELS)
+LOCALIZER_COLUMNS: tuple[str, ...] = ("SeriesInstanceUID", "SOPInstanceUID", "coordinates", "location")
+MODALITIES: tuple[str, ...] = ("CTA", "MRA", "MRI T2", "MRI T1post")
+"""The four words of the Modality column; DICOM's own Modality knows only CT and MR."""
+
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+_NUMBER_OF_FRAMES = 0x00280008
+
+
+@dataclass(frozen=True)
+class Localizer:
+    """A click near an aneurysm's centre."""
+
+    sop_uid: str
+    x: float
+    """Column, in pixels of the slice."""
+    y: float
+    """Row, in pixels of the slice."""
+    frame: int | None
+    """Frame of a multi-frame instance, from 0 whatever the file counts from; None for a slice of its own."""
+    location: str
+    """One of `labels.LOCATIONS`."""
+
+
+@dataclass(frozen=True, eq=False)
+class SeriesEntry:
+    """A series folder and what the tables say of it."""
+
+    series_uid: str | None
+    """None where no table and no layout names it; the files themselves do."""
+    path: Path
+    modality: str | None
+    """One of `MODALITIES`, or None."""
+    targets: NDArray[np.float32]
+    """(14,) in the order of `labels.LABELS`; NaN where unknown."""
+    points: tuple[Localizer, ...]
+    segmentation: Path | None
+    """Vessel mask of the Circle of Willis, NIfTI; to be mapped through its affine, never by index."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """All series of a folder, sorted by UID or path, and what was assumed on the way."""
+
+    root: Path
+    series: tuple[SeriesEntry, ...]
+    notes: tuple[str, ...]
+
+
+def open_dataset(root: Path) -> Dataset:
+    """Join the tables below `root` to the series folders.
+
+    Raises DatasetError if `root` is no folder, a table has wrong columns or values, or tables stand without `series/`.
+    """
+    if not root.is_dir():
+        raise DatasetError(f"{root} is not a folder; a data set is a folder with series in it")
+    rows = _read_train(root / TRAIN_CSV) if (root / TRAIN_CSV).is_file() else {}
+    points, notes = _read_localizers(root) if (root / LOCALIZERS_CSV).is_file() else ({}, [])
+    if not (root / "series").is_dir():
+        if rows or points:
+            raise DatasetError(f"{root} has tables but no folder series/; put the series there, one folder each")
+        folders, notes = _folders_with_files(root)
+        return Dataset(root, tuple(_unlabelled(None, folder) for folder in folders), tuple(notes))
+
+    folders_by_uid = {folder.name: folder for folder in sorted((root / "series").iterdir()) if folder.is_dir()}
+    segmentations = _find_segmentations(root / "segmentations")
+    series = tuple(
+        replace(
+            rows.get(uid, _unlabelled(uid, folder)),
+            path=folder,
+            points=points.get(uid, ()),
+            segmentation=segmentations.get(uid),
+        )
+        for uid, folder in folders_by_uid.items()
+    )
+    if rows:
+        notes += _disagreements(series, rows, folders_by_uid, points)
+    return Dataset(root, series, tuple(notes))
+
+
+def _unlabelled(series_uid: str | None, folder: Path) -> SeriesEntry:
+    return SeriesEntry(series_uid, folder, None, np.full(len(LABELS), np.nan, np.float32), (), None)
+
+
+def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path} is not a CSV table: {error}") from error
+    for column in columns:
+        if column not in table.columns:
+            raise DatasetError(f"{path} has no column {column!r}{did_you_mean(column, table.columns)}")
+    for line, uid in enumerate(table["SeriesInstanceUID"], start=2):
+        # A UID becomes part of a path, so anything but digits and dots is refused here.
+        if not _UID.fullmatch(uid):
+            raise DatasetError(f"{path} line {line}: {uid!r} is not a UID (digits and dots)")
+    return table
+
+
+def _read_train(path: Path) -> dict[str, SeriesEntry]:
+    table = _read_table(path, ("SeriesInstanceUID", "Modality", *LABELS))
+    rows: dict[str, SeriesEntry] = {}
+    for line, row in enumerate(table.to_dict("records"), start=2):
+        uid, modality = row["SeriesInstanceUID"], row["Modality"] or None
+        if uid in rows:
+            raise DatasetError(f"{path} line {line}: series {uid} has a row already; keep one of them")
+        if modality is not None and modality not in MODALITIES:
+            raise DatasetError(f"{path} line {line}: Modality {modality!r} is not one of {', '.join(MODALITIES)}")
+        targets = np.array([_target(path, line, label, row[label]) for label in LABELS], np.float32)
+        rows[uid] = SeriesEntry(uid, Path(), modality, targets, (), None)
+    return rows
+
+
+def _target(path: Path, line: int, label: str, text: str) -> float:
+    if text.strip() in ("", "0", "1", "0.0", "1.0"):
+        return float(text) if text.strip() else math.nan
+    raise DatasetError(f"{path} line {line}: {label} is {text!r}; it must be 0, 1 or empty")
+
+
+def _read_localizers(root: Path) -> tuple[dict[str, tuple[Localizer, ...]], list[str]]:
+    path = root / LOCALIZERS_CSV
+    table = _read_table(path, LOCALIZER_COLUMNS)
+    parsed: list[tuple[str, Localizer]] = []
+    for line, row in enumerate(table.to_dict("records"), start=2):
+        location = row["location"]
+        if location not in LOCATIONS:
+            raise DatasetError(
+                f"{path} line {line}: location {location!r} is unknown{did_you_mean(location, LOCATIONS)}"
+            )
+        x, y, frame = _coordinates(path, line, row["coordinates"])
+        parsed.append((row["SeriesInstanceUID"], Localizer(row["SOPInstanceUID"], x, y, frame, location)))
+
+    frames = [(uid, point) for uid, point in parsed if point.frame is not None]
+    base, notes = _frame_base(root, frames) if frames else (0, [])
+    points: dict[str, list[Localizer]] = defaultdict(list)
+    for uid, point in parsed:
+        frame = None if point.frame is None else point.frame - base
+        points[uid].append(replace(point, frame=frame))
+    return {uid: tuple(of_series) for uid, of_series in points.items()}, notes
+
+
+def _coordinates(path: Path, line: int, text: str) -> tuple[float, float, int | None]:
+    """Parse a Python dict literal such as `{'x': 272.41, 'y': 194.11, 'f': 58}`; it is not JSON."""
+    try:
+        value: Any = ast.literal_eval(text) if len(text) < 500 else None
+        x, y = float(value["x"]), float(value["y"])
+        frame = value.get("f")
+        frame = None if frame is None else int(frame)
+    except (ValueError, SyntaxError, TypeError, KeyError, AttributeError, RecursionError, MemoryError):
+        x = y = math.nan
+    if not (math.isfinite(x) and math.isfinite(y)) or (frame is not None and frame < 0):
+        raise DatasetError(
+            f"{path} line {line}: coordinates are {text[:80]!r}; expected \"{{'x': 258.4, 'y': 261.3}}\""
+        )
+    return x, y, frame
+
+
+def _frame_base(root: Path, frames: Iterable[tuple[str, Localizer]]) -> tuple[int, list[str]]:
+    """Find whether `f` counts from 0 or from 1, over the whole table: two releases of it circulate.
+
+    A 0 proves 0; else an `f` equal to its instance's number of frames proves 1; else 0 is assumed. The note says which.
+    """
+    rows = list(frames)
+    if any(point.frame == 0 for _, point in rows):
+        return 0, ["localizers count frames from 0 (a 0 occurs)"]
+    for uid, point in rows:
+        if point.frame == _number_of_frames(root / "series" / uid / f"{point.sop_uid}.dcm"):
+            return 1, [f"localizers count frames from 1 (series {uid} has its point on frame {point.frame}, its last)"]
+    return 0, ["localizers may count frames from 0 or 1, nothing tells which; taken from 0, at most one frame off"]
+
+
+def _number_of_frames(file: Path) -> int | None:
+    """Read Number of Frames (0028,0008) and nothing after it; None if the file has none or cannot be read."""
+    try:
+        with file.open("rb") as stream:
+            header = read_partial(stream, stop_when=lambda tag, vr, length: tag > _NUMBER_OF_FRAMES, force=True)
+        return int(header.get("NumberOfFrames", 0)) or None
+    # A hostile header can raise anything in pydicom; the series' own preparation will say what is wrong with it.
+    except Exception:
+        return None
+
+
+def _find_segmentations(folder: Path) -> dict[str, Path]:
+    """Map series UID to its vessel mask in both layouts: `UID_cowseg.nii` and `UID/UID_cowseg.nii`."""
+    found = {}
+    for pattern in ("*/*_cowseg.nii*", "*_cowseg.nii*"):
+        for path in sorted(folder.glob(pattern)):
+            if path.name.endswith((".nii", ".nii.gz")):
+                found[path.name.split("_cowseg")[0]] = path
+    return found
+
+
+def _disagreements(
+    series: Sequence[SeriesEntry],
+    rows: Mapping[str, SeriesEntry],
+    folders: Mapping[str, Path],
+    points: Mapping[str, tuple[Localizer, ...]],
+) -> list[str]:
+    """Say in one line each what the tables and folders leave open or contradict; nothing here is fatal."""
+    missing = [uid for uid in rows if uid not in folders]
+    no_row = [uid for uid in folders if uid not in rows]
+    no_point = [entry.series_uid for entry in series if entry.targets[PRESENT_INDEX] == 1 and not entry.points]
+    stray = [uid for uid in points if uid not in folders]
+    not_maximum: list[str | None] = []
+    not_labelled: list[str | None] = []
+    for entry in series:
+        known = entry.targets[:PRESENT_INDEX][~np.isnan(entry.targets[:PRESENT_INDEX])]
+        if len(known) and entry.targets[PRESENT_INDEX] != known.max(initial=0):
+            not_maximum.append(entry.series_uid)
+        if any(entry.targets[LABELS.index(point.location)] == 0 for point in entry.points):
+            not_labelled.append(entry.series_uid)
+    found: dict[str, Sequence[str | None]] = {
+        f"rows of {TRAIN_CSV} have no folder in series/ and are left out": missing,
+        f"series have no row in {TRAIN_CSV}; their labels are unknown": no_row,
+        "positive series have no localizer": no_point,
+        "series have localizers but no folder": stray,
+        "series have an Aneurysm Present that is not the maximum of its locations": not_maximum,
+        "series have a localizer at a location labelled 0": not_labelled,
+    }
+    return [f"{len(uids)} {text}: {_some(uids)}" for text, uids in found.items() if uids]
+
+
+def _some(uids: Sequence[str | None]) -> str:
+    shown = ", ".join(str(uid) for uid in uids[:3])
+    return shown if len(uids) <= 3 else f"{shown}, ..."
+
+
+def _folders_with_files(root: Path) -> tuple[list[Path], list[str]]:
+    below = [folder for folder in _walk(root) if folder != root]
+    loose = Counter(path.suffix or "no suffix" for path in root.iterdir() if _is_plain_file(path))
+    if not below:
+        return ([root] if loose else []), []
+    if loose:
+        return below, [f"{loose.total()} files directly in {root} belong to no series and are left out"]
+    return below, []
+
+
+def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Yield every folder from `folder` down that holds a file; links are followed unless they lead into a circle."""
+    real = folder.resolve()
+    if real in above:
+        return
+    if any(_is_plain_file(path) for path in folder.iterdir()):
+        yield folder
+    for child in sorted(folder.iterdir()):
+        if child.is_dir() and not child.name.startswith(".") and os.access(child, os.R_OK | os.X_OK):
+            yield from _walk(child, above | {real})
+
+
+def _is_plain_file(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".")
