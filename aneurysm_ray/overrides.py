@@ -170,5 +170,6 @@ def describe(prefix: str = "", config: Config | None = None) -> list[dict[str, s
                 }
             )
     if not rows:
-        raise ConfigError(f"no key {prefix!r}{did_you_mean(prefix, (key for key, _, _ in dotted_keys()))}")
+        names = [*Config.model_fields, *(key for key, _, _ in dotted_keys())]
+        raise ConfigError(f"no key {prefix!r}{did_you_mean(prefix, names)}")
     return rows

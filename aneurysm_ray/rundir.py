@@ -6,7 +6,9 @@ never a part. `summary.json` is written last: a directory that has one is comple
 
 import contextlib
 import json
+import logging
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -99,6 +101,24 @@ def read_config(folder: Path) -> Config:
 def fold_dir(folder: Path, fold: int) -> Path:
     """Return the directory of one fold."""
     return folder / f"fold_{fold}"
+
+
+@contextlib.contextmanager
+def keep_log(folder: Path) -> Iterator[None]:
+    """Also write the package's messages into the directory's log while the block runs, and its traceback."""
+    folder.mkdir(parents=True, exist_ok=True)
+    logger = logging.getLogger("aneurysm_ray")
+    handler = logging.FileHandler(folder / LOG, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    try:
+        yield
+    except BaseException:
+        handler.handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, "stopped by", (), sys.exc_info()))
+        raise
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 def kind(folder: Path) -> str:

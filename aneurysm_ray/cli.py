@@ -1,0 +1,390 @@
+"""The command line: parse, call one function, turn errors into sentences and exit codes.
+
+Exit codes: 0 done; 1 the work failed; 2 the request is wrong, found before Ray starts; 3 finished, but some inputs or
+trials failed (listed in a file); 130 interrupted. Progress goes to stderr; the result to stdout, whose last line is the
+directory or file written. Rooms are imported inside the commands, so that `--help` answers at once.
+"""
+
+import contextlib
+import datetime
+import json
+import logging
+import shlex
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aneurysm_ray.errors import AneurysmRayError, RequestError, did_you_mean
+
+log = logging.getLogger("aneurysm_ray")
+
+app = typer.Typer(
+    name="aneurysm-ray",
+    help="Train and tune 3D detectors of intracranial aneurysms from DICOM, on one machine or a Ray cluster.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Words = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings by dotted key.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of settings, such as best.toml.")]
+Preset = Annotated[str | None, typer.Option(help="v1, v2, v3, v4 or v5: the ladder of experiments.")]
+Out = Annotated[Path | None, typer.Option(help="Directory to write; named by date and kind unless given.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that --out holds.")]
+
+
+class _PartlyFailed(Exception):
+    """Finished, but some inputs or trials failed: exit code 3."""
+
+
+class _Interrupted(Exception):
+    """Stopped by Ctrl-C; the text is the words that make the same command go on: exit code 130."""
+
+
+@contextlib.contextmanager
+def _resumable(out: Path) -> Iterator[None]:
+    """Name the directory in the command that goes on after Ctrl-C, also when it was not typed."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise _Interrupted(f"--out {out} --resume") from None
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    context: typer.Context,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show tracebacks and Ray's own messages.")] = False,
+) -> None:
+    log.setLevel(logging.DEBUG if verbose else logging.INFO)
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def _build(
+    preset: str | None, file: Path | None, words: list[str] | None, resumed: Path | None = None, **flags: Any
+) -> Any:
+    """Build the configuration of a command; a run that is resumed starts from its own."""
+    from aneurysm_ray import overrides, rundir
+
+    if resumed and (resumed / rundir.CONFIG).exists():
+        named = {key.replace("__", "."): value for key, value in flags.items() if value is not None}
+        base = rundir.read_config(resumed)
+        layers = [overrides.preset(preset) if preset else {}, overrides.read_toml(file) if file else {}]
+        return overrides.build(*layers, dict(map(overrides.parse_override, words or [])), named, base=base)
+    return overrides.load(preset, file, words or [], **flags)
+
+
+def _run_name(*parts: str) -> Path:
+    """Name a run directory by date and kind, with a number where that name is taken."""
+    stem = "_".join([datetime.date.today().isoformat(), *parts])
+    for number in range(1, 10_000):
+        folder = Path("runs") / (stem if number == 1 else f"{stem}_{number}")
+        if not folder.exists():
+            return folder
+    raise RequestError(f"runs/{stem}_1 to _9999 all exist; name a directory with --out")
+
+
+def _next(*commands: str) -> None:
+    """Say what to type next."""
+    for number, command in enumerate(commands):
+        log.info("%s %s", "next:" if number == 0 else "     ", command)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Directory to write.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the synthetic patients and of training.")] = 0,
+) -> None:
+    """Synthetic DICOM → prepare → train → search → report, on this machine, in minutes."""
+    from aneurysm_ray import demo as demonstration
+
+    summary = demonstration.run(out, seed)
+    present = summary["auc_present"]
+    print(
+        f"Aneurysm Present AUC {present['value']:.3f} [{present['low']:.3f}, {present['high']:.3f}] "
+        f"on {summary['n']} held-out patients, {summary['n_positive']} with an aneurysm"
+    )
+    _next(f"open {out}/train/report.html and {out}/tune/report.html", "aneurysm-ray prepare YOUR_DICOM_FOLDER volumes")
+    print(out)
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(help="Data set to write.")],
+    count: Annotated[int, typer.Option(help="Number of series.")] = 20,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal files.")] = 0,
+    modalities: Annotated[str, typer.Option(help="Mix, such as CTA or CTA,MRA,T2,T1post.")] = "CTA,MRA,T2,T1post",
+    positive: Annotated[float, typer.Option(min=0, max=1, help="Share of series with an aneurysm.")] = 0.5,
+    diameter_mm: Annotated[tuple[float, float], typer.Option(help="Smallest and largest diameter.")] = (2.0, 20.0),
+    spacing_mm: Annotated[float, typer.Option(help="In-plane spacing; 0 draws the published mix.")] = 0.0,
+    faults: Annotated[bool, typer.Option("--faults", help="Add the defects of real folders.")] = False,
+    geometry: Annotated[Path | None, typer.Option(help="Folder of NIfTI vessel trees to render.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.")] = 0,
+) -> None:
+    """Write a synthetic data set of real DICOM files in the competition's layout."""
+    from aneurysm_ray.data import phantom as phantoms
+
+    options = phantoms.PhantomOptions(
+        count=count,
+        seed=seed,
+        modalities=tuple(modalities.split(",")),
+        positive_fraction=positive,
+        diameter_mm=diameter_mm,
+        spacing_mm=spacing_mm or None,
+        faults=faults,
+        geometry=geometry,
+        workers=workers,
+    )
+    phantoms.write_dataset(out, options)
+    _next(f"aneurysm-ray inspect {out}", f"aneurysm-ray prepare {out} volumes")
+    print(out)
+
+
+@app.command()
+def prepare(
+    data: Annotated[str, typer.Argument(help="Data set, folder of series or URL.")],
+    out: Annotated[str, typer.Argument(help="Prepared set to write or complete.")],
+    words: Words = None,
+    config: ConfigFile = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and how long it takes.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="The default; accepted for the habit's sake.")] = True,
+) -> None:
+    """Decode every series to Parquet volumes with Ray Data; goes on where it stopped."""
+    from aneurysm_ray.distributed import prepare as preparation
+
+    settings = _build(None, config, words)
+    summary = preparation.prepare(data, out, settings, dry_run=dry_run)
+    if dry_run:
+        print(out)
+        return
+    _next(f"aneurysm-ray inspect {out}", f"aneurysm-ray train {out}")
+    print(out)
+    if summary.rejected:
+        raise _PartlyFailed(f"{summary.rejected} series rejected; {out}/rejected.csv says why")
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A series, a data set, a prepared set or a run.")],
+    limit: Annotated[int, typer.Option(min=1, help="Most series of a data set to read.")] = 100,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what is in a series, a data set, a prepared set or a run; reads only, without Ray."""
+    from aneurysm_ray.data import inspection
+
+    facts = inspection.inspect(path, limit)
+    print(json.dumps(facts, indent=2) if as_json else inspection.render(facts))
+
+
+@app.command()
+def train(
+    volumes: Annotated[Path, typer.Argument(help="A prepared set.")],
+    words: Words = None,
+    config: ConfigFile = None,
+    preset: Preset = None,
+    fold: Annotated[str, typer.Option(help="0, a list such as 0,1, or all.")] = "0",
+    epochs: Annotated[int | None, typer.Option(help="optim.epochs")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="optim.batch_size")] = None,
+    model: Annotated[str | None, typer.Option(help="model.name")] = None,
+    init: Annotated[str | None, typer.Option(help="Checkpoint to start from.")] = None,
+    control: Annotated[str | None, typer.Option(help="shuffle: the control that must score 0.5.")] = None,
+    out: Out = None,
+    resume: Resume = False,
+) -> None:
+    """Cross-validate by patient-wise folds with Ray Train."""
+    from aneurysm_ray.distributed import train as training
+
+    flags = {"optim__epochs": epochs, "optim__batch_size": batch_size, "model__name": model}
+    settings = _build(preset, config, words, out if resume else None, **flags, **{"init": init, "control": control})
+    out = out or _run_name("train", settings.model.name)
+    with _resumable(out):
+        summary = training.train(volumes, out, settings, folds=fold, resume=resume)
+    score = summary["score"]
+    print(f"score {score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}] out of fold")
+    _next(f"open {out}/report.html", f"aneurysm-ray predict {out} YOUR_DICOM_FOLDER")
+    print(out)
+
+
+@app.command()
+def tune(
+    volumes: Annotated[Path, typer.Argument(help="A prepared set.")],
+    words: Words = None,
+    config: ConfigFile = None,
+    preset: Preset = None,
+    trials: Annotated[int | None, typer.Option(help="tune.trials")] = None,
+    epochs: Annotated[int | None, typer.Option(help="optim.epochs: the length of a trial that is not stopped.")] = None,
+    then_train: Annotated[bool, typer.Option("--then-train", help="Train the best on all folds after.")] = False,
+    out: Out = None,
+    resume: Resume = False,
+) -> None:
+    """Search hyperparameters with Ray Tune and Optuna; bad trials are stopped early."""
+    from aneurysm_ray.distributed import tune as search
+
+    flags = {"tune__trials": trials, "optim__epochs": epochs}
+    settings = _build(preset, config, words, out if resume else None, **flags)
+    out = out or _run_name("tune")
+    with _resumable(out):
+        summary = search.tune(volumes, out, settings, resume=resume, then_train=then_train)
+        if summary.get("interrupted"):
+            raise KeyboardInterrupt
+    _next(f"open {out}/report.html", f"aneurysm-ray train {volumes} --config {out}/best.toml --fold all")
+    print(out)
+    if summary.get("failed"):
+        raise _PartlyFailed(f"{summary['failed']} trials failed; {out}/trials.csv says why")
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="A training run, a search or an exported model.")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH... [KEY=VALUE]...", help="Series, data sets, archives.")],
+    out: Out = None,
+    fast: Annotated[bool, typer.Option("--fast", help="One model, no flips.")] = False,
+    dicom: Annotated[bool, typer.Option("--dicom", help="Also write DICOM SR and SEG, and NIfTI heat maps.")] = False,
+    resume: Resume = False,
+) -> None:
+    """Score DICOM series with a run's models: 14 probabilities, candidates with positions, pictures."""
+    from aneurysm_ray import overrides
+    from aneurysm_ray.distributed import predict as prediction
+
+    settings = [word for word in paths if "=" in word and not Path(word).exists()]
+    series = [word for word in paths if word not in settings]
+    if not series:
+        raise RequestError("predict needs at least one series, data set or archive after the run")
+    out = out or _run_name("predict")
+    changes = dict(map(overrides.parse_override, settings))
+    with _resumable(out):
+        summary = prediction.predict(run, series, out, changes, fast=fast, dicom=dicom, resume=resume)
+    _next(f"open {out}/report.html")
+    print(out)
+    if summary.get("fallback"):
+        raise _PartlyFailed(f"{summary['fallback']} series could not be read; {out}/predictions.csv flags them")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A training run.")],
+    out: Annotated[Path, typer.Argument(help="File to write, such as model.safetensors.")],
+) -> None:
+    """Write a run's models as one file that loads without Ray and without running code from it."""
+    from aneurysm_ray.learning import export as exporting
+
+    exporting.export_run(run, out)
+    _next(f"aneurysm-ray predict {out} YOUR_DICOM_FOLDER")
+    print(out)
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="predictions.csv of a run or of anyone's model.")],
+    data: Annotated[Path, typer.Argument(help="Data set or prepared set that holds the labels.")],
+) -> None:
+    """The weighted score and its interval for any predictions table."""
+    from aneurysm_ray.learning import evaluation
+
+    print(evaluation.render(evaluation.evaluate(predictions, data)))
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="A prepared set, a run or a search; several are compared.")],
+    out: Annotated[Path | None, typer.Option(help="Page to write when several are compared.")] = None,
+) -> None:
+    """Write, or write again, the page of a prepared set, a run or a search; of several, their comparison."""
+    from aneurysm_ray.reporting import pages
+
+    print(pages.write_report(folders[0]) if len(folders) == 1 else pages.compare(folders, out or Path("compare.html")))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def submit(
+    context: typer.Context,
+    job: Annotated[str, typer.Argument(help="A script of jobs/ by name: prepare, train, tune, predict, report.")],
+    address: Annotated[str | None, typer.Option(help="The cluster's dashboard; default $RAY_ADDRESS.")] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Return once it is submitted.")] = False,
+) -> None:
+    """Send jobs/JOB.py with its arguments to a Ray cluster, follow its log and return its exit code."""
+    from aneurysm_ray.distributed import submit as submission
+
+    raise typer.Exit(submission.submit(job, context.args, address=address, wait=not no_wait))
+
+
+@app.command()
+def config(
+    keys: Annotated[list[str] | None, typer.Argument(help="A key or a group, such as optim.lr or optim.")] = None,
+    check: Annotated[Path | None, typer.Option(help="Check a TOML file and say what it changes.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Every setting: its key, value, default and meaning."""
+    from aneurysm_ray import overrides
+
+    settings = overrides.load(None, check)
+    rows = [row for key in keys or [""] for row in overrides.describe(key, settings)]
+    if check and not keys:
+        rows = [row for row in rows if row["value"] != row["default"]]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        changed = "" if row["value"] == row["default"] else f"   (default {row['default']})"
+        print(f"{row['key']} = {row['value']}{changed}\n    {row['meaning']}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not log.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        code = typer.main.get_command(app).main(args=words, prog_name="aneurysm-ray", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except typer.TyperException as error:
+        return _fail(_usage_sentence(error), 2)
+    except _PartlyFailed as error:
+        log.info("* %s", error)
+        return 3
+    except AneurysmRayError as error:
+        log.debug("%s", traceback.format_exc())
+        return _fail(str(error), error.exit_code)
+    except _Interrupted as error:
+        return _fail(f"interrupted; to go on: {_again(words, str(error))}", 130)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail(f"interrupted; to go on: {_again(words, '')}", 130)
+    except Exception as error:
+        log.error("%s", traceback.format_exc())
+        return _fail(f"{type(error).__name__}: {error} (a fault of aneurysm-ray; the lines above say where)", 1)
+
+
+def _fail(sentence: str, code: int) -> int:
+    log.error("error: %s", sentence)
+    return code
+
+
+def _usage_sentence(error: typer.TyperException) -> str:
+    """Say what is wrong with the words typed, with the nearest command."""
+    message = error.format_message()
+    if message.startswith("No such command"):
+        names = [command.callback.__name__ for command in app.registered_commands if command.callback]
+        word = message.split("'")[1] if "'" in message else ""
+        return f"no command {word!r}{did_you_mean(word, names)}   (aneurysm-ray --help lists them)"
+    return message
+
+
+def _again(words: list[str], addition: str) -> str:
+    """Return the command that goes on with the work: the words typed, with the directory and --resume once."""
+    kept = list(words)
+    if addition and "--out" in kept:
+        at = kept.index("--out")
+        del kept[at : at + 2]
+    kept = [word for word in kept if not addition or (word != "--resume" and not word.startswith("--out="))]
+    return " ".join(["aneurysm-ray", shlex.join(kept), addition]).strip()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

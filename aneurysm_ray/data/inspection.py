@@ -1,0 +1,106 @@
+"""Say what is in a series, a data set, a prepared set or a run. Reads only; needs neither Ray nor torch."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from aneurysm_ray import rundir
+from aneurysm_ray.data import dataset, dicom, store
+from aneurysm_ray.errors import RequestError, SeriesError
+from aneurysm_ray.labels import LABELS
+
+
+def inspect(path: Path, limit: int = 100) -> dict[str, Any]:
+    """Return facts about a path as plain values; of a data set, the first `limit` series are read in full.
+
+    Raises RequestError when there is nothing at the path.
+    """
+    if not path.exists():
+        raise RequestError(f"{path} does not exist; give a series, a data set, a prepared set or a run")
+    found = rundir.kind(path) if path.is_dir() else ""
+    if found == "volumes":
+        return _prepared(path)
+    if found:
+        return {"kind": found, "path": str(path), **rundir.read_json(path / rundir.SUMMARY)}
+    if path.is_file() or any(child.is_file() and child.suffix != ".csv" for child in path.iterdir()):
+        return {"kind": "series", "path": str(path), **_series(path)}
+    return _dataset(path, limit)
+
+
+def _series(path: Path) -> dict[str, Any]:
+    try:
+        volume = dicom.read_series(path)
+    except SeriesError as error:
+        return {"status": "rejected", "reason": error.reason, "message": str(error)}
+    return {
+        "status": "readable",
+        "series_uid": volume.series_uid,
+        "modality": volume.modality,
+        "plane": volume.plane,
+        "shape": list(volume.shape),
+        "spacing_mm": [round(value, 4) for value in volume.spacing_mm],
+        "dtype": str(volume.voxels.dtype),
+        "range": [float(volume.voxels.min()), float(volume.voxels.max())],
+        "quality": list(volume.quality),
+    }
+
+
+def _dataset(path: Path, limit: int) -> dict[str, Any]:
+    data = dataset.open_dataset(path)
+    read = [{"path": str(entry.path), **_series(entry.path)} for entry in data.series[:limit]]
+    positive = {label: sum(entry.targets[i] == 1 for entry in data.series) for i, label in enumerate(LABELS)}
+    return {
+        "kind": "dataset",
+        "path": str(path),
+        "series": len(data.series),
+        "labelled": sum(bool(entry.targets[-1] == entry.targets[-1]) for entry in data.series),
+        "points": sum(len(entry.points) for entry in data.series),
+        "segmentations": sum(entry.segmentation is not None for entry in data.series),
+        "positive": {label: int(count) for label, count in positive.items() if count},
+        "notes": list(data.notes),
+        "read": len(read),
+        "rejected": dict(Counter(row["reason"] for row in read if row["status"] == "rejected")),
+        "each": read,
+    }
+
+
+def _prepared(path: Path) -> dict[str, Any]:
+    table = store.volumes_table(path)
+    rejected = rundir.read_csv(path / rundir.REJECTED) if (path / rundir.REJECTED).exists() else None
+    return {
+        "kind": "volumes",
+        "path": str(path),
+        "volumes": len(table),
+        "patients": int(table["patient"].nunique()),
+        "gigabytes": round(float(table["bytes"].sum()) / 1e9, 3),
+        "modality": dict(Counter(table["modality"])),
+        "plane": dict(Counter(table["plane"])),
+        "quality": dict(Counter(code for codes in table["quality"] for code in codes)),
+        "positive": {label: int((table[label] == 1).sum()) for label in LABELS if (table[label] == 1).any()},
+        "rejected": dict(Counter(rejected["reason"])) if rejected is not None else {},
+    }
+
+
+def render(facts: dict[str, Any]) -> str:
+    """Write facts as the lines a terminal shows: one a key, tables indented, series one a line."""
+    lines = []
+    for key, value in facts.items():
+        if key == "each":
+            lines += [_series_line(row) for row in value]
+        elif isinstance(value, dict):
+            lines += [f"{key}:", *(f"  {name}: {count}" for name, count in value.items())] if value else []
+        elif isinstance(value, list):
+            lines.append(f"{key}: {', '.join(map(str, value)) or '-'}")
+        else:
+            lines.append(f"{key}: {value}")
+    return "\n".join(lines)
+
+
+def _series_line(row: dict[str, Any]) -> str:
+    name = Path(row["path"]).name
+    if row["status"] == "rejected":
+        return f"  {name}: rejected, {row['reason']}: {row['message']}"
+    size = "×".join(map(str, row["shape"]))
+    spacing = "×".join(f"{value:g}" for value in row["spacing_mm"])
+    quality = f"  [{', '.join(row['quality'])}]" if row["quality"] else ""
+    return f"  {name}: {row['modality']} {row['plane']} {size} voxels of {spacing} mm{quality}"

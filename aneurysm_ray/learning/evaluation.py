@@ -1,0 +1,71 @@
+"""Score anyone's predictions table against a data set's labels."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from aneurysm_ray import rundir
+from aneurysm_ray.data import dataset, store
+from aneurysm_ray.errors import RequestError
+from aneurysm_ray.labels import LABELS
+from aneurysm_ray.learning import metrics
+
+
+def evaluate(predictions: Path, data: Path) -> dict[str, Any]:
+    """Join predictions to labels by series and compute `metrics.summarise` of them.
+
+    `predictions` is a CSV with `series_uid` (or `SeriesInstanceUID`) and the 14 label columns; `data` is a data set
+    with a train.csv or a prepared set. Raises RequestError when columns are missing or no series is in both.
+    """
+    table = rundir.read_csv(predictions).rename(columns={"SeriesInstanceUID": "series_uid"})
+    if missing := [name for name in ("series_uid", *LABELS) if name not in table]:
+        raise RequestError(f"{predictions} has no column {missing[0]!r}; it needs series_uid and the 14 labels")
+    truth = labels(data)
+    joined = table[["series_uid", *LABELS]].merge(truth, on="series_uid", how="inner", validate="one_to_one")
+    if joined.empty:
+        raise RequestError(f"no series of {predictions} has labels in {data}; are they the same data set?")
+    summary = metrics.summarise(joined)
+    return {**summary, "series": len(joined), "unmatched": len(table) - len(joined)}
+
+
+def labels(data: Path) -> pd.DataFrame:
+    """Return series_uid, patient, modality and `target/<label>` of a data set's labelled series."""
+    if (data / rundir.VOLUMES).exists():
+        table = store.volumes_table(data)
+        frame = table[["series_uid", "patient", "modality", "plane"]].copy()
+        targets = table[list(LABELS)].to_numpy(np.float32)
+    else:
+        series = dataset.open_dataset(data).series
+        # One series per patient in the competition's tables, which hold no patient column.
+        frame = pd.DataFrame({"series_uid": [entry.series_uid for entry in series]})
+        frame["patient"] = frame["series_uid"]
+        frame["modality"] = [entry.modality or "" for entry in series]
+        targets = np.array([entry.targets for entry in series], np.float32).reshape(-1, len(LABELS))
+    for column, label in enumerate(LABELS):
+        frame[f"target/{label}"] = targets[:, column]
+    frame["series_uid"] = frame["series_uid"].astype("string")
+    return frame[~np.isnan(targets[:, -1])].reset_index(drop=True)
+
+
+def render(summary: dict[str, Any]) -> str:
+    """Write a summary as the lines a terminal shows."""
+
+    def interval(score: dict[str, Any]) -> str:
+        return f"{_digits(score['value'])} [{_digits(score['low'])}, {_digits(score['high'])}]"
+
+    lines = [
+        f"score {interval(summary['score'])} over {summary['series']} series",
+        *(
+            f"  {row['label']:<46} {interval({**row, 'value': row['auc']})}  n+ {row['n_positive']}"
+            for row in summary["labels"]
+        ),
+    ]
+    if summary["unmatched"]:
+        lines.append(f"{summary['unmatched']} predicted series have no labels and are left out")
+    return "\n".join(lines)
+
+
+def _digits(value: float | None) -> str:
+    return "  -  " if value is None or np.isnan(value) else f"{value:.3f}"

@@ -1,0 +1,74 @@
+"""Run directories: atomic files, and no run silently continued or mixed with another."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from aneurysm_ray import overrides, rundir
+from aneurysm_ray.config import Config
+from aneurysm_ray.errors import RunDirError
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file.txt"
+    rundir.write_text(path, "old")
+    with pytest.raises(ZeroDivisionError), rundir.atomic(path) as file:
+        file.write("new")
+        raise ZeroDivisionError
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_tables_keep_identifiers_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    rundir.write_csv(path, pd.DataFrame({"series_uid": ["1.10", "2"], "patient": ["007", "1e5"], "value": [1.5, 2]}))
+    table = rundir.read_csv(path)
+    assert list(table["series_uid"]) == ["1.10", "2"]
+    assert list(table["patient"]) == ["007", "1e5"]
+    assert list(table["value"]) == [1.5, 2.0]
+
+
+def test_json_refuses_what_json_cannot_hold(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        rundir.write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_a_run_is_resumed_only_when_asked_and_only_as_it_was(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    rundir.create(folder, Config(), {"kind": "train"})
+    assert rundir.kind(folder) == "train"
+    assert rundir.read_config(folder) == Config()
+    with pytest.raises(RunDirError, match="already holds a run; add --resume"):
+        rundir.create(folder, Config(), {"kind": "train"})
+    rundir.create(folder, Config(), {"kind": "train"}, resume=True)
+    with pytest.raises(RunDirError, match=r"started with optim\.lr=0\.0003, not 0\.5"):
+        rundir.create(folder, overrides.load(None, None, ["optim.lr=0.5"]), {"kind": "train"}, resume=True)
+
+
+def test_a_foreign_folder_is_not_written_into(tmp_path: Path) -> None:
+    (tmp_path / "thesis.doc").write_text("precious")
+    with pytest.raises(RunDirError, match="not empty and holds no run"):
+        rundir.create(tmp_path, Config(), {"kind": "train"})
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.doc"]
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    path.write_text('{"kind": ')
+    with pytest.raises(RunDirError, match=r"summary\.json: not valid JSON"):
+        rundir.kind(tmp_path)
+    with pytest.raises(RunDirError, match="cannot be read"):
+        rundir.read_json(tmp_path / "absent.json")
+    path.write_text(json.dumps({"kind": "tune"}))
+    assert rundir.kind(tmp_path) == "tune"
+
+
+def test_the_log_keeps_the_traceback(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), rundir.keep_log(tmp_path):
+        raise ZeroDivisionError("by nought")
+    text = (tmp_path / rundir.LOG).read_text()
+    assert "Traceback" in text
+    assert "by nought" in text
