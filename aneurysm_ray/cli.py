@@ -2,7 +2,8 @@
 
 Exit codes: 0 done; 1 the work failed; 2 the request is wrong, found before Ray starts; 3 finished, but some inputs or
 trials failed (listed in a file); 130 interrupted. Progress goes to stderr; the result to stdout, whose last line is the
-directory or file written. Rooms are imported inside the commands, so that `--help` answers at once.
+directory or file written. Rooms are imported inside the commands, so that `--help` answers at once, and after the
+settings are checked, so that a wrong key does too.
 """
 
 import contextlib
@@ -154,9 +155,9 @@ def prepare(
     resume: Annotated[bool, typer.Option("--resume", help="The default; accepted for the habit's sake.")] = True,
 ) -> None:
     """Decode every series to Parquet volumes with Ray Data; goes on where it stopped."""
+    settings = _build(None, config, words)
     from aneurysm_ray.distributed import prepare as preparation
 
-    settings = _build(None, config, words)
     summary = preparation.prepare(data, out, settings, dry_run=dry_run)
     if dry_run:
         print(out)
@@ -196,10 +197,10 @@ def train(
     resume: Resume = False,
 ) -> None:
     """Cross-validate by patient-wise folds with Ray Train."""
-    from aneurysm_ray.distributed import train as training
-
     flags = {"optim__epochs": epochs, "optim__batch_size": batch_size, "model__name": model}
     settings = _build(preset, config, words, out if resume else None, **flags, **{"init": init, "control": control})
+    from aneurysm_ray.distributed import train as training
+
     out = out or _run_name("train", settings.model.name)
     with _resumable(out):
         summary = training.train(volumes, out, settings, folds=fold, resume=resume)
@@ -222,10 +223,10 @@ def tune(
     resume: Resume = False,
 ) -> None:
     """Search hyperparameters with Ray Tune and Optuna; bad trials are stopped early."""
-    from aneurysm_ray.distributed import tune as search
-
     flags = {"tune__trials": trials, "optim__epochs": epochs}
     settings = _build(preset, config, words, out if resume else None, **flags)
+    from aneurysm_ray.distributed import tune as search
+
     out = out or _run_name("tune")
     with _resumable(out):
         summary = search.tune(volumes, out, settings, resume=resume, then_train=then_train)
@@ -248,7 +249,6 @@ def predict(
 ) -> None:
     """Score DICOM series with a run's models: 14 probabilities, candidates with positions, pictures."""
     from aneurysm_ray import overrides
-    from aneurysm_ray.distributed import predict as prediction
 
     settings = [word for word in paths if "=" in word and not Path(word).exists()]
     series = [word for word in paths if word not in settings]
@@ -256,6 +256,8 @@ def predict(
         raise RequestError("predict needs at least one series, data set or archive after the run")
     out = out or _run_name("predict")
     changes = dict(map(overrides.parse_override, settings))
+    from aneurysm_ray.distributed import predict as prediction
+
     with _resumable(out):
         summary = prediction.predict(run, series, out, changes, fast=fast, dicom=dicom, resume=resume)
     _next(f"open {out}/report.html")

@@ -1,0 +1,119 @@
+"""The command line: each kind of failure is one sentence on stderr with its exit code."""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aneurysm_ray import cli, errors
+
+
+def _sentence(captured: str) -> str:
+    lines = captured.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_log_handlers() -> None:
+    logging.getLogger("aneurysm_ray").handlers.clear()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["trian"], "error: no command 'trian'; did you mean train?"),
+        (["train"], "error: Missing argument"),
+        (["train", "volumes", "--epochs", "many"], "error: Invalid value for '--epochs'"),
+        (["train", "volumes", "optim.lrr=2e-4"], "error: unknown key 'optim.lrr'; did you mean optim.lr?"),
+        (["train", "volumes", "--preset", "v9"], "error: unknown preset 'v9'; did you mean"),
+        (["train", "no/such/volumes", "--out", "x"], "error: no/such/volumes"),
+        (["inspect", "no/such/path"], "error: no/such/path does not exist"),
+        (["config", "optm"], "error: no key 'optm'; did you mean optim"),
+        (["predict", "run", "seed=3"], "error: predict needs at least one series"),
+        (["evaluate", "no.csv", "data"], "error: no.csv: cannot be read"),
+        (["report", "no/such/run"], "error: no/such/run"),
+    ],
+)
+def test_wrong_requests_end_with_a_sentence_and_code_2(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 2
+    captured = capsys.readouterr()
+    assert _sentence(captured.err).startswith(sentence)
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "sentence"),
+    [
+        (errors.AneurysmRayError("fold 0 failed: out of memory"), 1, "error: fold 0 failed: out of memory"),
+        (errors.RequestError("8 workers need 8 GPUs"), 2, "error: 8 workers need 8 GPUs"),
+        (errors.SeriesError("colour", "a.dcm: RGB"), 1, "error: a.dcm: RGB"),
+        (KeyboardInterrupt(), 130, "error: interrupted; to go on: aneurysm-ray inspect 'a b'"),
+        (cli._PartlyFailed("2 series rejected"), 3, "* 2 series rejected"),
+    ],
+)
+def test_each_kind_of_failure_has_its_code(
+    raised: BaseException,
+    code: int,
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from aneurysm_ray.data import inspection
+
+    def fail(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(inspection, "inspect", fail)
+    assert cli.main(["inspect", "a b"]) == code
+    assert _sentence(capsys.readouterr().err) == sentence
+
+
+def test_our_own_faults_show_where(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from aneurysm_ray.data import inspection
+
+    monkeypatch.setattr(inspection, "inspect", lambda *_: 1 / 0)
+    assert cli.main(["inspect", "x"]) == 1
+    captured = capsys.readouterr().err
+    assert "Traceback" in captured
+    assert captured.strip().splitlines()[-1].startswith("error: ZeroDivisionError")
+
+
+def test_ctrl_c_names_the_directory_that_was_chosen(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from aneurysm_ray.distributed import train
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "train", interrupt)
+    assert cli.main(["train", "volumes", "optim.lr=1e-4", "--out", "mine"]) == 130
+    assert _sentence(capsys.readouterr().err) == (
+        "error: interrupted; to go on: aneurysm-ray train volumes optim.lr=1e-4 --out mine --resume"
+    )
+    assert cli.main(["train", "volumes"]) == 130
+    assert "--out runs/" in _sentence(capsys.readouterr().err)
+
+
+def test_the_same_words_work_as_a_module() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "aneurysm_ray.cli", "config", "optim.lr"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0
+    assert result.stdout.startswith("optim.lr = 0.0003")
+
+
+def test_a_file_of_settings_can_be_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("[optim]\nlr = 0.5\n")
+    assert cli.main(["config", "--check", str(file)]) == 0
+    assert capsys.readouterr().out.startswith("optim.lr = 0.5   (default 0.0003)")
+    file.write_text("[optim]\nlearning_rate = 0.5\n")
+    assert cli.main(["config", "--check", str(file)]) == 2
