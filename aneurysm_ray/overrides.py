@@ -85,11 +85,18 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file into dotted keys. Raises ConfigError when it cannot be read."""
     try:
-        return dict(_flat(tomllib.loads(path.read_text(encoding="utf-8"))))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); give a TOML file such as a run's config.toml") from error
+    return parse_toml(text, path)
+
+
+def parse_toml(text: str, source: Path) -> dict[str, Any]:
+    """Return TOML as dotted keys. Raises ConfigError, naming its source, when it is not valid."""
+    try:
+        return dict(_flat(tomllib.loads(text)))
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+        raise ConfigError(f"{source}: not valid TOML: {error}") from error
 
 
 def build(*layers: Mapping[str, Any], base: Config | None = None) -> Config:

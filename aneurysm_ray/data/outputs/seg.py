@@ -38,7 +38,7 @@ def write_segmentation(
         if not header.get("FrameOfReferenceUID"):
             raise ValueError("the source images have no FrameOfReferenceUID, so no segmentation can lie on them")
     frames = sampled(grid, affine, slices)
-    filled: NDArray[np.bool_] = frames.any(axis=(1, 2))
+    filled = np.asarray(frames.any(axis=(1, 2)))
     if not filled.any():
         return False
     uids = [uid for uid, _ in slices.instances]
