@@ -345,6 +345,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log.setLevel(logging.INFO)
     try:
         code = typer.main.get_command(app).main(args=words, prog_name="aneurysm-ray", standalone_mode=False)
+        if code == 130:  # typer's word for Ctrl-C
+            return _fail(f"interrupted; to go on: {_again(words, '')}", 130)
         return code if isinstance(code, int) else 0
     except typer.TyperException as error:
         return _fail(_usage_sentence(error), 2)
@@ -356,8 +358,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), error.exit_code)
     except _Interrupted as error:
         return _fail(f"interrupted; to go on: {_again(words, str(error))}", 130)
-    except (KeyboardInterrupt, typer.Abort):
-        return _fail(f"interrupted; to go on: {_again(words, '')}", 130)
     except Exception as error:
         log.error("%s", traceback.format_exc())
         return _fail(f"{type(error).__name__}: {error} (a fault of aneurysm-ray; the lines above say where)", 1)
