@@ -191,14 +191,21 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="optim.epochs")] = None,
     batch_size: Annotated[int | None, typer.Option(help="optim.batch_size")] = None,
     model: Annotated[str | None, typer.Option(help="model.name")] = None,
-    init: Annotated[str | None, typer.Option(help="Checkpoint to start from.")] = None,
+    init: Annotated[Path | None, typer.Option(exists=True, help="Checkpoint to start from.")] = None,
     control: Annotated[str | None, typer.Option(help="shuffle: the control that must score 0.5.")] = None,
     out: Out = None,
     resume: Resume = False,
 ) -> None:
     """Cross-validate by patient-wise folds with Ray Train."""
     flags = {"optim__epochs": epochs, "optim__batch_size": batch_size, "model__name": model}
-    settings = _build(preset, config, words, out if resume else None, **flags, **{"init": init, "control": control})
+    settings = _build(
+        preset,
+        config,
+        words,
+        out if resume else None,
+        **flags,
+        **{"init": str(init.resolve()) if init else None, "control": control},
+    )
     from aneurysm_ray.distributed import train as training
 
     out = out or _run_name("train", settings.model.name)

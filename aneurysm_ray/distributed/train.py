@@ -87,9 +87,11 @@ def train(volumes: Path, out: Path, config: Config, *, folds: str = "0", resume:
     AneurysmRayError when a fold fails more often than `resources.max_failures`.
     """
     volumes, out = volumes.resolve(), out.resolve()
-    table = _labelled(store.volumes_table(volumes), volumes)
+    table = labelled(store.volumes_table(volumes), volumes)
     chosen = parse_folds(folds, config.folds.count)
     started = time.monotonic()
+    if config.init:
+        log.info("* %s: %s", config.init, _transfer(config))
     facts = {"volumes": str(volumes), "volumes_digest": provenance.file_digest(volumes / rundir.VOLUMES)}
     rundir.create(out, config, provenance.describe("train", **facts), resume=resume)
     assignment = fold_tables.assign(table, config.folds)
@@ -111,15 +113,23 @@ def train(volumes: Path, out: Path, config: Config, *, folds: str = "0", resume:
     return _finish(out, chosen, config, time.monotonic() - started)
 
 
-def _labelled(table: pd.DataFrame, volumes: Path) -> pd.DataFrame:
-    labelled = table[table[LABELS[-1]].notna()]
-    if labelled.empty:
+def labelled(table: pd.DataFrame, volumes: Path) -> pd.DataFrame:
+    """Return the rows of a prepared set's table that can be learned from. Raises RequestError when there are none."""
+    kept = table[table[LABELS[-1]].notna()]
+    if kept.empty:
         raise RequestError(
             f"{volumes}: no volume has labels to train on; prepare a data set that has a train.csv beside its series"
         )
-    if len(labelled) < len(table):
-        log.info("* %d of %d volumes have no labels and are left out", len(table) - len(labelled), len(table))
-    return labelled.reset_index(drop=True)
+    if len(kept) < len(table):
+        log.info("* %d of %d volumes have no labels and are left out", len(table) - len(kept), len(table))
+    return kept.reset_index(drop=True)
+
+
+def _transfer(config: Config) -> str:
+    """Say what the file of `init` gives the network. Raises RunDirError when it cannot be used."""
+    from aneurysm_ray.learning import checkpoint, models
+
+    return str(checkpoint.transfer(models.build(config.model), checkpoint.read_weights(Path(config.init))))
 
 
 def _run_folds(folds: list[int], layout: Plan, config: Config, volumes: Path, out: Path) -> None:
@@ -224,7 +234,8 @@ def _worker(settings: dict[str, Any]) -> None:
         world_size=world,
         device=str(ray.train.torch.get_device()),
         wrap=ray.train.torch.prepare_model if world > 1 else lambda model: model,
-        resume=checkpoint.load(last) if checkpoint.exists(last) else None,
+        resume=checkpoint.load(last) if (last / checkpoint.STATE).exists() else None,
+        init=checkpoint.read_weights(Path(config.init)) if config.init else None,
     )
     for result in results:
         if rank == 0:
