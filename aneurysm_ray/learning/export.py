@@ -1,0 +1,183 @@
+"""A run's models as one file: the weights of all folds as safetensors, and in its metadata all that inference needs.
+
+The file is data only: reading it runs no code from it, and needs no Ray. Metadata, all text: `format`, `config` (TOML),
+`folds` (JSON list), `prevalence` (JSON, each label's share of positive training series), `calibration` (JSON, each
+label's Platt slope and intercept from the out-of-fold predictions, or null). Tensors are named `fold_<k>/<name>`.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from aneurysm_ray import overrides, rundir
+from aneurysm_ray.config import Config
+from aneurysm_ray.errors import RunDirError
+from aneurysm_ray.labels import LABELS
+from aneurysm_ray.learning import calibration, checkpoint, metrics, models
+
+FORMAT = "aneurysm_ray 1"
+_KEYS = ("format", "config", "folds", "prevalence", "calibration")
+
+
+@dataclass(frozen=True, eq=False)
+class Ensemble:
+    """The models of a run, ready to score, and what the run knows of its labels."""
+
+    models: tuple[nn.Module, ...]
+    """One per fold, in evaluation mode, on their device."""
+    config: Config
+    prevalence: NDArray[np.float64]
+    """(14,): share of positive series in training; the fall-back for a series that cannot be read."""
+    platt: tuple[tuple[float, float] | None, ...]
+    """Slope and intercept of each label's calibration; None where the run has one class only."""
+    digest: str
+    """SHA-256 over configuration and weights: the same for a run and for its exported file."""
+
+    def calibrated(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return (14,) probabilities as shares of series that would turn out positive; NaN where that is unknown."""
+        return np.array(
+            [
+                float("nan") if line is None else float(calibration.apply_platt(probability, *line))
+                for probability, line in zip(probabilities, self.platt, strict=True)
+            ]
+        )
+
+
+def export_run(run: Path, out: Path) -> None:
+    """Write a training run's models as one file. Raises RunDirError when the run has no checkpoint."""
+    tensors, metadata = _collect(run)
+    with rundir.atomic(out, "wb") as file:
+        file.write(save(tensors, metadata))
+
+
+def load(source: Path, device: str | torch.device = "cpu", *, fast: bool = False) -> Ensemble:
+    """Load the models of a training run, of a search that trained its best, or of an exported file.
+
+    fast: only the first fold's model, without mirrored passes. Raises RunDirError when the source is none of these or
+    is damaged.
+    """
+    tensors, metadata = _collect(source) if source.is_dir() else _read(source)
+    if missing := [key for key in _KEYS if key not in metadata]:
+        raise RunDirError(f"{source} is no exported model: its metadata has no {missing[0]!r}")
+    if metadata["format"] != FORMAT:
+        raise RunDirError(f"{source} has format {metadata['format']!r}; this version reads {FORMAT!r}")
+    digest = _digest(tensors, metadata)
+    config, folds, prevalence, platt = _parse(source, metadata)
+    if fast:
+        folds = folds[:1]
+        config = overrides.build({"inference.flip": False}, base=config)
+    built = [_restore(source, config, _of_fold(tensors, fold)).to(device) for fold in folds]
+    return Ensemble(tuple(built), config, prevalence, platt, digest)
+
+
+def training_run(run: Path) -> Path:
+    """Return the training run that a directory is or, for a search, holds: the full-length training of its best."""
+    kind = rundir.kind(run)
+    if kind == "train":
+        return run
+    if kind == "tune":
+        trained = [folder for folder in sorted(run.iterdir()) if folder.is_dir() and rundir.kind(folder) == "train"]
+        if trained:
+            return trained[0]
+        raise RunDirError(
+            f"{run} is a search and keeps no weights; run aneurysm-ray train VOLUMES --config {run / rundir.BEST} "
+            "--fold all, and predict with that run"
+        )
+    raise RunDirError(f"{run} is neither a training run nor an exported model")
+
+
+def _collect(run: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    run = training_run(run)
+    tensors, folds, config = {}, [], None
+    for folder in sorted(run.glob("fold_*"), key=lambda path: int(path.name.removeprefix("fold_"))):
+        best = folder / rundir.CHECKPOINT_BEST
+        if (best / checkpoint.STATE).exists():
+            model, config = checkpoint.load_model(best, "cpu")
+            fold = int(folder.name.removeprefix("fold_"))
+            folds.append(fold)
+            for name, tensor in model.state_dict().items():
+                tensors[f"fold_{fold}/{name}"] = tensor.detach().cpu().contiguous()
+    if config is None:
+        raise RunDirError(f"{run} has no {rundir.CHECKPOINT_BEST} yet; let its training write one")
+    prevalence, platt = _label_facts(run, folds)
+    return tensors, {
+        "format": FORMAT,
+        "config": overrides.to_toml(config),
+        "folds": json.dumps(folds),
+        "prevalence": json.dumps(prevalence),
+        "calibration": json.dumps(platt),
+    }
+
+
+def _label_facts(run: Path, folds: list[int]) -> tuple[list[float], list[tuple[float, float] | None]]:
+    """Return each label's prevalence and Platt line over the out-of-fold predictions of the given folds."""
+    paths = [rundir.fold_dir(run, fold) / rundir.PREDICTIONS for fold in folds]
+    tables = [rundir.read_csv(path) for path in paths if path.exists()]
+    if not tables:
+        return [0.5] * len(LABELS), [None] * len(LABELS)
+    targets = np.concatenate([metrics.targets_of(table) for table in tables])
+    probabilities = np.concatenate([metrics.probabilities_of(table) for table in tables])
+    prevalence: list[float] = []
+    platt: list[tuple[float, float] | None] = []
+    for column, given in zip(targets.T, probabilities.T, strict=True):
+        known = column[~np.isnan(column)]
+        prevalence.append(float(known.mean()) if len(known) else 0.5)
+        platt.append(calibration.fit_platt(column, given) if len(np.unique(known)) == 2 else None)
+    return prevalence, platt
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise RunDirError(f"{path}: cannot be read as a run directory or an exported model ({error})") from error
+
+
+def _parse(
+    source: Path, metadata: dict[str, str]
+) -> tuple[Config, list[int], NDArray[np.float64], tuple[tuple[float, float] | None, ...]]:
+    config = overrides.build(overrides.parse_toml(metadata["config"], source))
+    try:
+        folds = [int(fold) for fold in json.loads(metadata["folds"])]
+        prevalence = np.array(json.loads(metadata["prevalence"]), np.float64)
+        lines: list[Any] = json.loads(metadata["calibration"])
+        platt = tuple(None if line is None else (float(line[0]), float(line[1])) for line in lines)
+    except (ValueError, TypeError, IndexError) as error:
+        raise RunDirError(f"{source}: its metadata is damaged ({error})") from error
+    if not folds or prevalence.shape != (len(LABELS),) or len(platt) != len(LABELS):
+        raise RunDirError(f"{source}: its metadata does not speak of {len(LABELS)} labels and at least one fold")
+    return config, folds, prevalence, platt
+
+
+def _of_fold(tensors: dict[str, Tensor], fold: int) -> dict[str, Tensor]:
+    prefix = f"fold_{fold}/"
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _restore(source: Path, config: Config, weights: dict[str, Tensor]) -> nn.Module:
+    # On the meta device nothing is drawn or filled: the weights that replace them are at hand.
+    with torch.device("meta"):
+        model = models.build(config.model)
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise RunDirError(f"{source}: its weights do not fit its configuration ({error})") from error
+    return model.eval().requires_grad_(False)
+
+
+def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    sha = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name in sorted(tensors):
+        sha.update(name.encode())
+        sha.update(tensors[name].contiguous().numpy().tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,176 @@
+"""One file per run: the same models and answers come back, and nothing in the file can run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from aneurysm_ray import overrides, rundir
+from aneurysm_ray.config import Config
+from aneurysm_ray.errors import RunDirError
+from aneurysm_ray.labels import LABELS, PRESENT
+from aneurysm_ray.learning import calibration, checkpoint, export, models
+
+SMALL = {
+    "model.name": "small3d",
+    "model.width": 4,
+    "model.head": "grid",
+    "patch.size": [16, 16, 16],
+    "inference.flip": True,
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Return a training run of two folds with fresh weights and made-up out-of-fold predictions."""
+    folder = tmp_path / "run"
+    config = overrides.build(SMALL)
+    rundir.create(folder, config, {"kind": "train"})
+    rng = np.random.default_rng(0)
+    for fold in (0, 1):
+        torch.manual_seed(fold)
+        network = models.build(config.model)
+        state = {"model": network.state_dict(), "ema": {}, "config": config.model_dump(mode="json")}
+        checkpoint.save(rundir.fold_dir(folder, fold) / rundir.CHECKPOINT_BEST, state)
+        table = pd.DataFrame(rng.uniform(0.1, 0.9, (10, 14)), columns=list(LABELS))
+        targets = (rng.uniform(size=(10, 14)) < table.to_numpy()).astype(float)
+        targets[:, 0] = 0  # a label without positives
+        targets[:, -1] = np.arange(10) < 3
+        table[[f"target/{label}" for label in LABELS]] = targets
+        rundir.write_csv(rundir.fold_dir(folder, fold) / rundir.PREDICTIONS, table.assign(series_uid="1", patient="p"))
+    return folder
+
+
+IMAGE = torch.rand(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(7))
+
+
+def answers(ensemble: export.Ensemble) -> list[torch.Tensor]:
+    return [model(IMAGE) for model in ensemble.models]
+
+
+def test_export_gives_the_runs_own_answers_and_digest(run: Path, tmp_path: Path) -> None:
+    export.export_run(run, tmp_path / "model.safetensors")
+    ours, theirs = export.load(run), export.load(tmp_path / "model.safetensors")
+    assert len(ours.models) == 2
+    for a, b in zip(answers(ours), answers(theirs), strict=True):
+        assert torch.equal(a, b)
+    expected, _ = checkpoint.load_model(rundir.fold_dir(run, 1) / rundir.CHECKPOINT_BEST)
+    assert torch.equal(answers(theirs)[1], expected(IMAGE))
+    assert not torch.equal(answers(theirs)[0], answers(theirs)[1])
+    assert ours.digest == theirs.digest
+    assert ours.config == theirs.config == overrides.build(SMALL)
+
+
+def test_loading_leaves_the_random_generator_alone(run: Path) -> None:
+    export.export_run(run, run.parent / "model.safetensors")
+    before = torch.get_rng_state()
+    export.load(run.parent / "model.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_fast_takes_one_model_and_no_flips(run: Path) -> None:
+    fast = export.load(run, fast=True)
+    assert len(fast.models) == 1
+    assert export.load(run).config.inference.flip
+    assert not fast.config.inference.flip
+
+
+def test_prevalence_and_calibration_are_those_of_the_out_of_fold_table(run: Path) -> None:
+    ensemble = export.load(run)
+    tables = [rundir.read_csv(rundir.fold_dir(run, fold) / rundir.PREDICTIONS) for fold in (0, 1)]
+    table = pd.concat(tables)
+    assert ensemble.prevalence[-1] == pytest.approx(6 / 20)
+    assert ensemble.prevalence == pytest.approx([table[f"target/{label}"].mean() for label in LABELS])
+    assert ensemble.platt[0] is None
+    line = calibration.fit_platt(table[f"target/{PRESENT}"], table[PRESENT])
+    assert ensemble.platt[-1] == pytest.approx(line)
+    mapped = ensemble.calibrated(np.full(14, 0.4))
+    assert np.isnan(mapped[0])
+    assert mapped[-1] == pytest.approx(float(calibration.apply_platt(0.4, *line)))
+
+
+def test_file_is_plain_tensors_and_text(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    export.export_run(run, path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    assert overrides.build(overrides.parse_toml(metadata["config"], path)) == overrides.build(SMALL)
+    assert json.loads(metadata["folds"]) == [0, 1]
+    assert all(name.startswith(("fold_0/", "fold_1/")) for name in load_file(path))
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _pickled(path: Path) -> None:
+    torch.save({"model": object}, path)
+
+
+def _other_format(path: Path) -> None:
+    save_file(load_file(path), path, {**_metadata(path), "format": "aneurysm_ray 99"})
+
+
+def _other_network(path: Path) -> None:
+    config = overrides.to_toml(overrides.build(SMALL, {"model.width": 8}))
+    save_file(load_file(path), path, {**_metadata(path), "config": config})
+
+
+def _bad_folds(path: Path) -> None:
+    save_file(load_file(path), path, {**_metadata(path), "folds": "[]"})
+
+
+def _no_metadata(path: Path) -> None:
+    save_file(load_file(path), path)
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        found: dict[str, str] = file.metadata()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_cut, "cannot be read"),
+        (_pickled, "cannot be read"),
+        (_other_format, "format 'aneurysm_ray 99'"),
+        (_other_network, "do not fit"),
+        (_bad_folds, "at least one fold"),
+        (_no_metadata, "no 'format'"),
+    ],
+)
+def test_damaged_files_are_refused_in_words(
+    run: Path, tmp_path: Path, damage: Callable[[Path], None], said: str
+) -> None:
+    path = tmp_path / "model.safetensors"
+    export.export_run(run, path)
+    damage(path)
+    with pytest.raises(RunDirError, match=said):
+        export.load(path)
+
+
+def test_search_without_a_trained_best_says_what_to_type(tmp_path: Path) -> None:
+    rundir.write_json(tmp_path / "tune" / rundir.SUMMARY, {"kind": "tune"})
+    with pytest.raises(RunDirError, match=r"train VOLUMES --config .*best\.toml"):
+        export.load(tmp_path / "tune")
+
+
+def test_search_that_trained_its_best_is_that_run(run: Path, tmp_path: Path) -> None:
+    rundir.write_json(tmp_path / "tune" / rundir.SUMMARY, {"kind": "tune"})
+    run.rename(tmp_path / "tune" / "train")
+    assert export.training_run(tmp_path / "tune") == tmp_path / "tune" / "train"
+
+
+def test_run_without_checkpoint_is_refused(tmp_path: Path) -> None:
+    rundir.create(tmp_path / "run", Config(), {"kind": "train"})
+    with pytest.raises(RunDirError, match="no checkpoint_best"):
+        export.export_run(tmp_path / "run", tmp_path / "model.safetensors")
+    assert not (tmp_path / "model.safetensors").exists()
