@@ -1,0 +1,162 @@
+"""Random changes to a batch, made on its device: mirroring, affine moves, intensity, noise, mixing.
+
+What is drawn for a patch depends on (seed, fold, epoch) and its place in the epoch's plan alone, so a batch looks the
+same however it is split over workers. Points move with the image; left and right labels change places with a mirrored
+head. Shapes: B patches, P points, axes (z, y, x).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from aneurysm_ray.config import AugmentConfig
+from aneurysm_ray.labels import LOCATIONS, MIRRORED
+from aneurysm_ray.learning.patches import Batch
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """What is to happen to each patch of a batch; arrays start with B."""
+
+    flip: NDArray[np.bool_]
+    move: NDArray[np.bool_]
+    """Whether the affine move is made."""
+    angles_deg: NDArray[np.float64]
+    """(B, 3): about the z, y and x axes, in this order."""
+    scale: NDArray[np.float64]
+    """Factor of size."""
+    shift: NDArray[np.float64]
+    """(B, 3): share of the patch's size."""
+    contrast: NDArray[np.float64]
+    """Factor about the middle of the range."""
+    brightness: NDArray[np.float64]
+    noise: NDArray[np.float64]
+    """Standard deviation."""
+    noise_seed: NDArray[np.int64]
+    mix: NDArray[np.float64]
+    """Share of the patch's own image; 1 is unmixed. Patches 2i and 2i+1 mix with each other."""
+
+
+def draw(config: AugmentConfig, seed: tuple[int, ...], chosen: NDArray[np.int64]) -> Draws:
+    """Draw the changes of the chosen patches of a plan; `seed` is (seed, fold, epoch)."""
+    rows = []
+    for index in chosen:
+        rng = np.random.default_rng((*seed, int(index), 0xA6))
+        u = rng.uniform(-1, 1, 12)
+        share = float(rng.beta(0.4, 0.4)) if rng.random() < config.mixup else 1.0
+        rows.append((*u, max(share, 1 - share), float(rng.integers(2**53))))
+    table = np.array(rows, np.float64).reshape(-1, 14)
+    unit = (table[:, :2] + 1) / 2
+    return Draws(
+        flip=unit[:, 0] < config.flip,
+        move=unit[:, 1] < config.affine_probability,
+        angles_deg=table[:, 2:5] * config.rotate_deg,
+        scale=1 + table[:, 5] * config.scale,
+        shift=table[:, 6:9] * config.translate,
+        contrast=1 + table[:, 9] * config.contrast,
+        brightness=table[:, 10] * config.brightness,
+        noise=np.abs(table[:, 11]) * config.noise,
+        noise_seed=table[:, 13].astype(np.int64),
+        mix=table[:, 12],
+    )
+
+
+def apply(batch: Batch, draws: Draws) -> Batch:
+    """Return the changed batch, its image float32 in [0, 1]."""
+    batch = batch.with_image(batch.image_BZYX.float() / 255)
+    batch = mirror(batch, np.flatnonzero(draws.flip))
+    batch = move(batch, np.flatnonzero(draws.move), draws)
+    return batch.with_image(_intensity(batch.image_BZYX, draws))
+
+
+def mirror(batch: Batch, chosen: NDArray[np.int64]) -> Batch:
+    """Mirror the chosen patches left to right, with points, faces and left and right labels."""
+    if len(chosen) == 0:
+        return batch
+    device = batch.image_BZYX.device
+    index = torch.from_numpy(chosen).to(device)
+    swap = torch.tensor(MIRRORED, device=device)
+    image, points = batch.image_BZYX.clone(), batch.points_BP3.clone()
+    labels, base, faces = batch.labels_BP.clone(), batch.base_BL.clone(), batch.cut_B32.clone()
+    image[index] = image[index].flip(-1)
+    points[index, :, 2] = (image.shape[-1] - 1) - points[index, :, 2]
+    old = labels[index]
+    labels[index] = torch.where(old >= 0, swap[old.clamp(0, len(LOCATIONS) - 1)], old)
+    base[index] = base[index][:, swap]
+    faces[index, 2] = faces[index, 2].flip(-1)
+    return Batch(image, points, labels, base, faces, batch.spacing_B3)
+
+
+def move(batch: Batch, chosen: NDArray[np.int64], draws: Draws) -> Batch:
+    """Rotate, scale and shift the chosen patches about their centre, in mm, with their points; zeros come in."""
+    if len(chosen) == 0:
+        return batch
+    device = batch.image_BZYX.device
+    index = torch.from_numpy(chosen).to(device)
+    forward = torch.from_numpy(_matrices(draws.angles_deg[chosen], draws.scale[chosen])).float().to(device)
+    spacing = batch.spacing_B3[index]
+    # In voxels: mm to voxels after the turn, voxels to mm before it, so that anisotropic voxels keep shapes rigid.
+    forward = forward * (spacing[:, None, :] / spacing[:, :, None])
+    size = torch.tensor(batch.image_BZYX.shape[1:], device=device, dtype=torch.float32)
+    centre = (size - 1) / 2
+    shift = torch.from_numpy(draws.shift[chosen]).float().to(device) * size
+    points = batch.points_BP3.clone()
+    points[index] = torch.einsum("bij,bpj->bpi", forward, points[index] - centre) + (centre + shift)[:, None]
+
+    # grid_sample asks where each output voxel comes from, in units of half the size, x first.
+    inverse = torch.linalg.inv(forward)
+    offset = -torch.einsum("bij,bj->bi", inverse, shift)
+    theta = torch.cat([inverse * (size[None, None, :] / size[None, :, None]), (offset * 2 / size)[..., None]], 2)
+    theta = torch.cat([theta[:, :, :3].flip(1, 2), theta[:, :, 3:].flip(1)], 2)
+    image = batch.image_BZYX.clone()
+    grid = F.affine_grid(theta, [len(chosen), 1, *image.shape[1:]], align_corners=False)
+    moved = F.grid_sample(image[index].unsqueeze(1), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    image[index] = moved.squeeze(1)
+    return Batch(image, points, batch.labels_BP, batch.base_BL, batch.cut_B32, batch.spacing_B3)
+
+
+def mix(image: Tensor, targets: list[Tensor], draws: Draws) -> tuple[Tensor, list[Tensor]]:
+    """Mix each patch and its targets with its neighbour of the batch (Zhang et al. 2018); NaN stays NaN."""
+    if (draws.mix == 1).all():
+        return image, targets
+    partner = np.arange(len(image)) ^ 1
+    partner[partner >= len(image)] = len(image) - 1
+    index = torch.from_numpy(partner).to(image.device)
+    share = torch.from_numpy(draws.mix).float().to(image.device)
+
+    def blend(value: Tensor) -> Tensor:
+        weight = share.view(-1, *(1,) * (value.ndim - 1))
+        # A weight of 1 must not let a neighbour's NaN through.
+        return torch.where(weight == 1, value, weight * value + (1 - weight) * value[index])
+
+    return blend(image), [blend(target) for target in targets]
+
+
+def _matrices(angles_deg: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (B, 3, 3) rotations about z, then y, then x, times a factor, for offsets (z, y, x) in mm."""
+    cos, sin = np.cos(np.deg2rad(angles_deg)), np.sin(np.deg2rad(angles_deg))
+    result = np.broadcast_to(np.eye(3), (len(scale), 3, 3))
+    for axis in range(3):
+        i, j = [k for k in range(3) if k != axis]
+        turn = np.broadcast_to(np.eye(3), (len(scale), 3, 3)).copy()
+        turn[:, i, i], turn[:, j, j] = cos[:, axis], cos[:, axis]
+        turn[:, i, j], turn[:, j, i] = -sin[:, axis], sin[:, axis]
+        result = turn @ result
+    return np.asarray(result * scale[:, None, None])
+
+
+def _intensity(image: Tensor, draws: Draws) -> Tensor:
+    device = image.device
+    contrast, brightness = (
+        torch.from_numpy(value).float().to(device).view(-1, 1, 1, 1) for value in (draws.contrast, draws.brightness)
+    )
+    image = (image - 0.5) * contrast + 0.5 + brightness
+    for b, (deviation, seed) in enumerate(zip(draws.noise, draws.noise_seed, strict=True)):
+        if deviation > 0:
+            generator = torch.Generator(device).manual_seed(int(seed))
+            image[b] += torch.randn(image.shape[1:], generator=generator, device=device) * deviation
+    return image.clamp_(0, 1)

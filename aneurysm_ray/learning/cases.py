@@ -1,0 +1,100 @@
+"""The rows of a prepared set as training sees them: geometry, labels and points, without voxels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from aneurysm_ray.errors import RequestError
+from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One series of a prepared set."""
+
+    series_uid: str
+    patient: str
+    modality: str
+    plane: str
+    path: Path
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+    """(4, 4): voxel (z, y, x, 1) to patient (x, y, z, 1) in mm."""
+    targets: NDArray[np.float32]
+    """(14,), NaN where unknown."""
+    points: NDArray[np.float32]
+    """(P, 3): voxels (z, y, x); may lie outside."""
+    point_labels: NDArray[np.int64]
+    """(P,): index of each point's location in `labels.LOCATIONS`."""
+
+    @property
+    def spacing_mm(self) -> NDArray[np.float32]:
+        """(3,) voxel spacing (z, y, x)."""
+        spacing: NDArray[np.float32] = np.linalg.norm(self.affine[:3, :3], axis=0).astype(np.float32)
+        return spacing
+
+    @property
+    def base(self) -> NDArray[np.float32]:
+        """(14,) what holds away from every point: 0, or NaN where nobody can say (see `targets`)."""
+        return base_labels(self.targets, self.point_labels)
+
+
+def base_labels(targets: NDArray[np.float32], point_labels: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return (14,): 0 for labels that are negative or whose lesions all have points, NaN for the others."""
+    has_point = np.isin(np.arange(len(LABELS)), point_labels)
+    unplaced = (targets == 1) & ~has_point
+    unplaced[PRESENT_INDEX] = unplaced[: len(LOCATIONS)].any() or (
+        targets[PRESENT_INDEX] == 1 and len(point_labels) == 0
+    )
+    unknown = np.isnan(targets) & ~has_point
+    unknown[PRESENT_INDEX] = np.isnan(targets[PRESENT_INDEX])
+    return np.where(unplaced | unknown, np.nan, 0).astype(np.float32)
+
+
+def from_table(table: pd.DataFrame, folder: Path) -> tuple[Case, ...]:
+    """Read rows of `store.volumes_table` whose paths are relative to `folder`.
+
+    Raises RequestError when a series stands there twice.
+    """
+    if (twice := table["series_uid"][table["series_uid"].duplicated()]).any():
+        raise RequestError(f"{folder}: series {twice.iloc[0]} stands in the table twice")
+    return tuple(_case(row, folder) for row in table.to_dict("records"))
+
+
+def _case(row: dict[Any, Any], folder: Path) -> Case:
+    points = list(row["points"])
+    z, y, x = (int(n) for n in row["shape"])
+    return Case(
+        series_uid=str(row["series_uid"]),
+        patient=str(row["patient"]),
+        modality=str(row["modality"]),
+        plane=str(row["plane"]),
+        path=folder / row["path"],
+        shape=(z, y, x),
+        affine=np.asarray(row["affine"], np.float64).reshape(4, 4),
+        targets=np.array([row[label] for label in LABELS], np.float32),
+        points=np.array([[p["z"], p["y"], p["x"]] for p in points], np.float32).reshape(-1, 3),
+        point_labels=np.array([LOCATIONS.index(p["location"]) for p in points], np.int64),
+    )
+
+
+def shuffled(cases: Sequence[Case], rng: np.random.Generator) -> tuple[Case, ...]:
+    """Deal labels and points out to other series: a control from which nothing can be learnt.
+
+    Points keep their relative place, so that patches around them look as they would by chance.
+    """
+    order = rng.permutation(len(cases))
+    return tuple(
+        replace(
+            case,
+            targets=cases[other].targets,
+            points=(cases[other].points * (np.array(case.shape) / np.array(cases[other].shape))).astype(np.float32),
+            point_labels=cases[other].point_labels,
+        )
+        for case, other in zip(cases, order, strict=True)
+    )

@@ -1,0 +1,156 @@
+"""Training state as files: saved atomically, loaded without unpickling code, turned into a network, or transferred.
+
+A checkpoint is a folder with `state.pt`, the `state` of an `EpochResult`. Loading always uses `weights_only=True`,
+which accepts tensors and plain values and nothing that runs.
+"""
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from aneurysm_ray import rundir
+from aneurysm_ray.config import Config
+from aneurysm_ray.errors import RunDirError
+from aneurysm_ray.learning import models
+
+STATE = "state.pt"
+
+WRAPPERS = re.compile(r"^(module|model|network|net|backbone|encoder|state_dict)\.")
+"""Prefixes that trainers put before a network's own names; `module.` is DataParallel's, as in MedicalNet's files."""
+
+WEIGHT_KEYS = ("ema", "model", "state_dict", "model_state_dict", "network_weights", "network")
+"""Where files of several trainers keep the weights, the first one found is taken."""
+
+
+def save(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write a training state into a folder, atomically."""
+    with rundir.atomic(folder / STATE, "wb") as file:
+        torch.save(dict(state), file)
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """Read a training state onto the CPU. Raises RunDirError when it is missing, damaged or holds code."""
+    state = _read(folder / STATE)
+    if "model" not in state or "config" not in state:
+        raise RunDirError(f"{folder / STATE} is not a checkpoint of aneurysm_ray; it has no model and config")
+    return state
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[models.Network, Config]:
+    """Read the network that validation used, averaged weights where there are any, in eval mode, and its configuration.
+
+    Raises RunDirError when the checkpoint cannot be used.
+    """
+    state = load(folder)
+    config = Config.model_validate(state["config"])
+    network = models.build(config.model)
+    try:
+        network.load_state_dict(state["ema"] or state["model"])
+    except RuntimeError as error:
+        raise RunDirError(f"{folder}: its weights do not fit {config.model.name} ({error})") from error
+    return network.to(device).eval(), config
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What a file's weights gave a network."""
+
+    matched: tuple[str, ...]
+    """The network's tensors that were taken from the file."""
+    missing: tuple[str, ...]
+    """The network's tensors that stay fresh."""
+    misshapen: tuple[str, ...]
+    """Those among the missing that the file has in another shape."""
+    unused: tuple[str, ...]
+    """The file's tensors that have no place."""
+
+    def __str__(self) -> str:
+        sentence = f"{len(self.matched)} of {len(self.matched) + len(self.missing)} tensors taken"
+        for words, names in (
+            ("of another shape", self.misshapen),
+            ("not in the file", [name for name in self.missing if name not in self.misshapen]),
+            ("not used", self.unused),
+        ):
+            if names:
+                sentence += f"; {len(names)} {words} ({', '.join(list(names)[:3])}{', ...' if len(names) > 3 else ''})"
+        return sentence
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read named tensors from a checkpoint folder, a `.safetensors` file, or a torch file such as MedicalNet's.
+
+    Raises RunDirError when there are none, or the file is damaged or holds code.
+    """
+    if path.is_dir():
+        path = path / STATE
+    if path.suffix == ".safetensors":
+        try:
+            return dict(load_file(path))
+        except (OSError, SafetensorError) as error:
+            raise RunDirError(f"{path}: not a safetensors file ({error})") from error
+    found: Any = _read(path)
+    for key in WEIGHT_KEYS:
+        if isinstance(found.get(key), Mapping) and found[key]:
+            found = found[key]
+            break
+    weights = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+    if not weights:
+        raise RunDirError(f"{path} holds no named tensors; give a checkpoint folder or a file of a state dict")
+    return weights
+
+
+def transfer(network: nn.Module, weights: Mapping[str, Tensor]) -> Transfer:
+    """Copy the weights whose name, without wrappers' prefixes, and shape fit into a network; say what matched.
+
+    Raises RunDirError when nothing fits.
+    """
+    by_name = {_bare(name): (name, value) for name, value in weights.items()}
+    matched, missing, misshapen, used = [], [], [], set()
+    with torch.no_grad():
+        for name, mine in network.state_dict().items():
+            source, value = by_name.get(_bare(name), ("", None))
+            if value is not None and value.shape == mine.shape:
+                mine.copy_(value)
+                matched.append(name)
+                used.add(source)
+            else:
+                missing.append(name)
+                if value is not None:
+                    misshapen.append(name)
+                    used.add(source)
+    result = Transfer(
+        tuple(matched), tuple(missing), tuple(misshapen), tuple(name for name in weights if name not in used)
+    )
+    if not matched:
+        raise RunDirError(f"none of the file's weights fits the network: {result}")
+    return result
+
+
+def _bare(name: str) -> str:
+    while (shorter := WRAPPERS.sub("", name)) != name:
+        name = shorter
+    return name
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise RunDirError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RunDirError(
+            f"{path}: not a file of tensors and plain values ({first}); files that hold code are never loaded"
+        ) from error
+    if not isinstance(found, dict):
+        raise RunDirError(f"{path} holds a {type(found).__name__}, not named tensors")
+    return found

@@ -1,0 +1,187 @@
+"""The one inference path: windows of a volume → one grid of probabilities → 14 probabilities and candidate points.
+
+Used by validation, prediction and the server alike. Windows overlap; every model sees each, and its mirror image if
+asked, with left and right labels swapped back; all answers are averaged as probabilities. A grid head's cells are
+stitched where they lie, weighted towards the middle of each window; a pooled head's windows are themselves the cells.
+A series' probability of a label is the mean of its `top_k` highest cells.
+
+A pooled head knows only its window, 20-50 mm wide. Its candidates are placed inside by the cells before pooling: the
+last layer is linear, so their logits average to the window's own (a class-activation map, Zhou et al. 2016), and the
+strongest cell is where the answer came from.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from aneurysm_ray.config import Config
+from aneurysm_ray.data.store import PreparedVolume
+from aneurysm_ray.labels import LABELS, LOCATIONS, MIRRORED, PRESENT_INDEX
+from aneurysm_ray.learning import windows
+from aneurysm_ray.learning.cache import as_uint8
+from aneurysm_ray.learning.models import Network
+from aneurysm_ray.learning.optim import autocast
+
+
+@dataclass(frozen=True, eq=False)
+class HeatMap:
+    """The highest probability of any label in each cell of a volume's grid."""
+
+    grid: NDArray[np.float16]
+    """(z, y, x)"""
+    affine: NDArray[np.float64]
+    """(4, 4): cell index (z, y, x, 1) to patient (x, y, z, 1) in mm."""
+
+
+@dataclass(frozen=True, eq=False)
+class SeriesScore:
+    """What the models say of a series."""
+
+    probabilities: NDArray[np.float64]
+    """(14,)"""
+    heatmap: HeatMap
+    candidates: pd.DataFrame
+    """x_mm, y_mm, z_mm, probability, location; the most probable first."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Answers:
+    """Sums over models, windows and mirror images."""
+
+    grid: NDArray[np.float64]
+    """(14, z, y, x) probabilities."""
+    inner: NDArray[np.float64] | None
+    """Pooled heads: (W, cz, cy, cx) probability of the series-level label in the cells inside each window."""
+
+
+def score_volume(
+    models: Sequence[Network], prepared: PreparedVolume, config: Config, device: torch.device | str
+) -> SeriesScore:
+    """Score a prepared volume by the mean of one or several models of one configuration, which are in eval mode."""
+    device = torch.device(device)
+    network = models[0]
+    size = config.patch.size
+    shape = prepared.voxels.shape
+    layout = windows.layout(
+        (shape[0], shape[1], shape[2]), size, config.inference.overlap, network.stride, pooled=network.pooled
+    )
+    answers = _answer(models, as_uint8(prepared, config.volume), layout, config, device)
+    heat = answers.grid.max(0)
+    return SeriesScore(
+        probabilities=pool(answers.grid, config.inference.top_k),
+        heatmap=HeatMap(heat.astype(np.float16), layout.affine(prepared.affine)),
+        candidates=_candidates(answers, heat, layout, prepared.affine, config),
+    )
+
+
+def pool(grid: NDArray[np.float64], top_k: int) -> NDArray[np.float64]:
+    """Return (14,): the mean of each label's `top_k` highest cells of a grid (14, z, y, x)."""
+    flat = np.sort(grid.reshape(len(grid), -1), axis=1)
+    return np.asarray(flat[:, -top_k:].mean(1))
+
+
+@torch.inference_mode()
+def _answer(
+    models: Sequence[Network], voxels: NDArray[np.uint8], layout: windows.Layout, config: Config, device: torch.device
+) -> _Answers:
+    size = config.patch.size
+    starts = layout.all_starts()
+    is_empty = windows.empty(voxels, starts, size)
+    # The first empty window answers for all of them.
+    asked = np.flatnonzero(~is_empty | (is_empty & (np.cumsum(is_empty) == 1)))
+    answer_of = np.searchsorted(asked, np.arange(len(starts)))
+    if is_empty.any():
+        answer_of[is_empty] = answer_of[np.argmax(is_empty)]
+
+    z, y, x = voxels.shape
+    padded = torch.zeros(layout.padded, dtype=torch.uint8, device=device)
+    padded[:z, :y, :x] = torch.from_numpy(np.array(voxels)).to(device)
+    heads, inners = [], []
+    for first in range(0, len(asked), config.inference.batch_size):
+        chosen = starts[asked[first : first + config.inference.batch_size]]
+        image = torch.stack([padded[z : z + size[0], y : y + size[1], x : x + size[2]] for z, y, x in chosen])
+        head, inner = _ask(models, image.unsqueeze(1).float() / 255, config)
+        heads.append(head)
+        inners.append(inner)
+    answers = torch.cat(heads).cpu().numpy().astype(np.float64)[answer_of]
+    if models[0].pooled:
+        grid = answers.reshape(*layout.grid, len(LABELS)).transpose(3, 0, 1, 2)
+        return _Answers(grid, torch.cat(inners).cpu().numpy().astype(np.float64)[answer_of])
+    return _Answers(_stitch(answers, starts // models[0].stride, layout.grid), None)
+
+
+def _ask(models: Sequence[Network], image_BCZYX: Tensor, config: Config) -> tuple[Tensor, Tensor]:
+    """Return the head's mean probabilities (B, 14, ...) and the series-level label's in every cell (B, cz, cy, cx)."""
+    swap = list(MIRRORED)
+    heads, inners = [], []
+    with autocast(config.optim, image_BCZYX.device):
+        for network in models:
+            for mirrored in (False, True) if config.inference.flip else (False,):
+                cells = network.cells(image_BCZYX.flip(-1) if mirrored else image_BCZYX).float()
+                if mirrored:
+                    cells = cells.flip(-1)[:, swap]
+                heads.append(torch.sigmoid(cells.mean((2, 3, 4), keepdim=True) if network.pooled else cells))
+                inners.append(torch.sigmoid(cells[:, PRESENT_INDEX]))
+    return torch.stack(heads).mean(0), torch.stack(inners).mean(0)
+
+
+def _stitch(
+    answers: NDArray[np.float64], cell_starts: NDArray[np.int64], shape: tuple[int, int, int]
+) -> NDArray[np.float64]:
+    """Average windows' cells (W, 14, cz, cy, cx) into a grid (14, z, y, x), those in the middle of a window most."""
+    weight = windows.centre_weights((answers.shape[2], answers.shape[3], answers.shape[4]))
+    total, weights = np.zeros((len(LABELS), *shape)), np.zeros(shape)
+    for answer, (z, y, x) in zip(answers, cell_starts, strict=True):
+        place = np.s_[z : z + weight.shape[0], y : y + weight.shape[1], x : x + weight.shape[2]]
+        total[:, *place] += answer * weight
+        weights[place] += weight
+    return np.asarray(total / weights)
+
+
+def _candidates(
+    answers: _Answers,
+    heat: NDArray[np.float64],
+    layout: windows.Layout,
+    affine: NDArray[np.float64],
+    config: Config,
+) -> pd.DataFrame:
+    """List the local maxima of the heat map, the strongest of those near each other."""
+    peaks = np.argwhere(heat == ndimage.maximum_filter(heat, size=3, mode="nearest"))
+    order = np.argsort(-heat[tuple(peaks.T)], kind="stable")
+    size = np.array(config.patch.size)
+    kept: list[NDArray[np.float64]] = []
+    rows: list[tuple[Any, ...]] = []
+    for z, y, x in peaks[order]:
+        if len(rows) == config.inference.candidates:
+            break
+        if answers.inner is None:
+            voxel = layout.first + layout.step * _refine(heat, (z, y, x))
+        else:
+            inner = answers.inner[np.ravel_multi_index((z, y, x), layout.grid)]
+            strongest = np.unravel_index(int(inner.argmax()), inner.shape)
+            start = np.array([layout.starts[axis][cell] for axis, cell in enumerate((z, y, x))])
+            voxel = start + (_refine(inner, strongest) + 0.5) / inner.shape * size - 0.5
+        place = (affine @ [*voxel, 1.0])[:3]
+        if all(np.linalg.norm(place - other) >= config.inference.candidate_distance_mm for other in kept):
+            kept.append(place)
+            location = LOCATIONS[int(answers.grid[: len(LOCATIONS), z, y, x].argmax())]
+            rows.append((*place, heat[z, y, x], location))
+    return pd.DataFrame(rows, columns=["x_mm", "y_mm", "z_mm", "probability", "location"])
+
+
+def _refine(values: NDArray[np.float64], peak: Sequence[Any]) -> NDArray[np.float64]:
+    """Return the centroid, in cells, of what stands out around a peak: its 3x3x3 neighbourhood above its lowest
+    value."""
+    around = tuple(slice(max(0, i - 1), i + 2) for i in peak)
+    mass = values[around] - values[around].min()
+    if mass.sum() <= 0:
+        return np.array(peak, np.float64)
+    offsets = np.indices(mass.shape).reshape(3, -1)
+    return np.asarray(offsets @ mass.ravel() / mass.sum() + [s.start for s in around])

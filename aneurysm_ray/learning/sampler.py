@@ -1,0 +1,183 @@
+"""Which patches of which volumes an epoch trains on: one seeded plan that all workers share.
+
+The plan of (seed, fold, epoch) does not depend on the number of workers; each takes its slice of every global batch.
+So one worker and two see the same batches, no patch is seen twice or lost, and a resumed run draws what a straight one
+does. (Ray's `prepare_data_loader` would replace a weighted sampler by its own, with only a warning.)
+
+Draws are stratified: the number of patches around a point is exact, and points, locations and series are drawn by
+systematic resampling, whose counts are within one of their expectation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aneurysm_ray.config import SamplerConfig
+from aneurysm_ray.errors import RequestError
+from aneurysm_ray.learning.cases import Case
+
+BACKGROUND, POINT, HARD = 0, 1, 2
+"""Kinds of patch: anywhere without a point, around a point, where the model was wrong on a negative series."""
+
+TRIES = 20
+"""How often a background patch is drawn again because a point lies in it or near it."""
+
+HARD_JITTER = 0.25
+"""A hard negative lies within this share of the patch's size from its centre."""
+
+
+@dataclass(frozen=True)
+class HardNegative:
+    """A place in a negative series that the model took for an aneurysm."""
+
+    series_uid: str
+    z: float
+    y: float
+    x: float
+    probability: float
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The patches of one epoch, in order; every `batch_size` of them are one step of all workers together."""
+
+    case: NDArray[np.int64]
+    """(N,): index of the series."""
+    start: NDArray[np.int64]
+    """(N, 3): first voxel (z, y, x) of the patch."""
+    kind: NDArray[np.int64]
+    """(N,): BACKGROUND, POINT or HARD."""
+
+    def __len__(self) -> int:
+        return len(self.case)
+
+
+def plan_epoch(
+    cases: Sequence[Case],
+    config: SamplerConfig,
+    size: tuple[int, int, int],
+    border_mm: float,
+    batch_size: int,
+    seed: tuple[int, ...],
+    hard: Sequence[HardNegative] = (),
+) -> Plan:
+    """Draw the patches of an epoch: `patches_per_volume` a series on average, rounded up to whole batches.
+
+    A patch around a point has it at a random place inside by `border_mm`. Background patches come from series whose
+    series-level label is known away from points. `seed` is (seed, fold, epoch).
+
+    Raises RequestError when no series has a known label.
+    """
+    rng = np.random.default_rng((*seed, 0x5A))
+    usable = [i for i, case in enumerate(cases) if not np.isnan(case.targets).all()]
+    if not usable:
+        raise RequestError("no training series has a known label; train on volumes prepared with a train.csv")
+    batches = -(-config.patches_per_volume * len(usable) // batch_size)
+    count = batches * batch_size
+    if not config.oversample:
+        case = _systematic(np.ones(len(usable)), count, rng)
+        chosen = np.array(usable)[case]
+        starts = np.array([_anywhere(cases[i], size, rng) for i in chosen], np.int64)
+        return Plan(chosen, starts, np.full(count, BACKGROUND))
+
+    points = [(i, j) for i in usable for j in range(len(cases[i].points)) if _is_inside(cases[i], j)]
+    n_points = round(config.positive_fraction * count) if points else 0
+    clean = [i for i in usable if not np.isnan(cases[i].base[-1])] or usable
+    by_uid = {case.series_uid: i for i, case in enumerate(cases)}
+    known_hard = [h for h in hard if h.series_uid in by_uid]
+    n_hard = round(config.hard_negative_fraction * (count - n_points)) if known_hard else 0
+
+    case_index, start, kind = [], [], []
+    if n_points:
+        weights = _point_weights([int(cases[i].point_labels[j]) for i, j in points], config.location_balance)
+        for index in _systematic(weights, n_points, rng):
+            i, j = points[index]
+            case_index.append(i)
+            start.append(_around(cases[i], cases[i].points[j], size, border_mm, rng))
+            kind.append(POINT)
+    if n_hard:
+        for index in _systematic(np.array([h.probability for h in known_hard]), n_hard, rng):
+            h = known_hard[index]
+            i = by_uid[h.series_uid]
+            case_index.append(i)
+            start.append(_near(cases[i], np.array([h.z, h.y, h.x]), size, rng))
+            kind.append(HARD)
+    for index in _systematic(np.ones(len(clean)), count - n_points - n_hard, rng):
+        i = clean[index]
+        case_index.append(i)
+        start.append(_away(cases[i], size, border_mm, rng))
+        kind.append(BACKGROUND)
+    order = rng.permutation(count)
+    return Plan(np.array(case_index)[order], np.array(start, np.int64)[order], np.array(kind)[order])
+
+
+def rank_batches(plan: Plan, batch_size: int, rank: int, world_size: int) -> list[NDArray[np.int64]]:
+    """Return, for each step, the positions in the plan that a rank works on: its part of each global batch."""
+    steps = np.arange(len(plan)).reshape(-1, batch_size)
+    return [np.array_split(step, world_size)[rank] for step in steps]
+
+
+def _systematic(weights: NDArray[np.float64], count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw `count` indices, each as often as its share of the weights, to within one; in random order."""
+    if count == 0:
+        return np.empty(0, np.int64)
+    # A random order first, so that which of several equal indices gets the odd draw is a matter of chance.
+    order = rng.permutation(len(weights))
+    edges = np.cumsum(weights[order] / weights.sum())
+    ticks = (np.arange(count) + rng.random()) / count
+    drawn = order[np.minimum(np.searchsorted(edges, ticks, side="right"), len(weights) - 1)]
+    return rng.permutation(drawn).astype(np.int64)
+
+
+def _point_weights(labels: Sequence[int], balance: float) -> NDArray[np.float64]:
+    """Weigh points: at balance 0 all alike, at 1 every location that occurs alike, in between a mixture."""
+    index = np.array(labels)
+    counts = np.bincount(index)
+    by_location = 1 / (counts[index] * (counts > 0).sum())
+    weights: NDArray[np.float64] = (1 - balance) / len(index) + balance * by_location
+    return weights
+
+
+def _is_inside(case: Case, j: int) -> bool:
+    return bool(np.all(case.points[j] >= -0.5) and np.all(case.points[j] <= np.array(case.shape) - 0.5))
+
+
+def _last_start(case: Case, size: tuple[int, int, int]) -> NDArray[np.int64]:
+    """Return the last start of a patch that stays inside; 0 where the volume is smaller, which is padded at its end."""
+    last: NDArray[np.int64] = np.maximum(np.array(case.shape) - np.array(size), 0)
+    return last
+
+
+def _anywhere(case: Case, size: tuple[int, int, int], rng: np.random.Generator) -> NDArray[np.int64]:
+    return rng.integers(0, _last_start(case, size), endpoint=True)
+
+
+def _around(
+    case: Case, point: NDArray[np.float32], size: tuple[int, int, int], border_mm: float, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    border = np.minimum(border_mm / case.spacing_mm, (np.array(size) - 1) / 2)
+    low = np.ceil(point - (np.array(size) - 0.5 - border))
+    high = np.maximum(np.floor(point + 0.5 - border), low)
+    drawn = rng.integers(low.astype(np.int64), high.astype(np.int64), endpoint=True)
+    return np.asarray(np.clip(drawn, 0, _last_start(case, size)))
+
+
+def _near(
+    case: Case, centre: NDArray[np.float64], size: tuple[int, int, int], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    offset = rng.uniform(-HARD_JITTER, HARD_JITTER, 3) * np.array(size)
+    start = np.round(centre + offset - (np.array(size) - 1) / 2).astype(np.int64)
+    return np.asarray(np.clip(start, 0, _last_start(case, size)))
+
+
+def _away(case: Case, size: tuple[int, int, int], border_mm: float, rng: np.random.Generator) -> NDArray[np.int64]:
+    border = border_mm / case.spacing_mm
+    start = _anywhere(case, size, rng)
+    for _ in range(TRIES):
+        relative = case.points - start
+        if not ((relative >= -0.5 - border) & (relative <= np.array(size) - 0.5 + border)).all(1).any():
+            break
+        start = _anywhere(case, size, rng)
+    return start

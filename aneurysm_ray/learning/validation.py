@@ -1,0 +1,134 @@
+"""Scoring many series: the tables and metrics of a validation, and the places in negative series that fooled a
+model."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from aneurysm_ray.config import Config
+from aneurysm_ray.data.store import Point, PreparedVolume
+from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
+from aneurysm_ray.learning import metrics
+from aneurysm_ray.learning.cache import VolumeCache
+from aneurysm_ray.learning.cases import Case
+from aneurysm_ray.learning.ensemble import HeatMap, SeriesScore, score_volume
+from aneurysm_ray.learning.models import Network
+from aneurysm_ray.learning.patches import prefetch
+from aneurysm_ray.learning.sampler import HardNegative
+
+HARD_SERIES = 64
+"""Negative series that one search for hard negatives goes through; the next search takes others."""
+
+HARD_PER_SERIES = 3
+"""Places kept of each."""
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """Predictions for all validation series, and what they are worth."""
+
+    metrics: dict[str, float]
+    predictions: pd.DataFrame
+    candidates: pd.DataFrame
+    heatmaps: dict[str, HeatMap]
+
+
+def score_cases(
+    networks: Sequence[Network], cases: Sequence[Case], cache: VolumeCache, config: Config, device: torch.device
+) -> Iterator[tuple[str, SeriesScore]]:
+    """Score series one after the other, the next ones read meanwhile; yield (series UID, score)."""
+
+    def read(case: Case) -> PreparedVolume:
+        return _prepared(case, cache)
+
+    for prepared in prefetch(read, cases, min(1, config.feed.threads), ahead=2):
+        yield prepared.series_uid, score_volume(networks, prepared, config, device)
+
+
+def validate(cases: Sequence[Case], scores: Mapping[str, SeriesScore], fold: int) -> Validation:
+    """Gather scores by series UID into tables, in the order of the cases, and compute the metrics.
+
+    val/loss is the mean binary cross-entropy of the series' probabilities over known targets.
+    """
+    targets = np.array([case.targets for case in cases], np.float64).reshape(-1, len(LABELS))
+    probabilities = np.array([scores[case.series_uid].probabilities for case in cases]).reshape(-1, len(LABELS))
+    columns = {
+        "series_uid": [case.series_uid for case in cases],
+        "patient": [case.patient for case in cases],
+        "fold": [fold] * len(cases),
+        "modality": [case.modality for case in cases],
+        "plane": [case.plane for case in cases],
+        **{label: probabilities[:, i] for i, label in enumerate(LABELS)},
+        **{f"target/{label}": targets[:, i] for i, label in enumerate(LABELS)},
+    }
+    candidates = [scores[case.series_uid].candidates.assign(series_uid=case.series_uid) for case in cases]
+    order = ["series_uid", "x_mm", "y_mm", "z_mm", "probability", "location"]
+    aucs = metrics.label_aucs(targets, probabilities)
+    return Validation(
+        metrics={
+            "val/loss": _log_loss(targets, probabilities),
+            "val/score": float(metrics.combine(aucs)),
+            "val/auc_present": float(aucs[PRESENT_INDEX]),
+            **{f"val/auc/{label}": float(value) for label, value in zip(LABELS, aucs, strict=True)},
+        },
+        predictions=pd.DataFrame(columns),
+        candidates=pd.concat(candidates, ignore_index=True)[order] if candidates else pd.DataFrame(columns=order),
+        heatmaps={case.series_uid: scores[case.series_uid].heatmap for case in cases},
+    )
+
+
+def find_hard_negatives(
+    networks: Sequence[Network],
+    cases: Sequence[Case],
+    cache: VolumeCache,
+    config: Config,
+    device: torch.device,
+    seed: tuple[int, ...],
+    part: tuple[int, int],
+) -> list[HardNegative]:
+    """Return the most probable candidates of some negative series: false by definition.
+
+    `part` is (rank, world size): a worker searches its share of the series that `seed` draws.
+    """
+    negative = [case for case in cases if case.targets[PRESENT_INDEX] == 0]
+    rng = np.random.default_rng((*seed, 0x4A))
+    drawn = [negative[i] for i in rng.permutation(len(negative))[:HARD_SERIES]][part[0] :: part[1]]
+    by_uid = {case.series_uid: case for case in drawn}
+    found = []
+    for uid, score in score_cases(networks, drawn, cache, config, device):
+        to_voxel = np.linalg.inv(by_uid[uid].affine)
+        best = score.candidates.head(HARD_PER_SERIES)
+        for x_mm, y_mm, z_mm, probability in best[["x_mm", "y_mm", "z_mm", "probability"]].to_numpy(np.float64):
+            z, y, x, _ = to_voxel @ (x_mm, y_mm, z_mm, 1.0)
+            found.append(HardNegative(uid, float(z), float(y), float(x), float(probability)))
+    return found
+
+
+def _prepared(case: Case, cache: VolumeCache) -> PreparedVolume:
+    return PreparedVolume(
+        series_uid=case.series_uid,
+        patient=case.patient,
+        modality=case.modality,
+        plane=case.plane,
+        voxels=cache.voxels(case),
+        affine=case.affine,
+        targets=case.targets,
+        points=tuple(
+            Point(float(z), float(y), float(x), LOCATIONS[label])
+            for (z, y, x), label in zip(case.points, case.point_labels, strict=True)
+        ),
+        quality=(),
+        source_digest="",
+    )
+
+
+def _log_loss(targets: NDArray[np.float64], probabilities: NDArray[np.float64]) -> float:
+    known = ~np.isnan(targets)
+    if not known.any():
+        return float("nan")
+    p, t = np.clip(probabilities[known], 1e-7, 1 - 1e-7), targets[known]
+    return float(-(t * np.log(p) + (1 - t) * np.log(1 - p)).mean())
