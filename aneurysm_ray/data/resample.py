@@ -1,0 +1,183 @@
+"""Antialiased separable resampling of slices in space onto a regular grid, on their true positions.
+
+A series is a stack of parallel slices: `Frame` gives each slice's place along the slice normal and its shift within
+the slice plane, so uneven spacing and gantry tilt are ordinary input. Every slice is resampled within its plane with
+its own shift, then the results are blended along the normal with weights of the true positions: one pass, no second
+blur.
+
+The kernel is a triangle (linear interpolation) widened to the target's spacing where that is coarser than the source,
+which is what `torch.nn.functional.interpolate(antialias=True)` and Pillow do. Weights are sparse, so a pass costs its
+taps rather than a dense product, and no BLAS threads are involved: results are the same on every run.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import NDArray
+
+from aneurysm_ray.data.volume import Volume
+from aneurysm_ray.errors import SeriesError
+
+Positions = NDArray[np.float64]
+
+SHIFT_TOLERANCE_MM = 0.01
+"""Slices shifted within their plane by less than this share one set of weights."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A series' own axes: 0 along the slice normal, 1 along columns of pixels (rows change), 2 along rows of pixels.
+
+    Voxel (k, r, c) lies at (slices_mm[k], rows_mm[k] + r · pitch_mm[0], columns_mm[k] + c · pitch_mm[1]) on these axes,
+    whose origin is the patient's.
+    """
+
+    directions: NDArray[np.float64]
+    """(3, 3): unit vectors of axes 0, 1, 2 in patient (x, y, z)."""
+    slices_mm: Positions
+    """(Z,) increasing."""
+    rows_mm: Positions
+    """(Z,) position of each slice's first row; constant without tilt."""
+    columns_mm: Positions
+    """(Z,) position of each slice's first column."""
+    pitch_mm: tuple[float, float]
+    """Distance between rows and between columns."""
+
+    def edges_mm(self, shape: tuple[int, int, int]) -> NDArray[np.float64]:
+        """Return (3, 2): first and last edge of a volume of `shape` on each axis, half a voxel beyond the centres."""
+        gaps = np.diff(self.slices_mm)
+        return np.array(
+            [
+                [self.slices_mm[0] - gaps[0] / 2, self.slices_mm[-1] + gaps[-1] / 2],
+                [self.rows_mm.min() - self.pitch_mm[0] / 2, self.rows_mm.max() + (shape[1] - 0.5) * self.pitch_mm[0]],
+                [
+                    self.columns_mm.min() - self.pitch_mm[1] / 2,
+                    self.columns_mm.max() + (shape[2] - 0.5) * self.pitch_mm[1],
+                ],
+            ]
+        )
+
+
+def frame_of(volume: Volume) -> Frame:
+    """Return a volume's own axes. Raises SeriesError (`no_geometry`) when two slices lie at one position."""
+    row, column = volume.affine[:3, 1], volume.affine[:3, 2]
+    pitch = float(np.linalg.norm(row)), float(np.linalg.norm(column))
+    u = column / pitch[1]
+    v = row - (row @ u) * u
+    v /= np.linalg.norm(v)
+    normal = np.cross(u, v)
+    if (volume.origins_mm[-1] - volume.origins_mm[0]) @ normal < 0:
+        normal = -normal
+    slices = volume.origins_mm @ normal
+    if len(slices) < 2 or np.diff(slices).min() <= 0:
+        raise SeriesError("no_geometry", f"{volume.series_uid}: slices do not lie one after another along their normal")
+    return Frame(np.array([normal, v, u]), slices, volume.origins_mm @ v, volume.origins_mm @ u, pitch)
+
+
+def weights(source_mm: Positions, target_mm: Positions, spacing_mm: float) -> tuple[NDArray[np.intp], Positions]:
+    """Return for each target the indices of the samples it takes from increasing `source_mm`, and their weights.
+
+    A target between samples further apart than `spacing_mm` is interpolated linearly from its two neighbours; elsewhere
+    the triangle of half-width `spacing_mm` weighs every sample by the stretch of line it stands for. Rows sum to 1,
+    except those of targets more than half a step outside the samples: these are 0.
+    """
+    gaps = np.diff(source_mm)
+    below = np.clip(np.searchsorted(source_mm, target_mm, "right") - 1, 0, len(gaps) - 1)
+    gap = gaps[below]
+    stretch = np.empty_like(source_mm)
+    stretch[1:-1] = (source_mm[2:] - source_mm[:-2]) / 2
+    stretch[0], stretch[-1] = gaps[0], gaps[-1]
+    half = np.maximum(gap, spacing_mm)
+    linear = gap >= spacing_mm
+    first = np.where(linear, below, np.searchsorted(source_mm, target_mm - half, "right"))
+    last = np.where(linear, below + 2, np.searchsorted(source_mm, target_mm + half, "left"))
+    taps = first[:, None] + np.arange(max(1, int((last - first).max())))
+    used = taps < last[:, None]
+    taps = np.minimum(taps, len(source_mm) - 1)
+    value = np.maximum(1 - np.abs(source_mm[taps] - target_mm[:, None]) / half[:, None], 0) * used
+    value *= np.where(linear[:, None], 1, stretch[taps])
+    outside = (target_mm < source_mm[0] - gaps[0] / 2 - 1e-6) | (target_mm > source_mm[-1] + gaps[-1] / 2 + 1e-6)
+    total = value.sum(axis=1)
+    # A target within the half step beyond the last sample takes that sample.
+    value[:, 0] += (total == 0) & ~outside
+    value[outside] = 0
+    return taps, value / np.where(total == 0, 1, total)[:, None]
+
+
+def _matrix(source_mm: Positions, target_mm: Positions, spacing_mm: float) -> tuple[slice, scipy.sparse.csr_array]:
+    """Return the span of samples that any target uses, and the (targets, width) matrix of their weights.
+
+    The matrix is 8 columns wider than the span where that is a multiple of 64: transposing rows of so many floats runs
+    into few cache sets and takes six times as long (measured at 512).
+    """
+    taps, value = weights(source_mm, target_mm, spacing_mm)
+    used = taps[value > 0]
+    first, stop = (int(used.min()), int(used.max()) + 1) if used.size else (0, 1)
+    indices = np.clip(taps - first, 0, stop - first - 1).astype(np.int32).ravel()
+    indptr = np.arange(0, taps.size + 1, taps.shape[1], dtype=np.int32)
+    shape = (len(target_mm), stop - first + (8 if (stop - first) % 64 == 0 else 0))
+    return slice(first, stop), scipy.sparse.csr_array((value.astype(np.float32).ravel(), indices, indptr), shape=shape)
+
+
+class _PlaneAxis:
+    """The weights along one axis of the slice plane, kept while neighbouring slices share their shift."""
+
+    def __init__(self, count: int, pitch_mm: float, targets_mm: Positions, spacing_mm: float) -> None:
+        self.steps_mm: Positions = np.arange(count, dtype=np.float64) * pitch_mm
+        self.targets_mm, self.spacing_mm = targets_mm, spacing_mm
+        self.first_mm = np.inf
+
+    def at(self, first_mm: float) -> tuple[slice, scipy.sparse.csr_array]:
+        """Return the span of pixels used and their weights for a slice whose first pixel lies at `first_mm`."""
+        if abs(first_mm - self.first_mm) > SHIFT_TOLERANCE_MM:
+            self.first_mm = first_mm
+            self.span, self.matrix = _matrix(self.steps_mm, self.targets_mm - first_mm, self.spacing_mm)
+        return self.span, self.matrix
+
+
+def resample(
+    voxels: NDArray[np.int16] | NDArray[np.float32],
+    frame: Frame,
+    targets_mm: tuple[Positions, Positions, Positions],
+    spacing_mm: tuple[float, float, float],
+    *,
+    background: float = 0.0,
+    padding: int | None = None,
+) -> Iterator[NDArray[np.float32]]:
+    """Yield one float32 (Y, X) slice for each of `targets_mm[0]`, sampled at the increasing positions on the axes.
+
+    `spacing_mm` is the distance between targets along each axis. `padding` voxels count as `background`, and so does
+    everything outside the slices. A slice is valid until the next one is asked for; only the source slices that the
+    next ones need are kept.
+    """
+    taps, blend = weights(frame.slices_mm, targets_mm[0], spacing_mm[0])
+    last_use = np.full(len(voxels), -1)
+    for index in range(len(taps)):
+        last_use[taps[index, blend[index] > 0]] = index
+    row_axis = _PlaneAxis(voxels.shape[1], frame.pitch_mm[0], targets_mm[1], spacing_mm[1])
+    column_axis = _PlaneAxis(voxels.shape[2], frame.pitch_mm[1], targets_mm[2], spacing_mm[2])
+    slice_YX = np.zeros((0, 0), np.float32)
+    planes_XY: dict[int, NDArray[np.float32]] = {}
+    out_XY = np.empty((len(targets_mm[2]), len(targets_mm[1])), np.float32)
+    scaled_XY = np.empty_like(out_XY)
+    for index in range(len(taps)):
+        out_XY.fill(background)
+        for k, weight in zip(taps[index].tolist(), blend[index].astype(np.float32), strict=True):
+            if weight > 0 and k not in planes_XY:
+                rows, down = row_axis.at(frame.rows_mm[k])
+                columns, across = column_axis.at(frame.columns_mm[k])
+                pixels = voxels[k, rows, columns]
+                if slice_YX.shape != (down.shape[1], across.shape[1]):
+                    slice_YX = np.zeros((down.shape[1], across.shape[1]), np.float32)
+                inside_YX = slice_YX[: pixels.shape[0], : pixels.shape[1]]
+                # Less the background, so that what lies outside the slice is 0 and needs no weight.
+                np.subtract(pixels, np.float32(background), out=inside_YX, dtype=np.float32)
+                if padding is not None:
+                    inside_YX[pixels == padding] = 0
+                planes_XY[k] = across @ np.ascontiguousarray((down @ slice_YX).T)
+            if weight > 0:
+                out_XY += np.multiply(planes_XY[k], weight, out=scaled_XY)
+        planes_XY = {k: plane for k, plane in planes_XY.items() if last_use[k] > index}
+        yield out_XY.T
