@@ -1,0 +1,87 @@
+"""Connect to a Ray cluster, or start a quiet Ray of this machine's own for as long as a command runs."""
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+
+import ray
+
+from aneurysm_ray.errors import RequestError
+
+OBJECT_STORE_BYTES = 512 * 2**20
+"""Of a local Ray: only status rows and metrics pass through it, never voxels."""
+
+_LOCAL_DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # A token in the home directory guards clusters; a Ray that listens on the loopback for one command needs none.
+    "RAY_AUTH_MODE": "disabled",
+    # Ray's default is to repeat for ever a task that the memory monitor killed.
+    "RAY_task_oom_retries": "1",
+    # Without it every print of a Train worker appears twice.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
+
+
+@contextlib.contextmanager
+def connect(*, dashboard: bool = False) -> Iterator[None]:
+    """Join the cluster that RAY_ADDRESS names or that runs this job, else start a local Ray and stop it at the end.
+
+    A Ray that this process is connected to already is used as it is and left running. `dashboard` starts the dashboard
+    of a local Ray: Train nested in Tune asks it which workers died.
+    Raises RequestError when the named cluster does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS") or ("auto" if os.environ.get("RAY_JOB_ID") else None)
+    if address:
+        try:
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise RequestError(
+                f"no Ray cluster answers at {address} ({error}); start one with `ray start --head`, or unset "
+                "RAY_ADDRESS to use this machine alone"
+            ) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    # Ray's sockets lie below this folder and may have no more than 107 bytes in their paths.
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp" if len(tempfile.gettempdir()) > 20 else None)
+    missing = {name: value for name, value in _LOCAL_DEFAULTS.items() if name not in os.environ}
+    os.environ.update(missing)
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=dashboard,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=folder,
+        )
+        yield
+    finally:
+        ray.shutdown()
+        for name in missing:
+            os.environ.pop(name, None)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def resources() -> dict[str, float]:
+    """Return what the connected cluster has in all, such as CPU, GPU and memory (bytes)."""
+    return {name: float(amount) for name, amount in ray.cluster_resources().items()}
+
+
+def require(need: Mapping[str, float], what: str, cure: str) -> None:
+    """Raise RequestError when the cluster has less than `need` in all: Ray would wait for it without a word.
+
+    `what` is the subject of the sentence and `cure` its end: what would fit.
+    """
+    there = resources()
+    for name, amount in need.items():
+        if there.get(name, 0.0) < amount:
+            raise RequestError(f"{what} {amount:g} {name}; the cluster has {there.get(name, 0.0):g}. {cure}")
