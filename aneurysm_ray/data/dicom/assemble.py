@@ -1,0 +1,130 @@
+"""Decode the chosen frames of a series into one volume."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aneurysm_ray.data.dicom.files import same_bytes
+from aneurysm_ray.data.dicom.frames import Frame
+from aneurysm_ray.data.dicom.geometry import dropped_frame
+from aneurysm_ray.data.dicom.pixels import Extremes, OpenPixels, Words, open_pixels
+from aneurysm_ray.data.dicom.problems import BadFile, Dropped
+from aneurysm_ray.data.dicom.values import finish, fits_int16, is_integral, possible, scanned
+from aneurysm_ray.errors import SeriesError
+
+MAX_VOLUME_BYTES = 2 * 2**30
+"""Largest volume in memory: 4,000 slices of 512 x 512 in int16."""
+DOUBTFUL_HU = -300
+"""A CT whose smallest value is larger shows no air, so its values may be no Hounsfield units."""
+_SAMPLED_SLICES = 8
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """Slices whose pixels could be read, in order."""
+
+    frames: tuple[Frame, ...]
+    voxels: NDArray[np.int16] | NDArray[np.float32]
+    """(Z, Y, X)."""
+    padding: int | None
+    notes: frozenset[str]
+    dropped: tuple[Dropped, ...]
+
+
+def assemble(slots: Sequence[Sequence[Frame]], name: str) -> Assembled:
+    """Decode one frame for each slot, the first candidate that can be read; a slot without any is left out.
+
+    Voxels are int16 where every rescale is integral and every value fits, else float32.
+    Raises SeriesError `too_large` before any memory is taken.
+    """
+    frames = [frame for slot in slots for frame in slot]
+    integral = all(map(is_integral, frames))
+    rows, columns = slots[0][0].shape
+    size = len(slots) * rows * columns * (2 if integral else 4)
+    if size > MAX_VOLUME_BYTES:
+        raise SeriesError("too_large", f"{name}: {len(slots)} x {rows} x {columns} voxels take {size:,} bytes")
+    voxels = np.empty((len(slots), rows, columns), np.int16 if integral else np.float32)
+    scratch = None if integral else np.empty((rows, columns), np.int16)
+    in_turn = not integral or all(fits_int16(frame, possible(frame)) for frame in frames)
+
+    done: list[tuple[Frame, Extremes]] = []
+    dropped: list[Dropped] = []
+    paddings: list[int | None] = []
+    with _Files() as files:
+        for slot in slots:
+            words = voxels[len(done)] if scratch is None else scratch
+            read = files.read_first(slot, words, dropped)
+            if read is None:
+                continue
+            if in_turn:
+                paddings.append(finish(read[0], words, voxels[len(done)]))
+            done.append(read)
+    voxels = voxels[: len(done)]
+    wide = False
+    if not in_turn:
+        wide = not all(
+            fits_int16(frame, found) or fits_int16(frame, scanned(frame, words, found))
+            for (frame, found), words in zip(done, voxels, strict=True)
+        )
+        words_of = voxels
+        if wide:
+            voxels = np.empty(voxels.shape, np.float32)
+        paddings = [finish(frame, words, out) for (frame, _), words, out in zip(done, words_of, voxels, strict=True)]
+    chosen = tuple(frame for frame, _ in done)
+    notes = {drop.code for drop in dropped} | set(_value_notes(chosen, voxels))
+    padding = next((value for value in paddings if value is not None), None)
+    flags = {
+        "wide_range": wide,
+        "padding": padding is not None,
+        "masked_bits": any(found.masked for _, found in done),
+    }
+    return Assembled(
+        chosen, voxels, padding, frozenset(notes | {code for code, on in flags.items() if on}), tuple(dropped)
+    )
+
+
+def _value_notes(frames: Sequence[Frame], voxels: NDArray[np.int16] | NDArray[np.float32]) -> Iterator[str]:
+    if len({(frame.slope, frame.intercept) for frame in frames}) > 1:
+        yield "rescale_varies"
+    if frames and frames[0].modality == "CT" and frames[0].stored.lut is None:
+        some = voxels[:: max(1, len(voxels) // _SAMPLED_SLICES)]
+        if min(int(image.min()) for image in some) > DOUBTFUL_HU:
+            yield "hu_doubtful"
+
+
+class _Files(ExitStack):
+    """The file that is open for its pixels: frames of one file mostly follow each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._open: tuple[object, OpenPixels] | None = None
+
+    def read_first(self, slot: Sequence[Frame], words: Words, dropped: list[Dropped]) -> tuple[Frame, Extremes] | None:
+        """Read the first candidate that can be read; every other one is dropped with its reason."""
+        read: tuple[Frame, Extremes] | None = None
+        for frame in slot:
+            if read is None:
+                try:
+                    read = frame, self._pixels(frame).read(frame.index, words)
+                except BadFile as problem:
+                    dropped.append(dropped_frame(frame, problem.code, str(problem)))
+            elif same_bytes(read[0].stored.path, frame.stored.path):
+                dropped.append(dropped_frame(frame, "duplicate_files", f"equals {_name(read[0])}"))
+            else:
+                dropped.append(dropped_frame(frame, "duplicate_positions", f"stands where {_name(read[0])} does"))
+        return read
+
+    def _pixels(self, frame: Frame) -> OpenPixels:
+        if self._open is None or self._open[0] is not frame.stored:
+            self.close()
+            self._open = None
+            self._open = frame.stored, self.enter_context(open_pixels(frame.stored))
+        return self._open[1]
+
+
+def _name(frame: Frame) -> str:
+    return Path(frame.stored.path).name

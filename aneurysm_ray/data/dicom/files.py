@@ -1,0 +1,94 @@
+"""Files of a series, listed and opened so that nothing outside the folder is read and nothing blocks."""
+
+import filecmp
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from aneurysm_ray.data.dicom.problems import BadFile
+from aneurysm_ray.errors import SeriesError
+
+MAX_FILES = 20_000
+"""Files a series may have; the largest of the competition has about 2,000."""
+MAX_DEPTH = 8
+"""Folders below the series' own that are searched."""
+
+
+def list_files(folder: Path) -> list[str]:
+    """Return the regular files below a folder, sorted by path.
+
+    Links to folders are never followed; links to files only where they end in a regular file below the same folder.
+    Raises SeriesError `vanished` where the folder does not exist, `no_files` where nothing is left, `too_large` above
+    MAX_FILES files.
+    """
+    if not folder.is_dir():
+        raise SeriesError("vanished", f"{folder}: there is no such folder")
+    found: list[str] = []
+    waiting = [(str(folder), 0)]
+    while waiting:
+        current, depth = waiting.pop()
+        try:
+            entries = list(os.scandir(current))
+        except OSError as error:
+            raise SeriesError("vanished", f"{current}: cannot be listed: {error.strerror}") from error
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False) or (entry.is_symlink() and _ends_inside(entry.path, folder)):
+                found.append(entry.path)
+            elif entry.is_dir(follow_symlinks=False) and depth < MAX_DEPTH:
+                waiting.append((entry.path, depth + 1))
+        if len(found) > MAX_FILES:
+            raise SeriesError("too_large", f"{folder}: more than {MAX_FILES:,} files; one series was expected")
+    if not found:
+        raise SeriesError("no_files", f"{folder}: holds no regular file")
+    return sorted(found)
+
+
+def sizes_of(files: Sequence[str]) -> int:
+    """Return the bytes of all files together; one that has vanished counts nothing."""
+    total = 0
+    for file in files:
+        with suppress(OSError):
+            total += os.stat(file).st_size
+    return total
+
+
+def _ends_inside(link: str, folder: Path) -> bool:
+    target = os.path.realpath(link)
+    return target.startswith(os.path.realpath(folder) + os.sep) and os.path.isfile(target)
+
+
+@contextmanager
+def open_regular(path: str) -> Iterator[tuple[int, int]]:
+    """Open a file and yield (descriptor, size in bytes); raises BadFile for no regular file, never blocks on one."""
+    try:
+        # O_NONBLOCK: a FIFO that took the file's place since the listing must not hang the reader.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise BadFile("vanished", f"cannot be opened: {error.strerror}") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise BadFile("junk_files", "is no regular file")
+        yield descriptor, status.st_size
+    finally:
+        os.close(descriptor)
+
+
+def read_at(source: int | bytes, offset: int, count: int) -> bytes:
+    """Return `count` bytes at `offset` of an open file or a buffer; BadFile where they are not all there."""
+    data = source[offset : offset + count] if isinstance(source, bytes) else os.pread(source, count, offset)
+    if len(data) != count:
+        raise BadFile(
+            "unreadable_files", f"is truncated: {count:,} bytes are wanted at {offset:,}, {len(data):,} are there"
+        )
+    return data
+
+
+def same_bytes(one: str, other: str) -> bool:
+    """Whether two files hold the same bytes; a file does not repeat itself."""
+    try:
+        return one != other and filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False

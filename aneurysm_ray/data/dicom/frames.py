@@ -1,0 +1,367 @@
+"""A file's header as frames: one image in space each, with everything needed to place, choose and decode it."""
+
+import math
+import re
+import struct
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aneurysm_ray.data.dicom import elements as tags
+from aneurysm_ray.data.dicom.codecs import CODECS, NATIVE
+from aneurysm_ray.data.dicom.elements import UNDEFINED
+from aneurysm_ray.data.dicom.header import RawHeader
+from aneurysm_ray.data.dicom.problems import BadFile
+
+SPACING_LIMITS_MM = (0.01, 50.0)
+"""Pixel and slice spacings outside are taken for damage."""
+MAX_COORDINATE_MM = 1e5
+"""Positions farther from the origin are taken for damage."""
+MAX_PIXELS = 2**28
+"""Rows x columns of one frame above this are absurd."""
+_MODALITY_OF_CLASS = {
+    "1.2.840.10008.5.1.4.1.1.2": "CT",
+    "1.2.840.10008.5.1.4.1.1.2.1": "CT",
+    "1.2.840.10008.5.1.4.1.1.4": "MR",
+    "1.2.840.10008.5.1.4.1.1.4.1": "MR",
+}
+_SAFE_UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+Vector: TypeAlias = tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """How and where the pixels of a file are stored."""
+
+    path: str
+    body: bytes | None
+    """The inflated file where the pixels are in memory already."""
+    syntax: str
+    little_endian: bool
+    words: bool
+    """Pixel Data has VR OW: bytes of a big-endian file are swapped in pairs even for 8-bit pixels."""
+    offset: int
+    length: int | None
+    """Bytes of Pixel Data; None where encapsulated."""
+    size: int
+    rows: int
+    columns: int
+    frames: int
+    bits_allocated: int
+    bits_stored: int
+    high_bit: int
+    signed: bool
+    padding: tuple[int, int] | None
+    """Smallest and largest stored value that mean: outside the scanned field."""
+    inverted: bool
+    lut: tuple[int, NDArray[np.int64]] | None = None
+    """Modality LUT: first stored value mapped, and the entries."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One image in space."""
+
+    stored: Stored
+    index: int
+    """Frame of the file, from 0."""
+    series_uid: str
+    sop_uid: str
+    modality: str
+    patient_id: str
+    kind: tuple[str, ...]
+    """Image Type (0008,0008), or Frame Type of a multi-frame file."""
+    position_mm: Vector | None
+    orientation: Vector | None
+    """Direction cosines of a row and of a column, six numbers, orthonormal."""
+    spacing_mm: Vector
+    """Between rows and between columns: (y, x)."""
+    slice_location_mm: float | None
+    slope: float
+    intercept: float
+    acquisition: int
+    instance: int
+    temporal: int
+    echo_ms: float
+    b_value: float
+    notes: tuple[str, ...]
+    """Keys of QUALITY that hold for this frame."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.stored.rows, self.stored.columns
+
+
+def describe_pixels(path: str, raw: RawHeader, notes: list[str]) -> Stored:
+    """Return how a file's pixels are stored; raises BadFile for no greyscale slice or missing pixels."""
+    values, order = raw.values, "<" if raw.little_endian else ">"
+    samples = short(values, tags.SAMPLES_PER_PIXEL, order, 1)
+    photometric = text(values, tags.PHOTOMETRIC).upper() or "MONOCHROME2"
+    if samples != 1 or not photometric.startswith("MONOCHROME"):
+        raise BadFile("colour", f"has {samples} samples a pixel, {photometric}")
+    rows, columns = short(values, tags.ROWS, order, 0), short(values, tags.COLUMNS, order, 0)
+    if rows < 1 or columns < 1 or rows * columns > MAX_PIXELS:
+        raise BadFile("no_images", f"has {rows} rows and {columns} columns")
+    allocated = short(values, tags.BITS_ALLOCATED, order, 0)
+    bits = short(values, tags.BITS_STORED, order, allocated)
+    high_bit = short(values, tags.HIGH_BIT, order, bits - 1)
+    if allocated not in (8, 16) or not 1 <= bits <= allocated or not bits - 1 <= high_bit < allocated:
+        raise BadFile("unsupported", f"has {bits} bits stored, high bit {high_bit}, in {allocated} allocated")
+    if raw.syntax not in CODECS and raw.syntax not in NATIVE:
+        raise BadFile("unsupported", f"has transfer syntax {raw.syntax!r}")
+    encapsulated = raw.syntax in CODECS
+    frames = _frame_count(raw, rows * columns * allocated // 8, notes)
+    _check_length(raw, rows * columns * allocated // 8 * frames, frames, encapsulated)
+    signed = short(values, tags.PIXEL_REPRESENTATION, order, 0) == 1
+    if photometric == "MONOCHROME1":
+        notes.append("monochrome1")
+    inverted = text(values, tags.PRESENTATION_LUT_SHAPE).upper() == "INVERSE"
+    if inverted:
+        notes.append("inverted")
+    return Stored(
+        path=path,
+        body=raw.body,
+        syntax=raw.syntax,
+        little_endian=raw.little_endian,
+        words=raw.pixel_vr == b"OW" or raw.pixel_vr == b"",
+        offset=raw.pixel_offset,
+        length=None if encapsulated else raw.pixel_length,
+        size=raw.size,
+        rows=rows,
+        columns=columns,
+        frames=frames,
+        bits_allocated=allocated,
+        bits_stored=bits,
+        high_bit=high_bit,
+        signed=signed,
+        padding=_padding(values, order, allocated, signed),
+        inverted=inverted,
+        lut=_modality_lut(raw, signed, notes),
+    )
+
+
+def _frame_count(raw: RawHeader, frame_bytes: int, notes: list[str]) -> int:
+    """Return Number of Frames, or what the functional groups or the pixel data's length imply where it is missing."""
+    declared = text(raw.values, tags.NUMBER_OF_FRAMES)
+    if declared:
+        frames = int(number(declared, "Number of Frames"))
+        if frames < 1:
+            raise BadFile("no_images", f"has Number of Frames {declared!r}")
+        return frames
+    implied = 1
+    if raw.dataset is not None and tags.PER_FRAME_GROUPS in raw.dataset:
+        implied = len(raw.dataset[tags.PER_FRAME_GROUPS].value)
+    elif raw.syntax not in CODECS and raw.pixel_length % frame_bytes == 0:
+        implied = raw.pixel_length // frame_bytes
+    if implied > 1:
+        notes.append("frames_assumed")
+    return max(implied, 1)
+
+
+def _check_length(raw: RawHeader, expected: int, frames: int, encapsulated: bool) -> None:
+    """Refuse pixel data that the file cannot hold, before any memory is taken for it."""
+    available = raw.size - raw.pixel_offset
+    if encapsulated:
+        # The smallest fragment is an 8-byte item; codecs of slices do not compress a pixel below a 1000th of a byte.
+        if frames > available // 8 or expected > available * 10_000:
+            raise BadFile("unreadable_pixels", f"claims {frames:,} frames in {available:,} bytes")
+    elif raw.pixel_length == UNDEFINED or raw.pixel_length > available:
+        raise BadFile(
+            "unreadable_pixels",
+            f"is truncated: Pixel Data is {raw.pixel_length:,} bytes long, {max(available, 0):,} are there",
+        )
+    elif expected > raw.pixel_length:
+        raise BadFile("unreadable_pixels", f"has {raw.pixel_length:,} bytes of Pixel Data, {expected:,} are needed")
+
+
+def _padding(values: dict[int, bytes], order: str, allocated: int, signed: bool) -> tuple[int, int] | None:
+    """Return the range of padding (PS3.3 C.7.5.1.1.2), with the sign of the pixels whatever the element's VR says."""
+    if len(values.get(tags.PADDING_VALUE, b"")) < 2:
+        return None
+    code = f"{order}{'h' if signed else 'H'}"
+    ends = [
+        struct.unpack_from(code, values[tag])[0]
+        for tag in (tags.PADDING_VALUE, tags.PADDING_LIMIT)
+        if len(values.get(tag, b"")) >= 2
+    ]
+    return min(ends), max(ends)
+
+
+def _modality_lut(raw: RawHeader, signed: bool, notes: list[str]) -> tuple[int, NDArray[np.int64]] | None:
+    """Return the Modality LUT (PS3.3 C.11.1.1.1) as first mapped value and entries."""
+    if raw.dataset is None or tags.MODALITY_LUT not in raw.dataset or not raw.dataset[tags.MODALITY_LUT].value:
+        return None
+    item = raw.dataset[tags.MODALITY_LUT].value[0]
+    count, first, bits = (int(value) for value in item.LUTDescriptor)
+    data = item.LUTData
+    if isinstance(data, bytes):
+        kind = f"{'<' if raw.little_endian else '>'}u2"
+        entries = np.frombuffer(data, np.uint8 if bits == 8 and len(data) < 2 * (count or 65536) else kind)
+    else:
+        entries = np.asarray(data)
+    if signed and first > 0x7FFF:
+        first -= 0x1_0000
+    if len(entries) < 1:
+        raise BadFile("unreadable_pixels", "has an empty Modality LUT")
+    notes.append("modality_lut")
+    return first, entries.astype(np.int64)
+
+
+def image_type(raw: RawHeader) -> tuple[str, ...]:
+    """Return Image Type in capitals; raises BadFile for a mosaic, whose slices have no places of their own."""
+    kind = tuple(part.strip() for part in text(raw.values, tags.IMAGE_TYPE).upper().split("\\"))
+    if "MOSAIC" in kind:
+        raise BadFile("unsupported", "is a mosaic of slices (Image Type MOSAIC)")
+    return kind
+
+
+def describe_frame(stored: Stored, raw: RawHeader, kind: tuple[str, ...], notes: list[str], grouped: bool) -> Frame:
+    """Return the frame that a file's top level describes; raises BadFile for numbers that cannot be.
+
+    Where functional groups follow (`grouped`), pixel spacing and rescale may be left to them.
+    """
+    values = raw.values
+    slope, intercept, rescaled = _rescale(values)
+    modality = text(values, tags.MODALITY).upper() or _MODALITY_OF_CLASS.get(text(values, tags.SOP_CLASS_UID), "")
+    if modality == "CT" and not rescaled and not grouped and stored.lut is None:
+        notes.append("rescale_assumed")
+    orientation = vector(values, tags.IMAGE_ORIENTATION, 6)
+    position = vector(values, tags.IMAGE_POSITION, 3)
+    location = text(values, tags.SLICE_LOCATION)
+    spacing = vector(values, tags.PIXEL_SPACING, 2)
+    return Frame(
+        stored=stored,
+        index=0,
+        series_uid=uid(values, tags.SERIES_INSTANCE_UID),
+        sop_uid=uid(values, tags.SOP_INSTANCE_UID),
+        modality=modality,
+        patient_id=text(values, tags.PATIENT_ID),
+        kind=kind,
+        position_mm=None if position is None else checked_position(position),
+        orientation=None if orientation is None else orthonormal(orientation, notes),
+        spacing_mm=(spacing or ()) if grouped else checked_spacing(spacing),
+        slice_location_mm=number(location, "Slice Location") if location else None,
+        slope=slope,
+        intercept=intercept,
+        acquisition=_integer(values, tags.ACQUISITION_NUMBER),
+        instance=_integer(values, tags.INSTANCE_NUMBER),
+        temporal=_integer(values, tags.TEMPORAL_POSITION),
+        echo_ms=_decimal(values, tags.ECHO_TIME),
+        b_value=0.0,
+        notes=tuple(notes),
+    )
+
+
+def _rescale(values: dict[int, bytes]) -> tuple[float, float, bool]:
+    slope, intercept = text(values, tags.RESCALE_SLOPE), text(values, tags.RESCALE_INTERCEPT)
+    factor = number(slope, "Rescale Slope") if slope else 1.0
+    return checked_slope(factor), number(intercept, "Rescale Intercept") if intercept else 0.0, bool(slope or intercept)
+
+
+def checked_slope(slope: float) -> float:
+    """Return a Rescale Slope that keeps the image; raises BadFile for 0, which would wipe it out."""
+    if slope == 0:
+        raise BadFile("unreadable_pixels", "has Rescale Slope 0")
+    return slope
+
+
+def checked_spacing(spacing: Vector | None) -> Vector:
+    """Return a pixel spacing (y, x) in mm that can be true; raises BadFile."""
+    if spacing is None:
+        raise BadFile("no_geometry", "has no Pixel Spacing")
+    if not all(SPACING_LIMITS_MM[0] <= value <= SPACING_LIMITS_MM[1] for value in spacing):
+        raise BadFile("no_geometry", f"has Pixel Spacing {spacing[0]:g} x {spacing[1]:g} mm")
+    return spacing
+
+
+def checked_position(position: Vector) -> Vector:
+    """Return a position in mm that can be true; raises BadFile."""
+    if any(abs(value) > MAX_COORDINATE_MM for value in position):
+        raise BadFile("no_geometry", f"has Image Position (Patient) {position}")
+    return position
+
+
+ORTHONORMAL_TOLERANCE = 1e-3
+"""Direction cosines off by more are repaired with a note: 0.1 mm at the edge of a 200 mm image."""
+
+
+def orthonormal(cosines: Vector, notes: list[str]) -> Vector:
+    """Return direction cosines made orthonormal, noting a visible repair; raises BadFile where they span no plane."""
+    row, column = np.array(cosines[:3]), np.array(cosines[3:])
+    lengths = float(np.linalg.norm(row)), float(np.linalg.norm(column))
+    if min(lengths) < 0.5 or max(lengths) > 2 or abs(float(row @ column)) > 0.5 * lengths[0] * lengths[1]:
+        raise BadFile("no_geometry", f"has Image Orientation (Patient) {cosines}")
+    row = row / lengths[0]
+    square = column - row * (row @ column)
+    square = square / np.linalg.norm(square)
+    repaired = (*row.tolist(), *square.tolist())
+    if max(abs(a - b) for a, b in zip(repaired, cosines, strict=True)) > ORTHONORMAL_TOLERANCE:
+        notes.append("orientation_repaired")
+    return repaired
+
+
+def text(values: dict[int, bytes], tag: int) -> str:
+    """Return an element as text without padding; empty where absent."""
+    value = values.get(tag)
+    return value.decode("latin-1").strip("\0 ") if value else ""
+
+
+def uid(values: dict[int, bytes], tag: int) -> str:
+    """Return a UID that may stand in a path, empty where absent; raises BadFile for any other."""
+    value = text(values, tag)
+    if value and not _SAFE_UID.fullmatch(value):
+        raise BadFile("unsafe_path", f"has the UID {value[:80]!r}")
+    return value
+
+
+def number(value: str, name: str) -> float:
+    """Return a decimal string as a finite number; raises BadFile."""
+    try:
+        result = float(value)
+    except ValueError:
+        result = math.nan
+    if not math.isfinite(result):
+        raise BadFile("no_geometry", f"has {name} {value[:40]!r}")
+    return result
+
+
+def vector(values: dict[int, bytes], tag: int, count: int) -> Vector | None:
+    """Return `count` decimal strings as numbers, None where absent; raises BadFile for any other count."""
+    value = text(values, tag)
+    if not value:
+        return None
+    parts = value.split("\\")
+    if len(parts) != count:
+        raise BadFile(
+            "no_geometry", f"has {len(parts)} values in ({tag >> 16:04x},{tag & 0xFFFF:04x}), {count} are right"
+        )
+    return tuple(number(part, f"({tag >> 16:04x},{tag & 0xFFFF:04x})") for part in parts)
+
+
+def short(values: dict[int, bytes], tag: int, order: str, absent: int) -> int:
+    """Return an unsigned short, or `absent`."""
+    value = values.get(tag)
+    if value is None or len(value) < 2:
+        return absent
+    result: int = struct.unpack_from(f"{order}H", value)[0]
+    return result
+
+
+def _integer(values: dict[int, bytes], tag: int) -> int:
+    """Return an integer string, -1 where absent or damaged: it only ever breaks ties."""
+    try:
+        return int(text(values, tag) or -1)
+    except ValueError:
+        return -1
+
+
+def _decimal(values: dict[int, bytes], tag: int) -> float:
+    """Return a decimal string, 0 where absent or damaged: it only ever tells images apart."""
+    try:
+        result = float(text(values, tag) or 0)
+    except ValueError:
+        return 0.0
+    return result if math.isfinite(result) else 0.0

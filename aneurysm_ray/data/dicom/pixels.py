@@ -1,0 +1,113 @@
+"""Stored pixel values of a file's frames, read or decoded straight into their place in the volume."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aneurysm_ray.data.dicom.codecs import CODECS, decode_frame, split_frames
+from aneurysm_ray.data.dicom.files import open_regular, read_at
+from aneurysm_ray.data.dicom.frames import Stored
+from aneurysm_ray.data.dicom.problems import BadFile
+
+Words = NDArray[np.int16]
+Source = int | bytes
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """Smallest and largest stored value."""
+
+    smallest: int
+    largest: int
+    masked: bool = False
+    """Bits above Bits Stored were set."""
+
+
+class OpenPixels:
+    """The pixels of one file, open for reading frame after frame; compressed frames are split once."""
+
+    def __init__(self, stored: Stored, source: Source) -> None:
+        self._stored = stored
+        self._source = source
+        self._compressed: list[bytes] | None = None
+
+    def read(self, index: int, out: Words) -> Extremes:
+        """Fill `out` (rows, columns) with a frame's stored values as 16-bit two's complement; raises BadFile.
+
+        Unsigned values above 32767 appear as their bit pattern; the result has the true extremes.
+        """
+        if self._stored.syntax in CODECS:
+            self._read_compressed(index, out)
+        else:
+            _read_native(self._stored, self._source, index, out)
+        return _settle_bits(self._stored, out)
+
+    def _read_compressed(self, index: int, out: Words) -> None:
+        stored = self._stored
+        if self._compressed is None:
+            value = read_at(self._source, stored.offset, stored.size - stored.offset)
+            self._compressed = split_frames(value, stored.frames)
+        if index >= len(self._compressed):
+            raise BadFile("unreadable_pixels", f"has {len(self._compressed)} compressed frames of {stored.frames}")
+        data = self._compressed[index]
+        pixels = decode_frame(stored.syntax, data, stored.rows, stored.columns, stored.bits_allocated)
+        out[:] = pixels.view(np.int16) if pixels.dtype.itemsize == 2 else pixels
+
+
+@contextmanager
+def open_pixels(stored: Stored) -> Iterator[OpenPixels]:
+    """Open a file's pixels; raises BadFile where the file is not what its header was read from."""
+    if stored.body is not None:
+        yield OpenPixels(stored, stored.body)
+        return
+    with open_regular(stored.path) as (descriptor, size):
+        if size != stored.size:
+            raise BadFile("vanished", "changed while it was read")
+        yield OpenPixels(stored, descriptor)
+
+
+def _read_native(stored: Stored, source: Source, index: int, out: Words) -> None:
+    count = stored.rows * stored.columns * stored.bits_allocated // 8
+    offset = stored.offset + index * count
+    if stored.bits_allocated == 16:
+        if isinstance(source, bytes):
+            out[:] = np.frombuffer(source, np.int16, out.size, offset).reshape(out.shape)
+        elif os.preadv(source, [out.data.cast("B")], offset) != count:
+            raise BadFile("unreadable_pixels", "is truncated within its pixels")
+        if not stored.little_endian:
+            out.byteswap(inplace=True)
+    elif stored.little_endian or not stored.words:
+        out[:] = np.frombuffer(read_at(source, offset, count), np.uint8).reshape(out.shape)
+    else:  # PS3.5 A.3: bytes of a big-endian OW are swapped in pairs, counted from the start of Pixel Data
+        start = offset - index * count % 2
+        pairs = np.frombuffer(read_at(source, start, (count + 3) // 2 * 2), np.uint16).byteswap()
+        out[:] = pairs.view(np.uint8)[offset - start : offset - start + count].reshape(out.shape)
+
+
+def _settle_bits(stored: Stored, out: Words) -> Extremes:
+    """Bring words to their stored value: shifted to High Bit, cleared above Bits Stored, sign-extended."""
+    bits, unsigned = stored.bits_stored, out.view(np.uint16)
+    shift = stored.high_bit + 1 - bits if stored.syntax not in CODECS else 0
+    if shift:
+        np.right_shift(unsigned, shift, out=unsigned)
+    masked = False
+    if not stored.signed:
+        largest = int(unsigned.max())
+        if largest >> bits:
+            masked = True
+            np.bitwise_and(unsigned, (1 << bits) - 1, out=unsigned)
+            largest = int(unsigned.max())
+        smallest = int(unsigned.min()) if bits == 16 else 0
+    else:
+        smallest, largest, limit = int(out.min()), int(out.max()), 1 << (bits - 1)
+        if smallest < -limit or largest >= limit:
+            # Sign bits that a codec or writer left clear look like this as well, so it is no note on their own.
+            masked = bool((unsigned >> bits).any() and largest >= 2 * limit)
+            np.left_shift(out, 16 - bits, out=out)
+            np.right_shift(out, 16 - bits, out=out)
+            smallest, largest = int(out.min()), int(out.max())
+    return Extremes(smallest, largest, masked)

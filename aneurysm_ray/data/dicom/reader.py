@@ -1,0 +1,122 @@
+"""Read one series of DICOM files into a volume."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from aneurysm_ray.data.dicom.assemble import Assembled, assemble
+from aneurysm_ray.data.dicom.files import open_regular
+from aneurysm_ray.data.dicom.frames import Frame, describe_frame, describe_pixels, image_type
+from aneurysm_ray.data.dicom.geometry import choose, place
+from aneurysm_ray.data.dicom.header import RawHeader, read_header
+from aneurysm_ray.data.dicom.multiframe import grouped_frames, has_groups, stacked_frames
+from aneurysm_ray.data.dicom.problems import BadFile, Dropped, quality_code, refuse
+from aneurysm_ray.data.dicom.quality import QUALITY
+from aneurysm_ray.data.dicom.sources import open_source
+from aneurysm_ray.data.volume import Volume
+from aneurysm_ray.errors import SeriesError
+
+
+def read_series(path: Path) -> Volume:
+    """Read one CT or MR series - a folder of DICOM files, one file, or a .zip or .tar of them - into a volume.
+
+    Voxels are Hounsfield units for CT and rescaled values for MR: int16, or float32 where a rescale is not integral or
+    a value does not fit. Slices are ordered by Image Position (Patient) projected on the slice normal (PS3.3
+    C.7.6.2.1.1), never by file name or Instance Number.
+
+    Only what was scanned is in the volume: missing slices are not made up, uneven and tilted ones are not moved;
+    `origins_mm` has the true position of each slice and resampling uses it. Padding voxels are set to background,
+    -1024 HU in CT and else 0, and `padding` records the value they had. MONOCHROME1 concerns display (PS3.3
+    C.7.6.3.1.2) and leaves the values alone; stored values are inverted only where Presentation LUT Shape says INVERSE.
+    Where a folder holds more than one volume, `geometry.choose` picks one. `quality` has a code of `QUALITY` for
+    everything repaired, assumed or left out, and `dropped` what was left out, file by file.
+
+    Raises SeriesError where no volume of two slices or more comes of it; its reason is the commonest defect.
+    """
+    try:
+        with open_source(path) as source:
+            frames, dropped = read_all(source.files)
+            return volume_of(path, frames, dropped)
+    except MemoryError as error:
+        raise SeriesError("memory", f"{path}: takes more memory than there is") from error
+
+
+def read_all(files: Sequence[str]) -> tuple[list[Frame], list[Dropped]]:
+    """Return the frames of all files, and the files that have none with the reason why."""
+    frames: list[Frame] = []
+    dropped: list[Dropped] = []
+    for file in files:
+        try:
+            with open_regular(file) as (descriptor, size):
+                raw = read_header(descriptor, size)
+            frames += frames_of(file, raw)
+        except BadFile as problem:
+            dropped.append(Dropped(file, problem.code, str(problem)))
+        except (MemoryError, RecursionError) as error:
+            dropped.append(Dropped(file, "unreadable_files", f"cannot be parsed: {type(error).__name__}"))
+    return frames, dropped
+
+
+def frames_of(path: str, raw: RawHeader) -> list[Frame]:
+    """Return the frames that a header describes; raises BadFile for what is no greyscale image in space."""
+    notes = ["no_preamble"] if raw.bare else []
+    kind = image_type(raw)
+    stored = describe_pixels(path, raw, notes)
+    whole = describe_frame(stored, raw, kind, notes, grouped=has_groups(raw))
+    if has_groups(raw):
+        return grouped_frames(whole, raw)
+    return [whole] if stored.frames == 1 else stacked_frames(whole, raw)
+
+
+def volume_of(path: Path, frames: list[Frame], dropped: list[Dropped]) -> Volume:
+    """Choose, decode and place the frames of one volume; raises SeriesError."""
+    while True:
+        stack = choose(frames)
+        missing = [*dropped, *stack.dropped]
+        if not stack.slots:
+            raise refuse(path, missing)
+        if len(stack.slots) == 1 and not dropped:
+            raise _single(path, stack.slots[0])
+        decoded = assemble(stack.slots, str(path))
+        missing += decoded.dropped
+        if len(decoded.frames) >= 2:
+            return _volume(path, decoded, missing)
+        # Nearly nothing of this stack can be read: try what is left of the series without it.
+        tried = {id(frame) for slot in stack.slots for frame in slot}
+        rest = [frame for frame in frames if id(frame) not in tried]
+        if len(rest) == len(frames) or not rest:
+            raise _single(path, stack.slots[0]) if decoded.frames else refuse(path, missing)
+        frames, dropped = rest, [*dropped, *decoded.dropped]
+
+
+def _single(path: Path, slot: Sequence[Frame]) -> SeriesError:
+    if len(slot) > 1:
+        return SeriesError(
+            "single_slice", f"{path}: all {len(slot)} images lie at one position, {slot[0].position_mm} mm"
+        )
+    return SeriesError(
+        "single_slice", f"{path}: {Path(slot[0].stored.path).name} is the only slice; a volume needs two"
+    )
+
+
+def _volume(path: Path, decoded: Assembled, dropped: list[Dropped]) -> Volume:
+    placement = place(list(decoded.frames))
+    first = decoded.frames[0]
+    notes = {note for frame in decoded.frames for note in frame.notes}
+    notes |= decoded.notes | set(placement.notes) | {quality_code(drop.code) for drop in dropped}
+    instances = tuple((frame.sop_uid, frame.index) for frame in decoded.frames)
+    if len(set(instances)) < len(instances):
+        notes.add("repeated_instance_uids")
+    if not first.series_uid:
+        notes.add("series_uid_assumed")
+    return Volume(
+        voxels=decoded.voxels,
+        affine=placement.affine,
+        origins_mm=placement.origins_mm,
+        modality=first.modality,
+        series_uid=first.series_uid or path.name,
+        patient_id=first.patient_id,
+        quality=tuple(code for code in QUALITY if code in {quality_code(note) for note in notes}),
+        instances=instances,
+        padding=decoded.padding,
+        dropped=tuple((Path(drop.file).name, drop.message) for drop in dropped),
+    )
