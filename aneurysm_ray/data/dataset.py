@@ -29,6 +29,23 @@ LOCALIZER_COLUMNS: tuple[str, ...] = ("SeriesInstanceUID", "SOPInstanceUID", "co
 MODALITIES: tuple[str, ...] = ("CTA", "MRA", "MRI T2", "MRI T1post")
 """The four words of the Modality column; DICOM's own Modality knows only CT and MR."""
 
+SEGMENTATION_VALUES: dict[str, int] = {
+    "Other Posterior Circulation": 1,
+    "Basilar Tip": 2,
+    "Right Posterior Communicating Artery": 3,
+    "Left Posterior Communicating Artery": 4,
+    "Right Infraclinoid Internal Carotid Artery": 5,
+    "Left Infraclinoid Internal Carotid Artery": 6,
+    "Right Supraclinoid Internal Carotid Artery": 7,
+    "Left Supraclinoid Internal Carotid Artery": 8,
+    "Right Middle Cerebral Artery": 9,
+    "Left Middle Cerebral Artery": 10,
+    "Right Anterior Cerebral Artery": 11,
+    "Left Anterior Cerebral Artery": 12,
+    "Anterior Communicating Artery": 13,
+}
+"""Value of each location's vessel in a mask."""
+
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _NUMBER_OF_FRAMES = 0x00280008
 

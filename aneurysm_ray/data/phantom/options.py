@@ -1,0 +1,135 @@
+"""What a synthetic data set is made of, and the plan of each of its series."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aneurysm_ray.data.dataset import MODALITIES
+from aneurysm_ray.errors import RequestError, did_you_mean
+
+# Series per modality in the competition's data.
+_MODALITY_WEIGHT = {"CTA": 1808, "MRA": 1252, "MRI T2": 983, "MRI T1post": 305}
+_SHORT = {"T2": "MRI T2", "T1POST": "MRI T1post"}
+# Positive series with one, two, three and four aneurysms.
+_LESION_COUNTS = np.array([1615, 202, 38, 9]) / 1864
+
+
+@dataclass(frozen=True)
+class PhantomOptions:
+    """A synthetic data set; equal options give equal bytes, whatever the number of workers."""
+
+    count: int = 12
+    """Number of series, one patient each."""
+    seed: int = 0
+    modalities: tuple[str, ...] = MODALITIES
+    """Modalities to draw from, mixed as in the competition's data; T2 and T1post are understood too."""
+    positive_fraction: float = 0.43
+    """Share of the series of every modality that have an aneurysm."""
+    min_mm: float = 2.0
+    """Smallest longest diameter of an aneurysm."""
+    max_mm: float = 20.0
+    """Largest longest diameter of an aneurysm."""
+    spacing_mm: float | None = None
+    """Voxel spacing in all directions (T2 and T1post keep thick slices). None: about 0.8 mm, CTA slices 1.1 mm."""
+    oblique_fraction: float = 0.035
+    """Share of series in the coronal or sagittal plane; MR only."""
+    multiframe_fraction: float = 0.074
+    """Share of series written as one Enhanced MR file; MRA and T2 only."""
+    frame_base: int = 0
+    """What the localizers' `f` counts from: two releases circulate, 0 and 1."""
+    segmentation_fraction: float = 0.05
+    """Share of series with a vessel mask."""
+    faults: bool = False
+    """Add series with the defects of real folders, and faults.csv that lists them."""
+    geometry: Path | None = None
+    """Folder of NIfTI label maps to render in place of the spline tree."""
+    workers: int = 1
+    """Processes that write series."""
+
+    def __post_init__(self) -> None:
+        names = tuple(_SHORT.get(name.upper(), name) for name in self.modalities)
+        for name in names:
+            if name not in MODALITIES:
+                raise RequestError(
+                    f"modality {name!r} is not one of CTA, MRA, T2, T1post{did_you_mean(name, MODALITIES)}"
+                )
+        object.__setattr__(self, "modalities", names)
+        for field in ("positive_fraction", "oblique_fraction", "multiframe_fraction", "segmentation_fraction"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise RequestError(f"{field} is {getattr(self, field)}; it must lie between 0 and 1")
+        if not (self.count >= 1 and self.workers >= 1 and names):
+            raise RequestError("a phantom needs at least one series, one worker and one modality")
+        if not 0.5 <= self.min_mm <= self.max_mm <= 30:
+            raise RequestError(f"diameters run from {self.min_mm} to {self.max_mm} mm; they must rise within 0.5-30 mm")
+        if self.spacing_mm is not None and not 0.3 <= self.spacing_mm <= 5:
+            raise RequestError(f"spacing is {self.spacing_mm} mm; it must lie within 0.3-5 mm")
+        if self.frame_base not in (0, 1):
+            raise RequestError(f"frame_base is {self.frame_base}; localizers count frames from 0 or from 1")
+
+
+@dataclass(frozen=True)
+class SeriesPlan:
+    """What one series will be, before anything is drawn."""
+
+    index: int
+    modality: str
+    plane: str
+    lesions: int
+    """Number of aneurysms; 0 in a negative series."""
+    multiframe: bool
+    segmentation: bool
+    female: bool
+    age: int
+
+
+def plan_series(options: PhantomOptions) -> tuple[SeriesPlan, ...]:
+    """Deal modality, plane, presence and layout to all series, each in its exact share."""
+    rng = np.random.default_rng([options.seed, 1])
+    weights = np.array([_MODALITY_WEIGHT[name] for name in options.modalities], float)
+    modality = rng.permutation(np.repeat(np.array(options.modalities), _shares(options.count, weights)))
+    positive = np.zeros(options.count, bool)
+    for name in options.modalities:
+        members = np.flatnonzero(modality == name)
+        positive[rng.permutation(members)[: round(options.positive_fraction * len(members))]] = True
+    oblique = _some(rng, options.count, options.oblique_fraction, np.flatnonzero(modality != "CTA"))
+    framed = np.flatnonzero(np.isin(modality, ("MRA", "MRI T2")))
+    multiframe = _some(rng, options.count, options.multiframe_fraction, framed)
+    segmented = _some(rng, options.count, options.segmentation_fraction, np.arange(options.count))
+    plans = []
+    for index in range(options.count):
+        plane = str(rng.choice(("coronal", "sagittal"), p=(0.58, 0.42))) if oblique[index] else "axial"
+        lesions = 1 + int(rng.choice(4, p=_LESION_COUNTS)) if positive[index] else 0
+        female = bool(rng.random() < (0.75 if positive[index] else 0.64))
+        age = int(np.clip(rng.normal(58.5, 14), 18, 89))
+        plans.append(
+            SeriesPlan(
+                index,
+                str(modality[index]),
+                plane,
+                lesions,
+                bool(multiframe[index]),
+                bool(segmented[index]),
+                female,
+                age,
+            )
+        )
+    return tuple(plans)
+
+
+def _shares(count: int, weights: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Split a count by weights, largest remainders first."""
+    exact = count * weights / weights.sum()
+    whole = np.floor(exact).astype(np.intp)
+    whole[np.argsort(whole - exact, kind="stable")[: count - whole.sum()]] += 1
+    return np.asarray(whole)
+
+
+def _some(
+    rng: np.random.Generator, count: int, fraction: float, among: Sequence[int] | NDArray[np.intp]
+) -> NDArray[np.bool_]:
+    chosen = np.zeros(count, bool)
+    chosen[rng.permutation(np.asarray(among, np.intp))[: round(fraction * count)]] = True
+    return chosen
