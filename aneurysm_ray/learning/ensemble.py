@@ -118,18 +118,35 @@ def _answer(
 
 
 def _ask(models: Sequence[Network], image_BCZYX: Tensor, config: Config) -> tuple[Tensor, Tensor]:
-    """Return the head's mean probabilities (B, 14, ...) and the series-level label's in every cell (B, cz, cy, cx)."""
+    """Return the head's mean probabilities (B, 14, ...) and the series-level label's in every cell (B, cz, cy, cx).
+
+    Networks may lie on several GPUs: all are asked before any answer is fetched, so that the GPUs work side by side.
+    """
+    device = image_BCZYX.device
     swap = list(MIRRORED)
     heads, inners = [], []
-    with autocast(config.optim, image_BCZYX.device):
-        for network in models:
+    for network in models:
+        image = image_BCZYX.to(next(network.parameters(), image_BCZYX).device, non_blocking=True)
+        with _half(config, image.device):
             for mirrored in (False, True) if config.inference.flip else (False,):
-                cells = network.cells(image_BCZYX.flip(-1) if mirrored else image_BCZYX).float()
+                cells = network.cells(image.flip(-1) if mirrored else image).float()
                 if mirrored:
                     cells = cells.flip(-1)[:, swap]
                 heads.append(torch.sigmoid(cells.mean((2, 3, 4), keepdim=True) if network.pooled else cells))
                 inners.append(torch.sigmoid(cells[:, PRESENT_INDEX]))
-    return torch.stack(heads).mean(0), torch.stack(inners).mean(0)
+    head, inner = (torch.stack([answer.to(device) for answer in answers]).mean(0) for answers in (heads, inners))
+    return head, inner
+
+
+def _half(config: Config, device: torch.device) -> torch.autocast:
+    """Return the context of the forward pass: as in training, but float16 on GPUs that only emulate bfloat16.
+
+    Those before Ampere, the T4 among them, do. Without gradients float16 needs no loss scaling.
+    """
+    context = autocast(config.optim, device)
+    if context._enabled and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.autocast("cuda", torch.float16)
+    return context
 
 
 def _stitch(

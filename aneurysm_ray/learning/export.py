@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from aneurysm_ray import overrides, rundir
 from aneurysm_ray.config import Config
@@ -32,7 +32,7 @@ _KEYS = ("format", "config", "folds", "prevalence", "calibration")
 class Ensemble:
     """The models of a run, ready to score, and what the run knows of its labels."""
 
-    models: tuple[nn.Module, ...]
+    models: tuple[models.Network, ...]
     """One per fold, in evaluation mode, on their device."""
     config: Config
     prevalence: NDArray[np.float64]
@@ -164,7 +164,7 @@ def _of_fold(tensors: dict[str, Tensor], fold: int) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _restore(source: Path, config: Config, weights: dict[str, Tensor]) -> nn.Module:
+def _restore(source: Path, config: Config, weights: dict[str, Tensor]) -> models.Network:
     # On the meta device nothing is drawn or filled: the weights that replace them are at hand.
     with torch.device("meta"):
         model = models.build(config.model)
