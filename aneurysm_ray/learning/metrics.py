@@ -106,7 +106,7 @@ def per_fold(predictions: pd.DataFrame) -> pd.DataFrame:
     for fold, part in predictions.groupby("fold", sort=True) if "fold" in predictions else ():
         aucs = label_aucs(targets_of(part), probabilities_of(part))
         positive = int((targets_of(part)[:, PRESENT_INDEX] > 0.5).sum())
-        rows.append((int(str(fold)), float(combine(aucs)), float(aucs[PRESENT_INDEX]), len(part), positive))
+        rows.append((int(float(str(fold))), float(combine(aucs)), float(aucs[PRESENT_INDEX]), len(part), positive))
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -1,0 +1,169 @@
+"""Slices of a prepared volume as pictures: plain, and with heat map, labelled points and candidates on top.
+
+Three planes through one voxel, side by side at one scale, the patient's right on the picture's left, head up.
+"""
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import map_coordinates
+
+from aneurysm_ray.data.store import PreparedVolume
+from aneurysm_ray.errors import RunDirError
+
+PIXELS_PER_MM = 1.4
+GAP = 4
+_FAINT = 0.05  # a heat map that stays below this is not blown up to full brightness
+_TRUTH, _GUESS = (66, 230, 149), (255, 92, 120)
+_PLANES = ((0, "axial"), (1, "coronal"), (2, "sagittal"))
+
+
+@dataclass(frozen=True, eq=False)
+class HeatMap:
+    """A grid of probabilities in patient space."""
+
+    grid: NDArray[np.float32]
+    """(z, y, x): the highest probability of any label."""
+    affine: NDArray[np.float64]
+    """(4, 4): grid index (z, y, x, 1) to patient (x, y, z, 1) in mm."""
+
+
+def read_heatmap(path: Path) -> HeatMap:
+    """Read a heat map file. Raises RunDirError when it is missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return HeatMap(file["grid"].astype(np.float32), file["affine"].astype(np.float64).reshape(4, 4))
+    except (OSError, ValueError, KeyError) as error:
+        raise RunDirError(f"{path}: no heat map can be read from it ({error})") from error
+
+
+def to_voxel(prepared: PreparedVolume, patient_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the voxel coordinates (..., z, y, x) of patient positions (..., x, y, z) in mm."""
+    inverse = np.linalg.inv(prepared.affine)
+    return np.asarray(patient_mm @ inverse[:3, :3].T + inverse[:3, 3])
+
+
+def hottest(heatmap: HeatMap) -> NDArray[np.float64]:
+    """Return the patient position (x, y, z) in mm of the centre of the hottest cell."""
+    index = np.unravel_index(int(np.argmax(heatmap.grid)), heatmap.grid.shape)
+    return heatmap.affine[:3, :3] @ np.array(index, np.float64) + heatmap.affine[:3, 3]
+
+
+def slices(
+    prepared: PreparedVolume,
+    focus: NDArray[np.float64],
+    heatmap: HeatMap | None = None,
+    points: NDArray[np.float64] | None = None,
+    candidates: NDArray[np.float64] | None = None,
+    *,
+    marked: bool = False,
+) -> Image.Image:
+    """Draw the three planes through voxel `focus` (z, y, x).
+
+    If marked, the heat map glows on top, brightest at its own maximum, `points` (n, 3) get a green ring and
+    `candidates` (n, 3) a red cross where they lie within 6 mm of the plane; both are voxel coordinates.
+    """
+    panels = []
+    for axis, name in _PLANES:
+        index = int(np.clip(round(float(focus[axis])), 0, prepared.voxels.shape[axis] - 1))
+        image = _grey(np.take(prepared.voxels, index, axis))
+        if marked and heatmap is not None:
+            image = _glow(image, _heat_slice(prepared, heatmap, axis, index))
+        panels.append(_panel(image, prepared, axis, index, name, points, candidates, marked))
+    sheet = Image.new("RGB", (sum(p.width for p in panels) + GAP * (len(panels) - 1), max(p.height for p in panels)))
+    left = 0
+    for panel in panels:
+        sheet.paste(panel, (left, (sheet.height - panel.height) // 2))
+        left += panel.width + GAP
+    return sheet
+
+
+def data_uri(image: Image.Image, quality: int = 80) -> str:
+    """Return a picture as a JPEG data URI."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def file_uri(path: Path) -> str:
+    """Return a JPEG file as a data URI, or an empty string when it is not there."""
+    try:
+        return "data:image/jpeg;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+    except OSError:
+        return ""
+
+
+def _grey(plane: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Return a plane as grey values 0 to 255, three channels."""
+    values = plane.astype(np.float32)
+    if plane.dtype != np.uint8:
+        low, high = np.percentile(values, [1, 99.7])
+        values = np.clip((values - low) / max(high - low, 1e-6), 0, 1) * 255
+    return np.repeat(values[..., None], 3, axis=2)
+
+
+def _heat_slice(prepared: PreparedVolume, heatmap: HeatMap, axis: int, index: int) -> NDArray[np.float32]:
+    shape = [size for other, size in enumerate(prepared.voxels.shape) if other != axis]
+    rows, columns = np.indices(shape, dtype=np.float64)
+    voxels = [rows, columns]
+    voxels.insert(axis, np.full(shape, float(index)))
+    to_cell = np.linalg.inv(heatmap.affine) @ prepared.affine
+    cells = np.tensordot(to_cell[:3, :3], np.stack(voxels), axes=1) + to_cell[:3, 3][:, None, None]
+    heat = map_coordinates(heatmap.grid, cells, order=1, mode="nearest")
+    return np.asarray(heat / max(float(heatmap.grid.max()), _FAINT), np.float32)
+
+
+def _glow(image: NDArray[np.float32], heat: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Blend a heat map (0 to 1) over an image: transparent at 0, orange to yellow at 1."""
+    heat = np.clip(heat, 0, 1)[..., None]
+    glow = np.concatenate([np.full_like(heat, 255), 70 + 170 * heat, 20 + 40 * heat], axis=2)
+    alpha = 0.6 * heat
+    return np.asarray(image * (1 - alpha) + glow * alpha, np.float32)
+
+
+def _panel(
+    image: NDArray[np.float32],
+    prepared: PreparedVolume,
+    axis: int,
+    index: int,
+    name: str,
+    points: NDArray[np.float64] | None,
+    candidates: NDArray[np.float64] | None,
+    marked: bool,
+) -> Image.Image:
+    spacing = prepared.spacing_mm
+    down, right = (other for other in range(3) if other != axis)
+    upside_down = down == 0  # z grows to the head, pictures grow downwards
+    pixels = np.clip(image, 0, 255).astype(np.uint8)[:: -1 if upside_down else 1]
+    scale = PIXELS_PER_MM * spacing[right], PIXELS_PER_MM * spacing[down]
+    panel = Image.fromarray(np.ascontiguousarray(pixels)).resize(
+        (max(1, round(pixels.shape[1] * scale[0])), max(1, round(pixels.shape[0] * scale[1]))), Image.Resampling.BICUBIC
+    )
+    draw = ImageDraw.Draw(panel)
+    draw.text((5, 3), name, fill=(190, 200, 212), font=ImageFont.load_default(size=12))
+    if not marked:
+        return panel
+
+    def place(voxel: NDArray[np.float64]) -> tuple[float, float]:
+        row = pixels.shape[0] - 1 - voxel[down] if upside_down else voxel[down]
+        return (float(voxel[right]) + 0.5) * scale[0], (float(row) + 0.5) * scale[1]
+
+    for voxel in _near(candidates, axis, index, spacing[axis]):
+        x, y = place(voxel)
+        for slope in (-1, 1):
+            draw.line((x - 6, y - 6 * slope, x + 6, y + 6 * slope), fill=_GUESS, width=2)
+    for voxel in _near(points, axis, index, spacing[axis]):
+        x, y = place(voxel)
+        draw.ellipse((x - 10, y - 10, x + 10, y + 10), outline=_TRUTH, width=2)
+    return panel
+
+
+def _near(voxels: NDArray[np.float64] | None, axis: int, index: int, spacing_mm: float) -> NDArray[np.float64]:
+    if voxels is None:
+        return np.zeros((0, 3))
+    return voxels[np.abs(voxels[:, axis] - index) * spacing_mm <= 6.0]

@@ -1,0 +1,147 @@
+"""Pages of synthetic directories: complete, safe, offline, and without an error in a real browser."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import synthetic_runs
+from browser import open_page
+from plotly.offline import get_plotlyjs
+
+from aneurysm_ray import rundir
+from aneurysm_ray.errors import RunDirError
+from aneurysm_ray.labels import LABELS, PRESENT
+from aneurysm_ray.learning import metrics
+from aneurysm_ray.reporting import page as pages_page
+from aneurysm_ray.reporting import pages, run_page
+from aneurysm_ray.reporting.page import Column, Page, Section, Table, Tile
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished training run over 90 series."""
+    root = tmp_path_factory.mktemp("pages")
+    table = synthetic_runs.write_volumes(root / "volumes", 90)
+    return synthetic_runs.write_run(root / "run", root / "volumes", table)
+
+
+def blocks(page: Page) -> dict[str, object]:
+    return {block.key: block for section in page.sections for block in section.blocks}
+
+
+def check_in_browser(path: Path) -> str:
+    """Assert that a page opens without a word on the console and draws all its figures; return its DOM."""
+    opened = open_page(path)
+    assert opened.console == []
+    figures = re.findall(r"<div[^>]*data-figure=[^>]*>", opened.dom)
+    assert figures
+    assert [figure for figure in figures if 'data-drawn="yes"' not in figure] == []
+    return opened.dom
+
+
+def test_browser_check_sees_errors(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.html"
+    bad.write_text("<script>document.title = missing.thing;</script><img src='https://example.org/a.png'>")
+    console = " ".join(open_page(bad).console)
+    assert "missing is not defined" in console
+
+
+def test_run_page_opens_without_an_error(run: Path) -> None:
+    path = pages.write_report(run)
+    assert path == run / rundir.REPORT
+    dom = check_in_browser(path)
+    assert "data-overlay" in dom
+    text = path.read_text(encoding="utf-8").replace(get_plotlyjs(), "")
+    assert len(text) < 3_000_000
+    assert re.findall(r"(?:src|href)=\"https?://|url\(|@import", text) == []
+    assert "hunter2" not in text
+
+
+def test_run_page_has_every_figure_and_speaks_the_scores(run: Path) -> None:
+    page = run_page.page(run)
+    found = blocks(page)
+    for key in ("roc", "pr", "froc", "reliability", "probabilities", "labels", "subgroups", "loss", "score"):
+        assert found[key].figure is not None, key  # type: ignore[attr-defined]
+    for key in ("folds", "froc-table", "label-table", "group-table", "wrong-table", "config", "provenance"):
+        assert found[key].rows, key  # type: ignore[attr-defined]
+    predictions = rundir.read_csv(run / rundir.PREDICTIONS)
+    score = metrics.summarise(predictions)["score"]
+    assert f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]" in " ".join(page.summary)
+    assert page.tiles[0] == Tile(
+        "Weighted score", f"{score['value']:.3f}", f"[{score['low']:.3f}, {score['high']:.3f}] pooled"
+    )
+
+
+def test_most_wrong_cases_are_the_most_wrong(run: Path) -> None:
+    predictions = rundir.read_csv(run / rundir.PREDICTIONS)
+    positive = predictions[f"target/{PRESENT}"] == 1
+    worst = predictions[positive].sort_values(PRESENT)["series_uid"].iloc[0]
+    found = blocks(run_page.page(run))
+    assert found["missed"].cases[0].title == worst  # type: ignore[attr-defined]
+    assert len(found["alarms"].cases) == 6  # type: ignore[attr-defined]
+
+
+def test_run_without_its_volumes_says_so(run: Path, tmp_path: Path) -> None:
+    table = synthetic_runs.write_volumes(tmp_path / "volumes", 30)
+    alone = synthetic_runs.write_run(tmp_path / "run", tmp_path / "gone", table)
+    found = blocks(run_page.page(alone))
+    assert found["missed"].cases == ()  # type: ignore[attr-defined]
+    assert "no longer where the run found them" in found["missed"].missing  # type: ignore[attr-defined]
+    assert found["froc"].figure is None  # type: ignore[attr-defined]
+    assert "no labelled points" in pages.write_report(alone).read_text(encoding="utf-8")
+
+
+def test_unfinished_run_has_a_page(tmp_path: Path) -> None:
+    table = synthetic_runs.write_volumes(tmp_path / "volumes", 30)
+    run = synthetic_runs.write_run(tmp_path / "run", tmp_path / "volumes", table)
+    for name in (rundir.SUMMARY, rundir.PREDICTIONS, rundir.CANDIDATES):
+        (run / name).unlink()
+    assert "The run has not finished" in run_page.page(run).summary[-1]
+    for fold in range(3):
+        for name in (rundir.METRICS, rundir.PREDICTIONS, rundir.CANDIDATES):
+            (rundir.fold_dir(run, fold) / name).unlink()
+    assert run_page.page(run).summary == ("No fold has finished an epoch yet, so there is nothing to score.",)
+    assert "nothing to score" in pages.write_report(run).read_text(encoding="utf-8")
+
+
+def test_run_with_one_class_has_a_page(tmp_path: Path) -> None:
+    table = synthetic_runs.write_volumes(tmp_path / "volumes", 12)
+    table[list(LABELS)] = 0.0
+    run = synthetic_runs.write_run(tmp_path / "run", tmp_path / "volumes", table)
+    page = run_page.page(run)
+    assert "No label has both positive and negative series" in " ".join(page.summary)
+    check_in_browser(pages.write_report(run))
+
+
+def test_text_of_a_run_cannot_become_markup(tmp_path: Path) -> None:
+    nasty = "</script><script>alert(1)</script>"
+    table = Table("t", nasty, nasty, (Column(nasty),), ((nasty,),))
+    page = Page(nasty, nasty, nasty, (nasty,), (Tile(nasty, nasty),), (Section("s", nasty, nasty, (table,)),))
+    text = pages_page.render(page)
+    assert "alert(1)</script>" not in text
+    assert "&lt;script&gt;alert(1)" in text
+    assert "</script" not in pages_page.script_json({"x": nasty, "y": "\u2028"})
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (None, 3, "–"),
+        (float("nan"), 3, "–"),
+        (pd.NA, 3, "–"),
+        (0.12345, 3, "0.123"),
+        (1234567, 3, "1,234,567"),
+        (2.5e-5, 3, "2.5e-05"),
+        (True, 3, "yes"),
+        (["a", 2], 3, "a, 2"),
+        (7, None, "7"),
+    ],
+)
+def test_cells(value: object, digits: int | None, text: str) -> None:
+    assert pages_page.cell(value, digits) == text
+
+
+def test_a_folder_that_is_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunDirError, match="no prepared set, run or search"):
+        pages.write_report(tmp_path)
