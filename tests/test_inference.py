@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from aneurysm_ray import overrides
-from aneurysm_ray.data import store
+from aneurysm_ray.data import reading, store
 from aneurysm_ray.labels import LABELS
 from aneurysm_ray.learning import inference
 from aneurysm_ray.learning.export import Ensemble
@@ -39,8 +39,8 @@ def test_first_candidate_is_the_blob_in_every_plane(
     bright: Ensemble, plane: str, multi_frame: bool, tmp_path: Path
 ) -> None:
     heads.write_head(tmp_path / "head", plane, multi_frame=multi_frame)
-    answer = inference.predict_series(bright, tmp_path / "head", "cpu")
-    first = answer.candidates.iloc[0]
+    found = inference.answer(bright, tmp_path / "head", "cpu")
+    first = found.candidates.iloc[0]
     assert np.linalg.norm(first[["x_mm", "y_mm", "z_mm"]].to_numpy(float) - heads.BLOB_MM) < 0.5
     # The pixel it names in the source file is blob, and the image there has the candidate's position.
     file = next(p for p in (tmp_path / "head").iterdir() if pydicom.dcmread(p).SOPInstanceUID == first["sop_uid"])
@@ -63,9 +63,9 @@ def test_first_candidate_is_the_blob_in_every_plane(
 
 def test_prepared_volume_gives_bit_equal_answers(bright: Ensemble, tmp_path: Path) -> None:
     folder = heads.write_head(tmp_path / "head", "oblique")
-    reading = inference.read(folder, CONFIG.volume)
-    path = store.write_volume(tmp_path / "set", reading.prepared, overrides.volume_identity(CONFIG))
-    ours, theirs = (inference.predict_series(bright, source, "cpu") for source in (folder, path))
+    series = reading.read(folder, CONFIG.volume)
+    path = store.write_volume(tmp_path / "set", series.prepared, overrides.volume_identity(CONFIG))
+    ours, theirs = (inference.answer(bright, source, "cpu") for source in (folder, path))
     assert np.array_equal(ours.probabilities, theirs.probabilities)
     assert np.array_equal(ours.heatmap.grid, theirs.heatmap.grid)
     columns = ["x_mm", "y_mm", "z_mm", "probability"]
@@ -78,9 +78,9 @@ def test_unreadable_series_get_the_prevalence_and_the_reason(bright: Ensemble, t
     (tmp_path / "text" / "a.dcm").write_text("no DICOM")
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1")
     for source, reason in [("gone", "vanished"), ("text", "no_images"), ("damaged.parquet", "bad_archive")]:
-        answer = inference.predict_series(bright, tmp_path / source, "cpu")
-        assert answer.reason == reason
-        assert np.array_equal(answer.probabilities, bright.prevalence)
-        assert answer.candidates.empty
-        assert list(answer.candidates.columns) == list(inference.CANDIDATE_COLUMNS)
-        assert source in answer.message
+        found = inference.answer(bright, tmp_path / source, "cpu")
+        assert found.reason == reason
+        assert np.array_equal(found.probabilities, bright.prevalence)
+        assert found.candidates.empty
+        assert list(found.candidates.columns) == list(inference.CANDIDATE_COLUMNS)
+        assert source in found.message

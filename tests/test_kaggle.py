@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from aneurysm_ray import overrides, rundir
+from aneurysm_ray.data import reading
 from aneurysm_ray.errors import SeriesError
 from aneurysm_ray.labels import LABELS
 from aneurysm_ray.learning import checkpoint, export, inference, models
@@ -92,20 +93,20 @@ def test_job_answers_every_series_of_the_gateway(
     assert submission.loc[["1.2.7", "1.2.8", "1.2.9"]].to_numpy() == pytest.approx(0.25)
     trained = export.load(model)
     for uid in ("1.2.0", "1.2.1", "1.2.2"):
-        expected = inference.predict_series(trained, data / "series" / uid, "cpu").probabilities
+        expected = inference.answer(trained, data / "series" / uid, "cpu").probabilities
         assert np.array_equal(submission.loc[uid].to_numpy(), expected)
     assert server.gateway.left_behind == []
 
 
 def test_folders_outside_the_share_are_never_deleted(model: Path, data: Path, tmp_path: Path) -> None:
-    predictor = Predictor(model, share=tmp_path / "shared", on=["cpu"])
+    predictor = Predictor(model, share=tmp_path / "shared", on=["cpu"], read=reading.read)
     predictor(str(data / "series" / "1.2.0"))
     assert len(list((data / "series" / "1.2.0").iterdir())) == 32
 
 
 @pytest.mark.parametrize("error", [SeriesError("no_head", "none"), MemoryError(), RuntimeError("CUDA out of memory")])
 def test_any_error_is_answered_by_the_prevalence(error: Exception, model: Path) -> None:
-    def read(path: Path, config: object) -> inference.Reading:
+    def read(path: Path, config: object) -> reading.Reading:
         raise error
 
     answer = Predictor(model, read=read, on=["cpu"])("/somewhere")
@@ -114,13 +115,13 @@ def test_any_error_is_answered_by_the_prevalence(error: Exception, model: Path) 
 
 
 def test_answers_that_are_not_numbers_are_replaced(model: Path, data: Path) -> None:
-    predictor = Predictor(model, on=["cpu"])
+    predictor = Predictor(model, on=["cpu"], read=reading.read)
     torch.nn.init.constant_(predictor.trained.models[0].head.weight, float("nan"))
     assert predictor(str(data / "series" / "1.2.0")).to_numpy() == pytest.approx(np.full((1, 14), 0.25))
 
 
 def test_folds_dealt_to_two_devices_give_the_same_answer(model: Path, data: Path) -> None:
-    one, two = Predictor(model, on=["cpu"]), Predictor(model, on=["cpu", "cpu"])
+    one, two = Predictor(model, on=["cpu"], read=reading.read), Predictor(model, on=["cpu", "cpu"], read=reading.read)
     series = str(data / "series" / "1.2.1")
     assert np.array_equal(one(series), two(series))
 

@@ -5,6 +5,7 @@ What cannot be read gets the training prevalence and says why, so that every ser
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,27 +15,19 @@ import torch
 from numpy.typing import NDArray
 
 from aneurysm_ray.config import VolumeConfig
-from aneurysm_ray.data import dicom, preprocess, store
-from aneurysm_ray.data.slices import SourceSlices, source_slices
-from aneurysm_ray.data.store import PreparedVolume
-from aneurysm_ray.errors import RunDirError, SeriesError
+from aneurysm_ray.data import reading
+from aneurysm_ray.data.guard import Guard
+from aneurysm_ray.data.reading import Reading
+from aneurysm_ray.data.slices import SourceSlices
+from aneurysm_ray.errors import SeriesError
 from aneurysm_ray.learning import ensemble
 from aneurysm_ray.learning.ensemble import HeatMap
 from aneurysm_ray.learning.export import Ensemble
 
-CANDIDATE_COLUMNS = (*("x_mm", "y_mm", "z_mm", "sop_uid", "frame", "row", "column", "probability", "location"),)
+Read = Callable[[Path, VolumeConfig], Reading]
+
+CANDIDATE_COLUMNS = ("x_mm", "y_mm", "z_mm", "sop_uid", "frame", "row", "column", "probability", "location")
 """Columns of a series' candidates. frame, row and column count from 0; empty where the source files are not at hand."""
-
-
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """A series, read and prepared."""
-
-    prepared: PreparedVolume
-    slices: SourceSlices | None
-    """None for a prepared volume, which no longer knows its files."""
-    seconds: dict[str, float]
-    """Seconds by stage."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,28 +45,12 @@ class Answer:
     message: str = ""
 
 
-def read(path: Path, config: VolumeConfig) -> Reading:
-    """Read and prepare a series. Raises SeriesError when it cannot be a volume."""
-    start = time.perf_counter()
-    if path.suffix == ".parquet":
-        try:
-            prepared = store.read_volume(path)
-        except RunDirError as error:
-            raise SeriesError("bad_archive", str(error)) from error
-        return Reading(prepared, None, {"read": time.perf_counter() - start})
-    volume = dicom.read_series(path)
-    read_at = time.perf_counter()
-    prepared = preprocess.prepare_series(volume, config)
-    seconds = {"read": read_at - start, "prepare": time.perf_counter() - read_at}
-    return Reading(prepared, source_slices(volume), seconds)
-
-
-def score(trained: Ensemble, reading: Reading, device: torch.device | str) -> Answer:
+def score(trained: Ensemble, series: Reading, device: torch.device | str) -> Answer:
     """Score a series and find its candidates' places in the source files."""
     start = time.perf_counter()
-    found = ensemble.score_volume(trained.models, reading.prepared, trained.config, device)
-    candidates = located(found.candidates, reading.slices)
-    seconds = {**reading.seconds, "score": time.perf_counter() - start}
+    found = ensemble.score_volume(trained.models, series.prepared, trained.config, device)
+    candidates = located(found.candidates, series.slices)
+    seconds = {**series.seconds, "score": time.perf_counter() - start}
     return Answer(found.probabilities, candidates, found.heatmap, seconds)
 
 
@@ -99,10 +76,14 @@ def fall_back(trained: Ensemble, error: SeriesError) -> Answer:
     return Answer(trained.prevalence, none, None, {}, error.reason, str(error))
 
 
-def predict_series(trained: Ensemble, path: Path, device: torch.device | str) -> Answer:
-    """Read, prepare and score one series in this process; whatever is wrong with the series becomes the fall-back."""
+def answer(trained: Ensemble, path: Path, device: torch.device | str, read: Read = reading.read) -> Answer:
+    """Read, prepare and score one series; whatever is wrong with the series becomes the fall-back."""
     try:
-        reading = read(path, trained.config.volume)
+        return score(trained, read(path, trained.config.volume), device)
     except SeriesError as error:
         return fall_back(trained, error)
-    return score(trained, reading, device)
+
+
+def guarded(guard: Guard, timeout_seconds: float) -> Read:
+    """Return a `reading.read` that runs in a guard's child, where no file can crash, hang or exhaust this process."""
+    return lambda path, config: guard.run(reading.read, path, config, timeout_seconds=timeout_seconds)

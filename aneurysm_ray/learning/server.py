@@ -7,7 +7,7 @@ which answer side by side, and as many folds are asked as the time saved or lost
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +15,16 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from aneurysm_ray.config import VolumeConfig
+from aneurysm_ray.data.guard import Guard
 from aneurysm_ray.labels import LABELS
 from aneurysm_ray.learning import ensemble, export, inference
-from aneurysm_ray.learning.inference import Reading
+from aneurysm_ray.learning.inference import Read
 
 log = logging.getLogger("aneurysm_ray")
 
-Read = Callable[[Path, VolumeConfig], Reading]
+READ_SECONDS = 600.0
+"""Longest reading of one series; the gateway itself gives up after 1800."""
+READ_MEMORY_MB = 6000
 
 
 def devices() -> list[str]:
@@ -43,7 +45,7 @@ class Predictor:
         *,
         seconds_per_series: float = 15.0,
         share: Path | None = None,
-        read: Read = inference.read,
+        read: Read | None = None,
         on: Sequence[str] = (),
     ) -> None:
         self.devices = list(on) or devices()
@@ -52,7 +54,7 @@ class Predictor:
             network.to(self.devices[number % len(self.devices)])
         self.seconds_per_series = seconds_per_series
         self.share = share
-        self.read = read
+        self.read = read or inference.guarded(Guard(READ_MEMORY_MB), READ_SECONDS)
         self.series = 0
         self.spent = 0.0
         self.round_seconds = 0.0
