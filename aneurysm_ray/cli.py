@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import json
 import logging
+import os
 import shlex
 import sys
 import traceback
@@ -71,12 +72,8 @@ def _build(
     """Build the configuration of a command; a run that is resumed starts from its own."""
     from aneurysm_ray import overrides, rundir
 
-    if resumed and (resumed / rundir.CONFIG).exists():
-        named = {key.replace("__", "."): value for key, value in flags.items() if value is not None}
-        base = rundir.read_config(resumed)
-        layers = [overrides.preset(preset) if preset else {}, overrides.read_toml(file) if file else {}]
-        return overrides.build(*layers, dict(map(overrides.parse_override, words or [])), named, base=base)
-    return overrides.load(preset, file, words or [], **flags)
+    begun = resumed is not None and (resumed / rundir.CONFIG).exists()
+    return overrides.load(preset, file, words or [], base=rundir.read_config(resumed) if begun else None, **flags)
 
 
 def _run_name(*parts: str) -> Path:
@@ -120,11 +117,12 @@ def phantom(
     seed: Annotated[int, typer.Option(help="Equal seeds give equal files.")] = 0,
     modalities: Annotated[str, typer.Option(help="Mix, such as CTA or CTA,MRA,T2,T1post.")] = "CTA,MRA,T2,T1post",
     positive: Annotated[float, typer.Option(min=0, max=1, help="Share of series with an aneurysm.")] = 0.5,
-    diameter_mm: Annotated[tuple[float, float], typer.Option(help="Smallest and largest diameter.")] = (2.0, 20.0),
-    spacing_mm: Annotated[float, typer.Option(help="In-plane spacing; 0 draws the published mix.")] = 0.0,
+    min_mm: Annotated[float, typer.Option(help="Smallest diameter of an aneurysm.")] = 2.0,
+    max_mm: Annotated[float, typer.Option(help="Largest diameter of an aneurysm.")] = 20.0,
+    spacing_mm: Annotated[float | None, typer.Option(help="Voxel spacing; about 0.8 mm unless given.")] = None,
     faults: Annotated[bool, typer.Option("--faults", help="Add the defects of real folders.")] = False,
     geometry: Annotated[Path | None, typer.Option(help="Folder of NIfTI vessel trees to render.")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; one per core unless given.")] = None,
 ) -> None:
     """Write a synthetic data set of real DICOM files in the competition's layout."""
     from aneurysm_ray.data import phantom as phantoms
@@ -134,11 +132,12 @@ def phantom(
         seed=seed,
         modalities=tuple(modalities.split(",")),
         positive_fraction=positive,
-        diameter_mm=diameter_mm,
-        spacing_mm=spacing_mm or None,
+        min_mm=min_mm,
+        max_mm=max_mm,
+        spacing_mm=spacing_mm,
         faults=faults,
         geometry=geometry,
-        workers=workers,
+        workers=workers or len(os.sched_getaffinity(0)),
     )
     phantoms.write_dataset(out, options)
     _next(f"aneurysm-ray inspect {out}", f"aneurysm-ray prepare {out} volumes")

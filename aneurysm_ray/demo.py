@@ -5,6 +5,7 @@ network, fewer epochs. Running it again goes on where it stopped.
 """
 
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,13 @@ def run(out: Path, seed: int = 0) -> dict[str, Any]:
             phantom.write_dataset(
                 data,
                 phantom.PhantomOptions(
-                    count=PATIENTS, seed=seed, modalities=("CTA", "MRA"), diameter_mm=(3.0, 9.0), spacing_mm=1.0
+                    count=PATIENTS,
+                    seed=seed,
+                    modalities=("CTA", "MRA"),
+                    min_mm=3.0,
+                    max_mm=9.0,
+                    spacing_mm=1.0,
+                    workers=len(os.sched_getaffinity(0)),
                 ),
             )
         log.info("* decoding them to volumes")

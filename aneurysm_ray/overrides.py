@@ -133,7 +133,12 @@ def preset(name: str) -> dict[str, Any]:
 
 
 def load(
-    preset_name: str | None = None, path: Path | None = None, overrides: Iterable[str] = (), **flags: Any
+    preset_name: str | None = None,
+    path: Path | None = None,
+    overrides: Iterable[str] = (),
+    *,
+    base: Config | None = None,
+    **flags: Any,
 ) -> Config:
     """Build a configuration from a preset, a file, `key=value` words and flags (`optim__lr=1e-4`).
 
@@ -145,6 +150,7 @@ def load(
         read_toml(path) if path else {},
         dict(parse_override(text) for text in overrides),
         named,
+        base=base,
     )
 
 
