@@ -5,7 +5,6 @@ Values are resampled first and windowed after: a window before would let the cli
 the average the scanner would have measured. Points travel through the same affine.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import cast
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from aneurysm_ray.config import VolumeConfig
 from aneurysm_ray.data.dataset import Localizer
+from aneurysm_ray.data.dicom.localizers import locate, to_patient_mm
 from aneurysm_ray.data.region import head_box, patient_axes, tissue_threshold
 from aneurysm_ray.data.resample import Frame, frame_of, resample
 from aneurysm_ray.data.store import Point, PreparedVolume
@@ -166,30 +166,11 @@ def _points(
     volume: Volume, localizers: Sequence[Localizer], affine: NDArray[np.float64]
 ) -> tuple[tuple[Point, ...], int]:
     """Return clicks as points of the prepared volume, and how many lie on images that are not in the volume."""
-    places = _places(volume)
     to_voxel = np.linalg.inv(affine)
     points = []
     for click in localizers:
-        k = places.get((click.sop_uid, click.frame))
-        if k is None:
-            continue
-        mm = volume.origins_mm[k] + click.y * volume.affine[:3, 1] + click.x * volume.affine[:3, 2]
-        z, y, x = to_voxel[:3, :3] @ mm + to_voxel[:3, 3]
-        points.append(Point(float(z), float(y), float(x), click.location))
+        place = locate(volume, click.sop_uid, click.x, click.y, click.frame)
+        if place is not None:
+            z, y, x = to_voxel[:3, :3] @ to_patient_mm(volume, place) + to_voxel[:3, 3]
+            points.append(Point(float(z), float(y), float(x), click.location))
     return tuple(points), len(localizers) - len(points)
-
-
-def _places(volume: Volume) -> dict[tuple[str, int | None], int]:
-    """Map (SOP Instance UID, frame) to the slice, and (SOP Instance UID, None) where the file is one slice.
-
-    Instances that occur twice name no slice.
-    """
-    times = Counter(volume.instances)
-    frames = Counter(sop_uid for sop_uid, _ in volume.instances)
-    places: dict[tuple[str, int | None], int] = {}
-    for k, (sop_uid, frame) in enumerate(volume.instances):
-        if times[sop_uid, frame] == 1:
-            places[sop_uid, frame] = k
-            if frames[sop_uid] == 1:
-                places[sop_uid, None] = k
-    return places

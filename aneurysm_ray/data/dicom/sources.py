@@ -28,7 +28,8 @@ _DAMAGE = (
     *(OSError, EOFError, RuntimeError, NotImplementedError, ValueError, KeyError, IndexError),
     *(zlib.error, zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError),
 )
-_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+"""Suffixes by which an archive is known."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class _Member:
 
 def is_archive(path: Path) -> bool:
     """Whether a path's name says that it is an archive."""
-    return path.name.lower().endswith(_ARCHIVES)
+    return path.name.lower().endswith(ARCHIVES)
 
 
 @contextmanager

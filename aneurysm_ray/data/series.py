@@ -1,0 +1,170 @@
+"""One series of a data set → its files in a prepared set. Runs in a guarded child, on any node.
+
+A series leaves `<2 hex>/<uid>.parquet`, a picture, and `status/<2 hex>/<hash of its key>.json`, written last: a status
+says that the series is done, with the digest and the volume settings it is done for, and holds its row of the table.
+A set is resumed from its statuses alone.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aneurysm_ray.config import VolumeConfig
+from aneurysm_ray.data import picture, sources, storage, store
+from aneurysm_ray.data.dataset import Localizer
+from aneurysm_ray.data.dicom import read_series
+from aneurysm_ray.data.preprocess import prepare_series
+from aneurysm_ray.data.privacy import patient_hash
+from aneurysm_ray.data.volume import Volume
+from aneurysm_ray.errors import SeriesError
+
+STATUS = "status"
+
+RETRIED_REASONS = frozenset({"timeout", "memory", "crash", "vanished"})
+"""Rejections that may be the machine's fault: the next run tries these series again."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker needs to know to prepare one series; plain values, so that it travels as JSON."""
+
+    source: sources.Source
+    out: str
+    volume: dict[str, Any]
+    """`config.volume` as JSON values."""
+    patient_key: str
+    """Hex digits of the key of the patient hash."""
+    hash_content: bool
+    """The digest is of the files' bytes, to be computed by the worker, and not of their names, sizes and times."""
+
+    def to_json(self) -> str:
+        """Return the task as JSON; `from_json` gives it back."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> "Task":
+        """Return the task that `to_json` wrote."""
+        fields = json.loads(text)
+        source = fields["source"]
+        source["points"] = tuple(Localizer(**point) for point in source["points"])
+        source["targets"] = tuple(source["targets"])
+        return Task(**{**fields, "source": sources.Source(**source)})
+
+
+def status_path(out: str, key: str) -> str:
+    """Return where the status of the series with this key lies in a set."""
+    name = hashlib.sha256(key.encode()).hexdigest()[:32]
+    return storage.join(out, f"{STATUS}/{name[:2]}/{name}.json")
+
+
+def volume_identity(volume: dict[str, Any]) -> str:
+    """Return volume settings as `overrides.volume_identity` writes them."""
+    return json.dumps(volume, sort_keys=True)
+
+
+def done_already(task: Task, digest: str) -> dict[str, Any] | None:
+    """Return the status of a series that is done for this digest and these settings, and whose volume is there."""
+    status = read_status(status_path(task.out, task.source.key))
+    if status is None or status["digest"] != digest or status["volume"] != task.volume:
+        return None
+    if "row" not in status:
+        return None if status["reason"] in RETRIED_REASONS else status
+    row = status["row"]
+    if task.source.series_uid not in (None, row["series_uid"]):
+        return None
+    return status if storage.size_of(storage.join(task.out, row["path"])) == row["bytes"] else None
+
+
+def read_status(location: str) -> dict[str, Any] | None:
+    """Return a status, or None where there is none or it is damaged."""
+    data = storage.read_bytes(location)
+    try:
+        status = json.loads(data) if data else None
+    except ValueError:
+        return None
+    return status if isinstance(status, dict) and {"key", "digest", "volume"} <= status.keys() else None
+
+
+def prepare(task: Task) -> dict[str, Any]:
+    """Prepare one series into the set and return its status; what is done already is kept.
+
+    A series that cannot become a volume has a status with a reason. Raises OutputError when the set cannot be written.
+    """
+    source = task.source
+    digest = source.digest
+    try:
+        if source.outside:
+            raise SeriesError(
+                "unsafe_path", f"{source.key}: is a link that leaves the data set; put the series itself there"
+            )
+        with _local(source) as path:
+            if task.hash_content:
+                digest = sources.content_digest(path, source)
+            if (status := done_already(task, digest)) is not None:
+                return status
+            try:
+                volume = read_series(path)
+            except SeriesError as error:
+                # A temporary folder's name would make two runs differ, and says nothing to the reader.
+                raise SeriesError(error.reason, str(error).replace(str(path), source.key)) from error
+        return _store(task, volume, digest)
+    except SeriesError as error:
+        return reject(task, error, digest)
+
+
+def _store(task: Task, volume: Volume, digest: str) -> dict[str, Any]:
+    source, settings = task.source, VolumeConfig.model_validate(task.volume)
+    uid = store.check_uid(source.series_uid or volume.series_uid)
+    prepared = prepare_series(
+        volume,
+        settings,
+        targets=np.array([np.nan if target is None else target for target in source.targets], np.float32),
+        localizers=source.points,
+        modality=source.modality,
+        series_uid=uid,
+        patient=patient_hash(bytes.fromhex(task.patient_key), volume.patient_id, uid),
+        source_digest=digest,
+    )
+    data = store.encode(prepared, volume_identity(task.volume))
+    storage.write_bytes(storage.join(task.out, store.volume_path(uid)), data)
+    storage.write_bytes(storage.join(task.out, store.picture_path(uid)), picture.draw(prepared, settings))
+    return _write(task, digest, {"row": store.table_row(prepared, len(data))})
+
+
+def reject(task: Task, error: SeriesError, digest: str) -> dict[str, Any]:
+    """Write and return the status of a series that cannot become a volume."""
+    found = {"series_uid": task.source.series_uid or "", "reason": error.reason, "message": str(error)}
+    return _write(task, digest, found)
+
+
+def _write(task: Task, digest: str, found: dict[str, Any]) -> dict[str, Any]:
+    status = {"key": task.source.key, "digest": digest, "volume": task.volume, **found}
+    location = status_path(task.out, task.source.key)
+    _remove_stale(task.out, read_status(location), found)
+    storage.write_bytes(location, json.dumps(status, sort_keys=True).encode() + b"\n")
+    return status
+
+
+def _remove_stale(out: str, before: dict[str, Any] | None, found: dict[str, Any]) -> None:
+    """Remove the volume of a series that has another name now, or is none any more."""
+    if before and "row" in before and before["row"]["series_uid"] != found.get("row", {}).get("series_uid"):
+        uid = before["row"]["series_uid"]
+        storage.remove(storage.join(out, store.volume_path(uid)))
+        storage.remove(storage.join(out, store.picture_path(uid)))
+
+
+@contextmanager
+def _local(source: sources.Source) -> Iterator[Path]:
+    """Yield a path of the series on this machine: its own, or a copy fetched from an object store."""
+    if not storage.is_url(source.location):
+        yield Path(source.location)
+        return
+    with tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as folder:
+        yield sources.fetch(source.location, Path(folder))

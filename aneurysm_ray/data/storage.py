@@ -1,0 +1,78 @@
+"""Whole files on this machine, a network file system or an object store, written so that no reader sees a part."""
+
+import os
+from pathlib import Path
+
+import fsspec
+
+from aneurysm_ray import rundir
+from aneurysm_ray.errors import AneurysmRayError
+
+
+class OutputError(AneurysmRayError):
+    """The place of the results cannot be written: the disk is full, read-only or gone."""
+
+
+def is_url(location: str) -> bool:
+    """Say whether a location is an fsspec URL such as s3://bucket/folder, and no path."""
+    return "://" in location
+
+
+def join(folder: str, name: str) -> str:
+    """Return the location of a name below a folder or URL."""
+    return f"{folder.rstrip('/')}/{name}"
+
+
+def write_bytes(location: str, data: bytes) -> None:
+    """Write a whole file: renamed into place on a file system, one upload to an object store. Raises OutputError."""
+    try:
+        if is_url(location):
+            filesystem, path = fsspec.core.url_to_fs(location)
+            filesystem.pipe_file(path, data)
+        else:
+            with rundir.atomic(Path(location), "wb") as file:
+                file.write(data)
+    except OSError as error:
+        raise OutputError(
+            f"{location} cannot be written: {error.strerror or error}; make room or mend its permissions, and run the "
+            "same command again"
+        ) from error
+
+
+def read_bytes(location: str) -> bytes | None:
+    """Return a file's bytes, or None where there is none."""
+    try:
+        with fsspec.open(location, "rb") as file:
+            data: bytes = file.read()
+            return data
+    except FileNotFoundError:
+        return None
+
+
+def size_of(location: str) -> int | None:
+    """Return a file's size in bytes, or None where there is none."""
+    try:
+        if is_url(location):
+            filesystem, path = fsspec.core.url_to_fs(location)
+            return int(filesystem.size(path))
+        return os.stat(location).st_size
+    except FileNotFoundError:
+        return None
+
+
+def files_below(folder: str) -> list[str]:
+    """Return the locations of all files below a folder or URL, sorted; none where it does not exist."""
+    if is_url(folder):
+        filesystem, path = fsspec.core.url_to_fs(folder)
+        filesystem.invalidate_cache()
+        return sorted(filesystem.unstrip_protocol(name) for name in filesystem.find(path))
+    return sorted(os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names)
+
+
+def remove(location: str) -> None:
+    """Remove a file that may be gone already."""
+    if is_url(location):
+        filesystem, path = fsspec.core.url_to_fs(location)
+        filesystem.rm_file(path)
+    else:
+        Path(location).unlink(missing_ok=True)
