@@ -39,7 +39,7 @@ def draw_head(rng: np.random.Generator, grid: Grid, pose: Pose, signal: Mapping[
     counts = [max(int(np.ceil(n * s / COARSE_MM)), 1) + 1 for n, s in zip(grid.shape, grid.spacing_mm, strict=True)]
     step = [(c - 1) / max(n - 1, 1) for c, n in zip(counts, grid.shape, strict=True)]
     x, y, z = _head_coordinates(grid, pose, counts, step)
-    noise = [_noise(rng, x.shape, sigma) for sigma in (1.1, 1.8, 4.0)]
+    noise = [_noise(rng, x.shape, sigma) for sigma in (1.5, 2.0, 4.0)]
     ripple = noise[2]
 
     brain = _brain_cavity(x, y, z) + 1.2 * ripple
@@ -220,7 +220,11 @@ def _paint_brain(
     deep = _inside(_ellipsoid(side, y, z, (16, 8, 16), (10, 18, 10)) + 1.5 * noise[1], 3) * inside
     _over(soft, signal["grey"], np.maximum(cortex, deep))
     # Sulci follow the sheets on which smooth noise changes sign.
-    sulci = np.clip(1.15 - np.abs(noise[0]) / 0.22, 0, 1) * np.clip((20 - depth) / 6, 0, 1) * inside
+    sulci = np.clip(1.2 - np.abs(noise[0] + 0.25 * noise[2]) / 0.3, 0, 1) * np.clip((18 - depth) / 8, 0, 1) * inside
+    # The folds of the cerebellum run across, a few millimetres apart.
+    behind = _inside(_ellipsoid(x, y, z, (0, 54, -16), (50, 36, 24)), 6)
+    sulci *= 1 - behind
+    folds = behind * np.clip(np.sin(1.3 * (z + 0.35 * y) + 1.2 * noise[2]), 0, 1) * 0.45 * inside
     rim = np.clip((2.4 - depth) / 1.5, 0, 1) * inside
     horn = _capsule(side, y, z, (5, -14, 26), (8, 8, 35), (3.5, 3))
     body = _capsule(side, y, z, (8, 8, 35), (17, 38, 27), (3, 4.5))
@@ -232,11 +236,11 @@ def _paint_brain(
     sylvian = np.minimum(
         _capsule(side, y, z, (16, -4, 6), (34, -1, 6), (3, 4)), _capsule(side, y, z, (36, 0, 8), (42, 26, 24), (4, 3))
     )
-    ambient = np.abs(_ellipsoid(x, y, z, (0, 27, 2), (18, 16, 16))) - 1.8
+    ambient = np.abs(_ellipsoid(x, y, z, (0, 27, 2), (18, 16, 16)) + noise[2]) - 1.5
     stem = _capsule(x, y, z, (0, 29, -8), (0, 36, -90), (11.5, 6))
-    falx = np.maximum(side - 1.3, 8 - z)
+    falx = np.maximum(np.abs(x + 0.8 * noise[2]) - 1.0, 8 - z)
     canal = np.maximum(_capsule(x, y, z, (0, 30, -40), (0, 38, -110), (14, 12)), z + 40)
     water = np.minimum.reduce([horn, body, temporal, third, fourth, suprasellar, sylvian, ambient, falx, canal])
     water = np.minimum(water, prepontine)
-    _over(soft, signal["csf"], np.maximum.reduce([sulci, rim, _inside(water, 2) * inside]))
+    _over(soft, signal["csf"], np.maximum.reduce([sulci, rim, folds, _inside(water, 2) * inside]))
     _over(soft, signal["white"], _inside(stem, 2) * inside)
