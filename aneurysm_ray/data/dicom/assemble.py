@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from aneurysm_ray.data.dicom.codecs import Words
 from aneurysm_ray.data.dicom.files import same_bytes
 from aneurysm_ray.data.dicom.frames import Frame
 from aneurysm_ray.data.dicom.geometry import dropped_frame
-from aneurysm_ray.data.dicom.pixels import Extremes, OpenPixels, Words, open_pixels
+from aneurysm_ray.data.dicom.pixels import Extremes, OpenPixels, open_pixels
 from aneurysm_ray.data.dicom.problems import BadFile, Dropped
 from aneurysm_ray.data.dicom.values import finish, fits_int16, is_integral, possible, scanned
 from aneurysm_ray.errors import SeriesError

@@ -1,4 +1,4 @@
-"""Decoders of compressed frames by transfer syntax; each gives back one (rows, columns) array of 8 or 16 bits.
+"""Decoders of compressed frames by transfer syntax; each fills one (rows, columns) array of 16-bit words.
 
 Sizes in the codestream are compared with the header's before a decoder allocates anything by them. imagecodecs is used
 directly because its decoders release the GIL and are 2-4 times faster than pydicom's default plugins.
@@ -27,34 +27,44 @@ NATIVE = frozenset(
 )
 """Transfer syntaxes whose pixels are not compressed."""
 
-Pixels = NDArray[Any]
+MAX_TILES = 4096
+"""Tiles of a JPEG 2000 image; slices have one, or a few hundred."""
+RLE_SLACK = 4096
+"""Bytes that an RLE segment may decode to beyond its pixels."""
+
+Words = NDArray[np.int16]
+_decoders: Any = imagecodecs  # its stubs allow bytes alone, its decoders take any buffer
 
 
-def decode_jpeg(data: bytes, rows: int, columns: int, bits: int) -> Pixels:
+def decode_jpeg(data: memoryview, out: Words, bits: int) -> None:
     """Decode JPEG baseline, extended or lossless (ISO 10918-1)."""
-    _check_size("JPEG", rows, columns, _jpeg_size(data, lossless_ls=False))
-    return np.asarray(imagecodecs.jpeg8_decode(data))
+    precision = _jpeg_precision("JPEG", data, out, lossless_ls=False)
+    _decode(_decoders.jpeg8_decode, data, precision, out, bits)
 
 
-def decode_jpegls(data: bytes, rows: int, columns: int, bits: int) -> Pixels:
+def decode_jpegls(data: memoryview, out: Words, bits: int) -> None:
     """Decode JPEG-LS (ISO 14495-1)."""
-    _check_size("JPEG-LS", rows, columns, _jpeg_size(data, lossless_ls=True))
-    return np.asarray(imagecodecs.jpegls_decode(data))
+    precision = _jpeg_precision("JPEG-LS", data, out, lossless_ls=True)
+    _decode(_decoders.jpegls_decode, data, precision, out, bits)
 
 
-def decode_jpeg2000(data: bytes, rows: int, columns: int, bits: int) -> Pixels:
+def decode_jpeg2000(data: memoryview, out: Words, bits: int) -> None:
     """Decode JPEG 2000, high throughput included (ISO 15444-1, -15)."""
-    start = data.find(b"\xff\x4f\xff\x51", 0, 4096)  # a codestream may stand in a JP2 box
-    if start < 0 or len(data) < start + 42:
+    start = bytes(data[:4096]).find(b"\xff\x4f\xff\x51")  # a codestream may stand in a JP2 box
+    if start < 0 or len(data) < start + 43:
         raise BadFile("unreadable_pixels", "has no JPEG 2000 codestream")
-    x1, y1, x0, y0, tile_x, tile_y, _, _, parts = struct.unpack_from(">8IH", data, start + 8)
-    _check_size("JPEG 2000", rows, columns, (y1 - y0, x1 - x0, parts))
-    if tile_x < 1 or tile_y < 1 or (x1 // tile_x + 1) * (y1 // tile_y + 1) > 4096:
+    x1, y1, x0, y0, tile_x, tile_y, _, _, parts, depth = struct.unpack_from(">8IHB", data, start + 8)
+    _check_size("JPEG 2000", out, (y1 - y0, x1 - x0, parts))
+    if tile_x < 1 or tile_y < 1 or (x1 // tile_x + 1) * (y1 // tile_y + 1) > MAX_TILES:
         raise BadFile("unreadable_pixels", f"has JPEG 2000 tiles of {tile_x} x {tile_y} pixels")
-    return np.asarray(imagecodecs.jpeg2k_decode(data[start:] if start else data, numthreads=1))
+    _decode(_decode_codestream, data[start:], (depth & 0x7F) + 1, out, bits)
 
 
-def decode_rle(data: bytes, rows: int, columns: int, bits: int) -> Pixels:
+def _decode_codestream(data: memoryview, out: NDArray[np.uint16] | None = None) -> NDArray[Any]:
+    return np.asarray(_decoders.jpeg2k_decode(data, out=out, numthreads=1))
+
+
+def decode_rle(data: memoryview, out: Words, bits: int) -> None:
     """Decode RLE Lossless (PS3.5 annex G): one PackBits segment a byte plane, the most significant first."""
     count = bits // 8
     if len(data) < 64:
@@ -62,18 +72,36 @@ def decode_rle(data: bytes, rows: int, columns: int, bits: int) -> Pixels:
     segments, *offsets = struct.unpack_from("<16I", data)
     if segments != count or any(not 64 <= offset < len(data) for offset in offsets[:count]):
         raise BadFile("unreadable_pixels", f"has {segments} RLE segments, {count} are right")
-    ends = [*offsets[1:count], len(data)]
-    out = np.empty((rows * columns, count), np.uint8)
-    for plane, (start, end) in enumerate(zip(offsets, ends, strict=False)):
-        decoded = imagecodecs.packbits_decode(data[start:end], out=rows * columns)
-        if len(decoded) != rows * columns:
-            raise BadFile("unreadable_pixels", f"has an RLE segment of {len(decoded):,} pixels")
-        out[:, count - 1 - plane] = np.frombuffer(decoded, np.uint8)
-    return out.reshape(-1).view(np.uint8 if count == 1 else "<u2").reshape(rows, columns)
+    planes = []
+    for start, end in zip(offsets, [*offsets[1:count], len(data)], strict=False):
+        # Writers pad segments, so that a decoder may find a few bytes after the last pixel.
+        room = np.empty(out.size + RLE_SLACK, np.uint8)
+        plane = np.asarray(_decoders.packbits_decode(data[start:end], out=room))[: out.size]
+        if plane.size != out.size:
+            raise BadFile("unreadable_pixels", f"has an RLE segment of {plane.size:,} pixels")
+        planes.append(plane.reshape(out.shape))
+    if count == 1:
+        out[:] = planes[0]
+    else:  # shifting is three times faster than writing every second byte
+        words = np.left_shift(planes[0], 8, out=out.view(np.uint16), dtype=np.uint16)
+        np.bitwise_or(words, planes[1], out=words)
 
 
-def _jpeg_size(data: bytes, lossless_ls: bool) -> tuple[int, int, int]:
-    """Return rows, columns and components from the frame header (SOF) of a JPEG or JPEG-LS stream."""
+def _decode(decoder: Callable[..., Any], data: memoryview, precision: int, out: Words, bits: int) -> None:
+    """Decode into `out` itself where the decoder gives words, else by way of its bytes."""
+    if not 1 <= precision <= bits:
+        raise BadFile("unreadable_pixels", f"is compressed with {precision} bits, {bits} are allocated")
+    if precision > 8:
+        decoder(data, out=out.view(np.uint16))
+    else:
+        pixels = np.asarray(decoder(data))
+        if pixels.shape != out.shape or pixels.dtype.itemsize != 1:
+            raise BadFile("unreadable_pixels", f"decodes to {pixels.dtype} {pixels.shape}, not to bytes {out.shape}")
+        out[:] = pixels
+
+
+def _jpeg_precision(name: str, data: memoryview, out: Words, lossless_ls: bool) -> int:
+    """Check the frame header (SOF) of a JPEG or JPEG-LS stream and return its bits a sample."""
     position = 2
     while position + 9 < len(data) and data[position] == 0xFF:
         marker = data[position + 1]
@@ -82,21 +110,24 @@ def _jpeg_size(data: bytes, lossless_ls: bool) -> tuple[int, int, int]:
             continue
         is_frame = marker == 0xF7 if lossless_ls else 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
         if is_frame:
-            rows, columns, parts = struct.unpack_from(">HHB", data, position + 5)
-            return rows, columns, parts
+            precision: int
+            precision, rows, columns, parts = struct.unpack_from(">BHHB", data, position + 4)
+            _check_size(name, out, (rows, columns, parts))
+            return precision
         position += 2 + struct.unpack_from(">H", data, position + 2)[0]
-    raise BadFile("unreadable_pixels", "has no JPEG frame header")
+    raise BadFile("unreadable_pixels", f"has no {name} frame header")
 
 
-def _check_size(name: str, rows: int, columns: int, found: tuple[int, int, int]) -> None:
-    if found != (rows, columns, 1):
+def _check_size(name: str, out: Words, found: tuple[int, int, int]) -> None:
+    if found != (*out.shape, 1):
         raise BadFile(
             "unreadable_pixels",
-            f"has a {name} image of {found[0]} x {found[1]} x {found[2]} values, {rows} x {columns} x 1 is right",
+            f"has a {name} image of {found[0]} x {found[1]} x {found[2]} values, "
+            f"{out.shape[0]} x {out.shape[1]} x 1 is right",
         )
 
 
-CODECS: dict[str, Callable[[bytes, int, int, int], Pixels]] = {
+CODECS: dict[str, Callable[[memoryview, Words, int], None]] = {
     str(uid.JPEGBaseline8Bit): decode_jpeg,
     str(uid.JPEGExtended12Bit): decode_jpeg,
     "1.2.840.10008.1.2.4.53": decode_jpeg,  # retired: spectral selection
@@ -115,33 +146,32 @@ CODECS: dict[str, Callable[[bytes, int, int, int], Pixels]] = {
 """Transfer syntax UID to decoder."""
 
 
-def decode_frame(syntax: str, data: bytes, rows: int, columns: int, bits: int) -> Pixels:
-    """Decode one compressed frame to (rows, columns); raises BadFile for whatever a decoder objects to."""
+def decode_frame(syntax: str, data: memoryview, out: Words, bits: int) -> None:
+    """Decode one compressed frame into `out` (rows, columns); raises BadFile for whatever a decoder objects to.
+
+    `bits` are those allocated, 8 or 16. Signed pixels of fewer bits come without sign extension.
+    """
     try:
-        pixels = CODECS[syntax](data, rows, columns, bits)
+        CODECS[syntax](data, out, bits)
     except BadFile:
         raise
     except (Exception, MemoryError) as error:
         # imagecodecs has an exception class for each library.
         raise BadFile("unreadable_pixels", f"cannot be decoded: {type(error).__name__}: {str(error)[:100]}") from error
-    if pixels.shape != (rows, columns) or pixels.dtype.itemsize > bits // 8 or pixels.dtype.kind not in "iu":
-        raise BadFile(
-            "unreadable_pixels", f"decodes to {pixels.dtype} {pixels.shape}, not to {bits} bits {(rows, columns)}"
-        )
-    return pixels
 
 
-def split_frames(value: bytes, frames: int) -> list[bytes]:
+def split_frames(value: bytes, frames: int) -> list[memoryview]:
     """Return the compressed frames of an encapsulated Pixel Data value (PS3.5 A.4); raises BadFile.
 
     `value` begins with the Basic Offset Table's item; what follows the last fragment is ignored.
     """
     if frames > 1:
         try:
-            return list(generate_frames(value, number_of_frames=frames))[:frames]
+            return [memoryview(data) for data in generate_frames(value, number_of_frames=frames)][:frames]
         except (Exception, MemoryError) as error:
             raise BadFile("unreadable_pixels", f"has damaged frames: {error}") from error
     fragments = []
+    view = memoryview(value)
     position = 0
     while True:
         if position + 8 > len(value):
@@ -152,8 +182,8 @@ def split_frames(value: bytes, frames: int) -> list[bytes]:
             break
         if item != 0xE000_FFFE or position + length > len(value):
             raise BadFile("unreadable_pixels", "is truncated within a compressed frame")
-        fragments.append(value[position : position + length])
+        fragments.append(view[position : position + length])
         position += length
     if len(fragments) < 2:  # the first is the Basic Offset Table
         raise BadFile("unreadable_pixels", "has no compressed frame")
-    return [fragments[1] if len(fragments) == 2 else b"".join(fragments[1:])]
+    return [fragments[1] if len(fragments) == 2 else memoryview(b"".join(fragments[1:]))]

@@ -96,6 +96,11 @@ def walk(head: bytes, position: int, explicit: bool) -> tuple[dict[int, bytes], 
     values: dict[int, bytes] = {}
     try:
         for _ in range(MAX_ELEMENTS):
+            if explicit:
+                tag, vr, length = _EXPLICIT(head, position)
+                if vr in _SHORT_VRS and tag not in _WANTED:  # three elements of four, so they are not called for
+                    position += 8 + length
+                    continue
             tag, vr, length, position = _element(head, position, explicit)
             if tag in _WANTED:
                 end = position + length

@@ -4,6 +4,7 @@ import math
 import re
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -290,23 +291,33 @@ ORTHONORMAL_TOLERANCE = 1e-3
 
 def orthonormal(cosines: Vector, notes: list[str]) -> Vector:
     """Return direction cosines made orthonormal, noting a visible repair; raises BadFile where they span no plane."""
-    row, column = np.array(cosines[:3]), np.array(cosines[3:])
-    lengths = float(np.linalg.norm(row)), float(np.linalg.norm(column))
-    if min(lengths) < 0.5 or max(lengths) > 2 or abs(float(row @ column)) > 0.5 * lengths[0] * lengths[1]:
-        raise BadFile("no_geometry", f"has Image Orientation (Patient) {cosines}")
-    row = row / lengths[0]
-    square = column - row * (row @ column)
-    square = square / np.linalg.norm(square)
-    repaired = (*row.tolist(), *square.tolist())
+    repaired = _orthonormal(cosines)
     if max(abs(a - b) for a, b in zip(repaired, cosines, strict=True)) > ORTHONORMAL_TOLERANCE:
         notes.append("orientation_repaired")
     return repaired
 
 
+@lru_cache(maxsize=256)
+def _orthonormal(cosines: Vector) -> Vector:
+    row, column = cosines[:3], cosines[3:]
+    lengths = math.hypot(*row), math.hypot(*column)
+    overlap = sum(r * c for r, c in zip(row, column, strict=True))
+    if min(lengths) < 0.5 or max(lengths) > 2 or abs(overlap) > 0.5 * lengths[0] * lengths[1]:
+        raise BadFile("no_geometry", f"has Image Orientation (Patient) {cosines}")
+    square = [c - r * overlap / lengths[0] ** 2 for r, c in zip(row, column, strict=True)]
+    return (*(value / lengths[0] for value in row), *(value / math.hypot(*square) for value in square))
+
+
 def text(values: dict[int, bytes], tag: int) -> str:
     """Return an element as text without padding; empty where absent."""
     value = values.get(tag)
-    return value.decode("latin-1").strip("\0 ") if value else ""
+    return _clean(value) if value else ""
+
+
+# Slices of a series share most of their values, so that parsing them again is a good part of a lean header's time.
+@lru_cache(maxsize=4096)
+def _clean(value: bytes) -> str:
+    return value.decode("latin-1").strip("\0 ")
 
 
 def uid(values: dict[int, bytes], tag: int) -> str:
@@ -331,8 +342,11 @@ def number(value: str, name: str) -> float:
 def vector(values: dict[int, bytes], tag: int, count: int) -> Vector | None:
     """Return `count` decimal strings as numbers, None where absent; raises BadFile for any other count."""
     value = text(values, tag)
-    if not value:
-        return None
+    return _vector(value, tag, count) if value else None
+
+
+@lru_cache(maxsize=4096)
+def _vector(value: str, tag: int, count: int) -> Vector:
     parts = value.split("\\")
     if len(parts) != count:
         raise BadFile(
@@ -346,8 +360,7 @@ def short(values: dict[int, bytes], tag: int, order: str, absent: int) -> int:
     value = values.get(tag)
     if value is None or len(value) < 2:
         return absent
-    result: int = struct.unpack_from(f"{order}H", value)[0]
-    return result
+    return int.from_bytes(value[:2], "little" if order == "<" else "big")
 
 
 def _integer(values: dict[int, bytes], tag: int) -> int:

@@ -27,8 +27,8 @@ from aneurysm_ray.data.dicom.elements import UNDEFINED, Short, walk
 from aneurysm_ray.data.dicom.files import read_at
 from aneurysm_ray.data.dicom.problems import BadFile, Odd
 
-HEAD_BYTES = 64 * 2**10
-"""First read of a file: holds the whole header of nearly every single-frame file."""
+HEAD_BYTES = 16 * 2**10
+"""First read of a file: holds the whole header unless private elements or icons are long."""
 MAX_HEADER_BYTES = 16 * 2**20
 """Longest header that is read; a multi-frame file of 2,000 frames has about 6 MB."""
 MAX_PYDICOM_READS = 500_000

@@ -6,14 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from aneurysm_ray.data.dicom.codecs import CODECS, decode_frame, split_frames
+from aneurysm_ray.data.dicom.codecs import CODECS, Words, decode_frame, split_frames
 from aneurysm_ray.data.dicom.files import open_regular, read_at
 from aneurysm_ray.data.dicom.frames import Stored
 from aneurysm_ray.data.dicom.problems import BadFile
 
-Words = NDArray[np.int16]
 Source = int | bytes
 
 
@@ -33,7 +31,7 @@ class OpenPixels:
     def __init__(self, stored: Stored, source: Source) -> None:
         self._stored = stored
         self._source = source
-        self._compressed: list[bytes] | None = None
+        self._compressed: list[memoryview] | None = None
 
     def read(self, index: int, out: Words) -> Extremes:
         """Fill `out` (rows, columns) with a frame's stored values as 16-bit two's complement; raises BadFile.
@@ -53,9 +51,7 @@ class OpenPixels:
             self._compressed = split_frames(value, stored.frames)
         if index >= len(self._compressed):
             raise BadFile("unreadable_pixels", f"has {len(self._compressed)} compressed frames of {stored.frames}")
-        data = self._compressed[index]
-        pixels = decode_frame(stored.syntax, data, stored.rows, stored.columns, stored.bits_allocated)
-        out[:] = pixels.view(np.int16) if pixels.dtype.itemsize == 2 else pixels
+        decode_frame(stored.syntax, self._compressed[index], out, stored.bits_allocated)
 
 
 @contextmanager

@@ -51,7 +51,8 @@ def read_all(files: Sequence[str]) -> tuple[list[Frame], list[Dropped]]:
             frames += frames_of(file, raw)
         except BadFile as problem:
             dropped.append(Dropped(file, problem.code, str(problem)))
-        except (MemoryError, RecursionError) as error:
+        except Exception as error:
+            # pydicom parses an element when it is asked for, and raises nearly anything then.
             dropped.append(Dropped(file, "unreadable_files", f"cannot be parsed: {type(error).__name__}"))
     return frames, dropped
 

@@ -3,8 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from aneurysm_ray.data.dicom.codecs import Words
 from aneurysm_ray.data.dicom.frames import Frame
-from aneurysm_ray.data.dicom.pixels import Extremes, Words
+from aneurysm_ray.data.dicom.pixels import Extremes
 
 CT_BACKGROUND = -1024
 """Hounsfield units given to voxels outside the scanned field of a CT; other modalities get 0, no signal."""
