@@ -9,6 +9,7 @@ from aneurysm_ray import overrides, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import store
 from aneurysm_ray.labels import LABELS, LOCATIONS
+from aneurysm_ray.reporting import pictures
 
 AFFINE = np.array([[0, 0, 2.0, -32], [0, 2.0, 0, -40], [2.0, 0, 0, 10], [0, 0, 0, 1]])
 SHAPE = (32, 40, 32)
@@ -40,7 +41,7 @@ def volume(index: int, rng: np.random.Generator) -> store.PreparedVolume:
         affine=AFFINE,
         targets=targets,
         points=points,
-        quality=("gaps", "duplicate_positions")[: index % 5 // 2] if index % 5 > 1 else (),
+        quality=("duplicate_positions", "missing_slices")[: index % 5 // 2] if index % 5 > 1 else (),
         source_digest=f"{index:064x}",
     )
 
@@ -55,7 +56,17 @@ def write_volumes(folder: Path, count: int, files: int | None = None) -> pd.Data
         if files is None or index < files:
             size = store.write_volume(folder, prepared, overrides.volume_identity(Config())).stat().st_size
         rows.append(store.table_row(prepared, size))
+        picture = folder / store.picture_path(prepared.series_uid)
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        pictures.slices(prepared, np.array(SHAPE) / 2).resize((240, 96)).save(picture, "JPEG", quality=82)
     store.write_table(folder, rows)
+    rejected = [
+        (uid(10**6 + i), f"series/{i}", ("no_geometry", "single_slice")[i % 3 // 2], "it is so") for i in range(7)
+    ]
+    rundir.write_csv(
+        folder / rundir.REJECTED, pd.DataFrame(rejected, columns=["series_uid", "path", "reason", "message"])
+    )
+    rundir.write_json(folder / rundir.PREPARE, {"kind": "volumes", "source": "/data/dicom", "seconds": 61.0})
     return store.volumes_table(folder)
 
 

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import synthetic_runs
@@ -10,11 +11,12 @@ from browser import open_page
 from plotly.offline import get_plotlyjs
 
 from aneurysm_ray import rundir
+from aneurysm_ray.data.dicom import QUALITY
 from aneurysm_ray.errors import RunDirError
 from aneurysm_ray.labels import LABELS, PRESENT
 from aneurysm_ray.learning import metrics
 from aneurysm_ray.reporting import page as pages_page
-from aneurysm_ray.reporting import pages, run_page
+from aneurysm_ray.reporting import pages, run_page, set_page, suspicion
 from aneurysm_ray.reporting.page import Column, Page, Section, Table, Tile
 
 
@@ -112,6 +114,57 @@ def test_run_with_one_class_has_a_page(tmp_path: Path) -> None:
     page = run_page.page(run)
     assert "No label has both positive and negative series" in " ".join(page.summary)
     check_in_browser(pages.write_report(run))
+
+
+def test_set_page_opens_and_lists_every_series(run: Path) -> None:
+    volumes = run.parent / "volumes"
+    dom = check_in_browser(pages.write_report(volumes))
+    assert "90 series, page 1 of 3" in dom
+    assert dom.count('<figure class="picture">') == 36  # the other 54 stay data
+    page = set_page.page(volumes)
+    found = blocks(page)
+    for key in ("modality", "plane", "sites", "reasons", "quality", "slices", "spacing_mm", "height_mm", "intensity"):
+        assert found[key].figure is not None, key  # type: ignore[attr-defined]
+    assert len(found["rejected"].rows) == 7  # type: ignore[attr-defined]
+    assert page.summary[0] == "90 series of 90 patients became volumes; 7 series were refused."
+    assert "positions or spacing are missing, not finite or absurd (5)" in page.summary[2]
+
+
+def test_most_suspicious_series_come_first(run: Path) -> None:
+    items = blocks(set_page.page(run.parent / "volumes"))["series"].items  # type: ignore[attr-defined]
+    flags = [len(item["flags"]) for item in items]
+    assert flags == sorted(flags, reverse=True)
+    assert items[0]["flags"] == ["duplicate positions", "missing slices"]
+    assert all(item["image"].startswith("data:image/jpeg;base64,") for item in items)
+
+
+def test_suspicion_by_hand() -> None:
+    table = pd.DataFrame(
+        {
+            "series_uid": list("abcdef"),
+            "modality": "CTA",
+            "shape": [[100, 10, 10]] * 5 + [[20, 10, 10]],
+            "spacing_mm": [[1.0, 1.0, 1.0]] * 6,
+            "quality": [[], ["missing_slices", "junk_files"], [], [], [], []],
+            "points": [[], [], [], [{"z": 1, "y": 10, "x": 1}], [], []],
+            PRESENT: [0.0, 0.0, 1.0, 1.0, np.nan, 0.0],
+        }
+    )
+    found = suspicion.flags(table, dict(zip("abcdef", (50.0, 51.0, 49.0, 50.0, 120.0, 50.0), strict=True)))
+    assert found == [
+        [],
+        [("missing slices", 3), ("junk files", 1)],
+        [("no point marks the aneurysm", 3)],
+        [("a point lies outside", 3)],
+        [("unusually bright", 2)],
+        [("unusually low", 2)],
+    ]
+    assert set(QUALITY) >= suspicion.GRAVE
+
+
+def test_empty_set_has_a_page(tmp_path: Path) -> None:
+    synthetic_runs.write_volumes(tmp_path, 0)
+    assert "No series was prepared." in pages.write_report(tmp_path).read_text(encoding="utf-8")
 
 
 def test_text_of_a_run_cannot_become_markup(tmp_path: Path) -> None:

@@ -64,6 +64,15 @@ class Column:
     """Digits after the point; None writes the value as it is."""
 
 
+@dataclass(frozen=True)
+class Link:
+    """A table cell that leads to another page."""
+
+    text: str
+    href: str
+    """Relative, quoted for URLs."""
+
+
 @dataclass(frozen=True, eq=False)
 class Table:
     """A table that can be sorted by any column, and filtered when it is long."""
@@ -208,6 +217,8 @@ def cell(value: Any, digits: int | None = 3) -> str:
     """Return a table cell's text; a dash where there is no value."""
     if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and np.isnan(value)):
         return "–"
+    if isinstance(value, Link):
+        return Markup('<a href="{}">{}</a>').format(value.href, value.text)
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, int | np.integer):
@@ -226,4 +237,6 @@ def sort_key(value: Any) -> str:
     """Return what a column is sorted by: the whole number, or the text; empty sorts last."""
     if isinstance(value, bool | int | float | np.number | np.bool_):
         return "" if np.isnan(float(value)) else repr(float(value))
+    if isinstance(value, Link):
+        return value.text
     return "" if value is None or value is pd.NA else cell(value)

@@ -6,10 +6,10 @@ from pathlib import Path
 from aneurysm_ray import rundir
 from aneurysm_ray.errors import RunDirError
 from aneurysm_ray.reporting import page as pages
-from aneurysm_ray.reporting import run_page
+from aneurysm_ray.reporting import run_page, set_page
 from aneurysm_ray.reporting.page import Page
 
-PAGES: dict[str, Callable[[Path], Page]] = {"train": run_page.page}
+PAGES: dict[str, Callable[[Path], Page]] = {"volumes": set_page.page, "train": run_page.page}
 """Which page a directory of a kind gets."""
 
 

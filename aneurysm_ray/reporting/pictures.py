@@ -5,7 +5,8 @@ Three planes through one voxel, side by side at one scale, the patient's right o
 
 import base64
 import io
-from dataclasses import dataclass
+import zipfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +37,9 @@ class HeatMap:
 def read_heatmap(path: Path) -> HeatMap:
     """Read a heat map file. Raises RunDirError when it is missing or damaged."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             return HeatMap(file["grid"].astype(np.float32), file["affine"].astype(np.float64).reshape(4, 4))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise RunDirError(f"{path}: no heat map can be read from it ({error})") from error
 
 
@@ -62,6 +63,7 @@ def slices(
     candidates: NDArray[np.float64] | None = None,
     *,
     marked: bool = False,
+    pixels_per_mm: float = PIXELS_PER_MM,
 ) -> Image.Image:
     """Draw the three planes through voxel `focus` (z, y, x).
 
@@ -74,7 +76,43 @@ def slices(
         image = _grey(np.take(prepared.voxels, index, axis))
         if marked and heatmap is not None:
             image = _glow(image, _heat_slice(prepared, heatmap, axis, index))
-        panels.append(_panel(image, prepared, axis, index, name, points, candidates, marked))
+        depth = prepared.spacing_mm[axis]
+        near = [_near(marks, axis, index, depth) if marked else None for marks in (points, candidates)]
+        panels.append(_panel(image, prepared, axis, name, near[0], near[1], pixels_per_mm))
+    return _side_by_side(panels)
+
+
+def projections(
+    prepared: PreparedVolume, focus: NDArray[np.float64], slab_mm: float, candidates: NDArray[np.float64]
+) -> Image.Image:
+    """Draw the maximum along each axis over a slab of `slab_mm` around voxel `focus`, and all candidates, numbered."""
+    panels = []
+    for axis, name in _PLANES:
+        half = slab_mm / 2 / prepared.spacing_mm[axis]
+        size = prepared.voxels.shape[axis]
+        first = int(np.clip(focus[axis] - half, 0, size - 1))
+        last = int(np.clip(focus[axis] + half, first, size - 1)) + 1
+        slab = prepared.voxels[(slice(None),) * axis + (slice(first, last),)]
+        panels.append(
+            _panel(_grey(slab.max(axis)), prepared, axis, name, None, candidates, PIXELS_PER_MM, numbered=True)
+        )
+    return _side_by_side(panels)
+
+
+def cropped(
+    prepared: PreparedVolume, focus: NDArray[np.float64], radius_mm: float
+) -> tuple[PreparedVolume, NDArray[np.float64]]:
+    """Return the volume's part within a cube around voxel `focus`, and where the part's first voxel was."""
+    reach = radius_mm / np.array(prepared.spacing_mm)
+    first = np.clip(np.floor(focus - reach), 0, np.array(prepared.voxels.shape) - 2).astype(int)
+    last = np.maximum(np.ceil(focus + reach).astype(int), first + 1) + 1
+    affine = prepared.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ first
+    part = prepared.voxels[tuple(slice(a, b) for a, b in zip(first, last, strict=True))]
+    return replace(prepared, voxels=part, affine=affine), first.astype(np.float64)
+
+
+def _side_by_side(panels: list[Image.Image]) -> Image.Image:
     sheet = Image.new("RGB", (sum(p.width for p in panels) + GAP * (len(panels) - 1), max(p.height for p in panels)))
     left = 0
     for panel in panels:
@@ -130,34 +168,35 @@ def _panel(
     image: NDArray[np.float32],
     prepared: PreparedVolume,
     axis: int,
-    index: int,
     name: str,
     points: NDArray[np.float64] | None,
     candidates: NDArray[np.float64] | None,
-    marked: bool,
+    pixels_per_mm: float,
+    *,
+    numbered: bool = False,
 ) -> Image.Image:
     spacing = prepared.spacing_mm
     down, right = (other for other in range(3) if other != axis)
     upside_down = down == 0  # z grows to the head, pictures grow downwards
     pixels = np.clip(image, 0, 255).astype(np.uint8)[:: -1 if upside_down else 1]
-    scale = PIXELS_PER_MM * spacing[right], PIXELS_PER_MM * spacing[down]
+    scale = pixels_per_mm * spacing[right], pixels_per_mm * spacing[down]
     panel = Image.fromarray(np.ascontiguousarray(pixels)).resize(
         (max(1, round(pixels.shape[1] * scale[0])), max(1, round(pixels.shape[0] * scale[1]))), Image.Resampling.BICUBIC
     )
     draw = ImageDraw.Draw(panel)
     draw.text((5, 3), name, fill=(190, 200, 212), font=ImageFont.load_default(size=12))
-    if not marked:
-        return panel
 
     def place(voxel: NDArray[np.float64]) -> tuple[float, float]:
         row = pixels.shape[0] - 1 - voxel[down] if upside_down else voxel[down]
         return (float(voxel[right]) + 0.5) * scale[0], (float(row) + 0.5) * scale[1]
 
-    for voxel in _near(candidates, axis, index, spacing[axis]):
+    for number, voxel in enumerate(candidates if candidates is not None else (), start=1):
         x, y = place(voxel)
         for slope in (-1, 1):
             draw.line((x - 6, y - 6 * slope, x + 6, y + 6 * slope), fill=_GUESS, width=2)
-    for voxel in _near(points, axis, index, spacing[axis]):
+        if numbered:
+            draw.text((x + 8, y - 7), str(number), fill=_GUESS, font=ImageFont.load_default(size=13))
+    for voxel in points if points is not None else ():
         x, y = place(voxel)
         draw.ellipse((x - 10, y - 10, x + 10, y + 10), outline=_TRUTH, width=2)
     return panel

@@ -12,6 +12,7 @@ from aneurysm_ray.data import store
 from aneurysm_ray.errors import AneurysmRayError, RunDirError
 from aneurysm_ray.labels import LABELS
 from aneurysm_ray.learning import froc
+from aneurysm_ray.reporting import truth
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +31,9 @@ class RunData:
     volumes: pd.DataFrame | None
     """The table of the prepared set; None when it is gone."""
     points: pd.DataFrame
-    """Labelled points of the scored series, patient mm."""
+    """Labelled points of the scored series, patient mm; with radius_mm where the truth is known."""
+    truth: pd.DataFrame | None
+    """Aneurysms with their diameters; None where no truth is known."""
     seconds: float | None
 
     @property
@@ -46,9 +49,10 @@ def read_run(folder: Path) -> RunData:
     finished = (folder / rundir.SUMMARY).exists()
     predictions = _table(folder, folds, rundir.PREDICTIONS, ["series_uid", "patient", "fold", *LABELS])
     volumes = _volumes(Path(provenance.get("volumes", "")))
-    points = (
-        froc.points_mm(volumes[volumes["series_uid"].isin(predictions["series_uid"])]) if volumes is not None else None
-    )
+    points = pd.DataFrame(columns=["series_uid", "x_mm", "y_mm", "z_mm", "location"])
+    if volumes is not None:
+        points = froc.points_mm(volumes[volumes["series_uid"].isin(predictions["series_uid"])])
+    known = truth.lesions(Path(provenance.get("volumes", "")))
     return RunData(
         folder=folder,
         config=rundir.read_config(folder),
@@ -64,7 +68,8 @@ def read_run(folder: Path) -> RunData:
             folder, folds, rundir.CANDIDATES, ["series_uid", "x_mm", "y_mm", "z_mm", "probability", "location"]
         ),
         volumes=volumes,
-        points=points if points is not None else pd.DataFrame(columns=["series_uid", "x_mm", "y_mm", "z_mm"]),
+        points=points if known is None else truth.with_radius(points, known),
+        truth=known,
         seconds=rundir.read_json(folder / rundir.SUMMARY).get("seconds") if finished else None,
     )
 

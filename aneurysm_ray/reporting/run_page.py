@@ -115,7 +115,7 @@ def _froc_table(found: Results) -> pd.DataFrame:
 
 
 def _groups(run: RunData, found: Results) -> Section:
-    groups = metrics.subgroups(run.predictions, truth.diameters_mm(run.volumes_folder))
+    groups = metrics.subgroups(run.predictions, None if run.truth is None else truth.diameters_mm(run.truth))
     defined = groups[groups["auc"].notna()]
     labels = {"label": "label", "interval": _AUC, "n_positive": "positive", "n": "series"}
     columns = {"group": "group", "value": "value", "interval": _AUC, "n_positive": "positive", "n": "series"}

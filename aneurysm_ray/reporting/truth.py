@@ -1,4 +1,4 @@
-"""Sizes of aneurysms, where the data set a prepared set came from has them in a truth table beside its series."""
+"""Sizes of aneurysms, where the data set behind a prepared set is a phantom's, whose truth is in a table."""
 
 from pathlib import Path
 
@@ -7,17 +7,28 @@ import pandas as pd
 from aneurysm_ray import rundir
 from aneurysm_ray.errors import RunDirError
 
-TRUTH = "truth.csv"
-"""SeriesInstanceUID and diameter_mm, a row per aneurysm: what the phantom knows of its series."""
+TRUTH = "phantom.csv"
+"""series_uid, location, diameter_mm and more, a row per aneurysm (`data/phantom/tables.py`)."""
 
 
-def diameters_mm(volumes: Path) -> pd.Series | None:
-    """Return the largest aneurysm's diameter by series_uid, or None where no truth table is known."""
+def lesions(volumes: Path) -> pd.DataFrame | None:
+    """Return series_uid, location, diameter_mm of every aneurysm, or None where no truth is known."""
     try:
         source = rundir.read_json(volumes / rundir.PREPARE).get("source", "")
         table = rundir.read_csv(Path(str(source)) / TRUTH)
     except (RunDirError, AttributeError):
         return None
-    if not {"SeriesInstanceUID", "diameter_mm"} <= set(table.columns):
-        return None
-    return table.groupby("SeriesInstanceUID")["diameter_mm"].max()
+    columns = ["series_uid", "location", "diameter_mm"]
+    return table[columns].dropna() if set(columns) <= set(table.columns) else None
+
+
+def diameters_mm(truth: pd.DataFrame) -> pd.Series:
+    """Return the largest aneurysm's diameter by series_uid."""
+    return truth.groupby("series_uid")["diameter_mm"].max()
+
+
+def with_radius(points: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
+    """Return points with radius_mm: half the diameter of the aneurysm at the same site of the same series."""
+    largest = truth.groupby(["series_uid", "location"], as_index=False)["diameter_mm"].max()
+    joined = points.merge(largest, on=["series_uid", "location"], how="left")
+    return joined.assign(radius_mm=joined["diameter_mm"] / 2).drop(columns="diameter_mm")

@@ -1,0 +1,261 @@
+"""The page of a prepared set: what is in it, what was refused, and a picture of every series."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from aneurysm_ray import rundir
+from aneurysm_ray.data import store
+from aneurysm_ray.data.dicom import QUALITY
+from aneurysm_ray.errors import SERIES_REASONS, AneurysmRayError
+from aneurysm_ray.labels import LOCATIONS, PRESENT, SHORT_NAMES
+from aneurysm_ray.reporting import figures_set as figures
+from aneurysm_ray.reporting import pictures, provenance_blocks, suspicion, words
+from aneurysm_ray.reporting.page import Chart, Gallery, Page, Section, Table, Tile
+
+SAMPLED = 6
+"""Volumes of each modality that are read for the histogram of intensity."""
+
+
+def page(folder: Path) -> Page:
+    """Read a prepared set and return its page. Raises RunDirError when it has no table of volumes."""
+    table = store.volumes_table(folder)
+    rejected = _rejected(folder)
+    facts = rundir.read_json(folder / rundir.PREPARE) if (folder / rundir.PREPARE).exists() else {}
+    items = _items(folder, table)
+    gallery = Gallery(
+        "series",
+        "Every series",
+        suspicion.RULE,
+        tuple(items),
+        ("modality", "plane", "remark", "aneurysm"),
+        missing="No series was prepared.",
+    )
+    return Page(
+        title=folder.resolve().name,
+        kind="prepared set",
+        subtitle=_subtitle(facts),
+        summary=_summary(table, rejected, items),
+        tiles=_tiles(table, rejected, facts),
+        sections=(
+            _contents(table),
+            _refused(table, rejected),
+            _shapes(folder, table),
+            Section("pictures", "Look at them", "Three views of each series; labelled points are circled.", (gallery,)),
+            provenance_blocks.section(None, facts),
+        ),
+    )
+
+
+def _rejected(folder: Path) -> pd.DataFrame:
+    path = folder / rundir.REJECTED
+    columns = ["series_uid", "path", "reason", "message"]
+    return rundir.read_csv(path) if path.exists() else pd.DataFrame(columns=columns)
+
+
+def _subtitle(facts: dict[str, Any]) -> str:
+    parts = [f"from {facts['source']}"] if facts.get("source") else []
+    if seconds := facts.get("seconds"):
+        parts.append(f"prepared in {words.duration(float(seconds))}")
+    return " · ".join(parts)
+
+
+def _summary(table: pd.DataFrame, rejected: pd.DataFrame, items: list[dict[str, Any]]) -> tuple[str, ...]:
+    known = int(table[PRESENT].notna().sum())
+    positive = int((table[PRESENT] > 0.5).sum())
+    sentences = [
+        f"{words.count(len(table), 'series', 'series')} of {words.count(table['patient'].nunique(), 'patient')} "
+        f"became volumes; {words.count(len(rejected), 'series was', 'series were')} refused."
+    ]
+    if known:
+        share = f" ({words.percent(positive / known)} of {known:,} with labels)"
+        points = int(table["points"].map(len).sum())
+        sentences.append(
+            f"{words.count(positive, 'series', 'series')} show an aneurysm{share}, marked by "
+            f"{words.count(points, 'point')}."
+        )
+    else:
+        sentences.append("No series has labels, so the set can be scored but not trained on.")
+    if len(rejected):
+        reasons = figures.reasons(rejected)
+        meaning = SERIES_REASONS.get(str(reasons.index[0]), str(reasons.index[0]))
+        sentences.append(f"The most frequent reason of refusal is that {meaning} ({reasons.iloc[0]}).")
+    flagged = sum(bool(item["flags"]) for item in items)
+    if flagged:
+        sentences.append(
+            f"{words.count(flagged, 'series', 'series')} carry a remark; the pictures below begin with them."
+        )
+    return tuple(sentences)
+
+
+def _tiles(table: pd.DataFrame, rejected: pd.DataFrame, facts: dict[str, Any]) -> tuple[Tile, ...]:
+    gigabytes = float(table["bytes"].sum()) / 1e9
+    tiles = [
+        Tile("Volumes", f"{len(table):,}", words.count(table["patient"].nunique(), "patient")),
+        Tile("Refused", f"{len(rejected):,}", words.count(rejected["reason"].nunique(), "reason")),
+        Tile(
+            "With an aneurysm", f"{int((table[PRESENT] > 0.5).sum()):,}", f"{int(table[PRESENT].isna().sum())} unknown"
+        ),
+        Tile("On disk", f"{gigabytes:.2f} GB", f"{1e3 * gigabytes / max(len(table), 1):.2f} MB a series"),
+    ]
+    if seconds := facts.get("seconds"):
+        tiles.append(
+            Tile("Time", words.duration(float(seconds)), f"{len(table) / max(float(seconds), 1e-9):.1f} series/s")
+        )
+    return tuple(tiles)
+
+
+def _contents(table: pd.DataFrame) -> Section:
+    nothing = "No series was prepared."
+    sites = figures.locations(table)
+    blocks = (
+        Chart(
+            "modality",
+            "Modality",
+            "CTA, MRA, T2 and T1post where a table says so; else what DICOM says.",
+            figures.draw_counts(figures.counts(table, "modality")) if len(table) else None,
+            nothing,
+            height=300,
+        ),
+        Chart(
+            "plane",
+            "Plane",
+            "The plane in which a series was acquired; volumes are stored in one standard orientation.",
+            figures.draw_counts(figures.counts(table, "plane")) if len(table) else None,
+            nothing,
+            height=300,
+        ),
+        Chart(
+            "sites",
+            "Where the aneurysms are",
+            "Series with an aneurysm at each site.",
+            figures.draw_bars(sites) if sites.any() else None,
+            "No series is known to have an aneurysm.",
+            wide=True,
+        ),
+    )
+    return Section("contents", "What is in it", "", blocks)
+
+
+def _refused(table: pd.DataFrame, rejected: pd.DataFrame) -> Section:
+    found = figures.codes(table)
+    meanings = pd.DataFrame([(code, n, QUALITY.get(str(code), "")) for code, n in found.items()])
+    blocks = (
+        Chart(
+            "reasons",
+            "Reasons of refusal",
+            "Each refused series has one reason.",
+            figures.draw_bars(figures.reasons(rejected), SERIES_REASONS) if len(rejected) else None,
+            "No series was refused.",
+            height=340,
+        ),
+        Chart(
+            "quality",
+            "What was repaired or assumed",
+            "A series may have several of these; hover for their meaning.",
+            figures.draw_bars(found, QUALITY) if len(found) else None,
+            "Nothing had to be repaired or assumed.",
+            height=340,
+        ),
+        Table.of(
+            "codes",
+            "What the remarks mean",
+            "",
+            meanings.set_axis(["remark", "series", "meaning"], axis=1) if len(found) else pd.DataFrame(),
+            missing="There are no remarks.",
+        ),
+        Table.of(
+            "rejected",
+            "Refused series",
+            "The same list is in rejected.csv.",
+            rejected,
+            {"reason": "reason", "message": "message", "series_uid": "series", "path": "path"},
+            missing="No series was refused.",
+        ),
+    )
+    return Section("refused", "What was refused or repaired", "", blocks)
+
+
+def _shapes(folder: Path, table: pd.DataFrame) -> Section:
+    sizes = figures.sizes(table)
+    nothing = "No series was prepared."
+    volumes = []
+    for uid in figures.sample(table, SAMPLED):
+        try:
+            volumes.append(store.read_volume(folder / store.volume_path(uid)))
+        except AneurysmRayError:
+            continue
+    columns = (
+        ("slices", "Slices", "slices of the stored volume", "After cropping and resampling."),
+        ("spacing_mm", "Spacing", "mm between stored slices", "The same for all, unless the volume settings keep it."),
+        ("height_mm", "Height", "mm from the lowest to the highest slice", "Short volumes miss part of the head."),
+    )
+    blocks = [
+        Chart(
+            key, title, caption, figures.draw_histogram(sizes, key, axis) if len(sizes) else None, nothing, height=320
+        )
+        for key, title, axis, caption in columns
+    ]
+    blocks.append(
+        Chart(
+            "intensity",
+            "Intensity",
+            f"Over {len(volumes)} volumes, at most {SAMPLED} of each modality. A spike at the right end means that a "
+            "window cuts off too much.",
+            figures.draw_intensities(figures.intensities(volumes)) if volumes else None,
+            "No volume could be read.",
+            height=320,
+        )
+    )
+    return Section("shapes", "Size and intensity", "", tuple(blocks))
+
+
+def _items(folder: Path, table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a gallery item for each series, the most suspicious first."""
+    images = {uid: _picture(folder, uid) for uid in table["series_uid"]}
+    brightness = {uid: grey for uid, (_, grey) in images.items() if grey is not None}
+    remarks = suspicion.flags(table, brightness)
+    items = []
+    for row, found in zip(table.to_dict("records"), remarks, strict=True):
+        items.append(
+            (-sum(weight for _, weight in found), row["series_uid"], _item(row, found, images[row["series_uid"]][0]))
+        )
+    return [item for _, _, item in sorted(items, key=lambda entry: entry[:2])]
+
+
+def _picture(folder: Path, series_uid: str) -> tuple[str, float | None]:
+    """Return a series' picture as a data URI and its mean grey value; empty and None where there is none."""
+    path = folder / store.picture_path(series_uid)
+    try:
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
+            grey = float(np.asarray(image.convert("L")).mean())
+    except OSError:
+        return "", None
+    return pictures.file_uri(path), grey
+
+
+def _item(row: dict[Any, Any], remarks: list[tuple[str, int]], image: str) -> dict[str, Any]:
+    sites = [SHORT_NAMES[name] for name in LOCATIONS if row[name] > 0.5]
+    size = "×".join(str(int(n)) for n in row["shape"])
+    spacing = "×".join(f"{mm:.2g}" for mm in row["spacing_mm"])
+    target = row[PRESENT]
+    return {
+        "id": row["series_uid"],
+        "image": image,
+        "lines": [
+            f"{row['modality']}, {row['plane']}, {size} of {spacing} mm",
+            *([f"aneurysm: {', '.join(sites)}"] if sites else []),
+        ],
+        "flags": [text for text, _ in remarks],
+        "facets": {
+            "modality": row["modality"] or "unknown",
+            "plane": row["plane"],
+            "remark": [text for text, _ in remarks] or ["none"],
+            "aneurysm": sites
+            or ["unknown" if np.isnan(target) else "present, site unknown" if target > 0.5 else "none"],
+        },
+    }
