@@ -1,4 +1,4 @@
-"""Small prepared sets for the tests of learning: noise, straight vessels, and bright balls where there is an aneurysm."""
+"""Small prepared sets for the tests of learning: noise, straight vessels, bright balls as aneurysms."""
 
 from pathlib import Path
 from typing import Any

@@ -51,7 +51,7 @@ def layout(
     for length, window in zip(shape, size, strict=True):
         whole = max(window, -(-length // unit) * unit)
         room = (whole - window) // unit
-        count = 1 + int(np.ceil(room * unit / max(unit, window * (1 - overlap))))
+        count = 1 + -(-room // max(1, int(window * (1 - overlap) / unit + 1e-9)))
         exact = np.linspace(0, room, count) * unit
         padded.append(whole)
         starts.append(np.rint(exact / unit).astype(np.int64) * unit)

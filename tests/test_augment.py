@@ -1,0 +1,148 @@
+import numpy as np
+import pytest
+import torch
+
+from aneurysm_ray.config import AugmentConfig
+from aneurysm_ray.labels import LOCATIONS, MIRRORED, PRESENT_INDEX
+from aneurysm_ray.learning import augment
+from aneurysm_ray.learning.patches import Batch
+
+LEFT, RIGHT = LOCATIONS.index("Left Middle Cerebral Artery"), LOCATIONS.index("Right Middle Cerebral Artery")
+NOTHING = AugmentConfig(flip=0, affine_probability=0, brightness=0, contrast=0, noise=0)
+
+
+def _batch(count: int = 4, size: tuple[int, int, int] = (12, 20, 24)) -> Batch:
+    """Patches with a bright blob at their only point."""
+    rng = np.random.default_rng(0)
+    points = rng.uniform(4, np.array(size) - 5, (count, 1, 3))
+    grid = np.indices(size).transpose(1, 2, 3, 0)
+    image = np.stack([255 * np.exp(-(((grid - p[0]) / (1.2, 1.8, 1.8)) ** 2).sum(-1) / 2) for p in points])
+    base = torch.zeros(count, 14)
+    base[:, RIGHT] = torch.nan
+    faces = torch.zeros(count, 3, 2, dtype=torch.bool)
+    faces[:, 2, 0] = True
+    return Batch(
+        torch.from_numpy(image.astype(np.uint8)),
+        torch.from_numpy(points).float(),
+        torch.full((count, 1), LEFT),
+        base,
+        faces,
+        torch.tensor([[1.5, 1.0, 1.0]]).repeat(count, 1),
+    )
+
+
+def _brightest(image: torch.Tensor) -> np.ndarray:
+    """Centre of mass of a patch (z, y, x)."""
+    mass = image.double().numpy()
+    return np.array([(axis * mass).sum() for axis in np.indices(mass.shape)]) / mass.sum()
+
+
+def test_nothing_asked_nothing_done() -> None:
+    batch = _batch()
+    done = augment.apply(batch, augment.draw(NOTHING, (0, 0, 0), np.arange(4)))
+    torch.testing.assert_close(done.image_BZYX, batch.image_BZYX / 255)
+    torch.testing.assert_close(done.points_BP3, batch.points_BP3)
+
+
+def test_mirroring_swaps_sides_with_the_image() -> None:
+    batch = _batch()
+    done = augment.mirror(batch, np.array([1]))
+    assert done.labels_BP[:, 0].tolist() == [LEFT, RIGHT, LEFT, LEFT]
+    assert torch.isnan(done.base_BL[1, LEFT]) and done.base_BL[1, RIGHT] == 0
+    assert done.cut_B32[1, 2].tolist() == [False, True]
+    np.testing.assert_allclose(_brightest(done.image_BZYX[1]), done.points_BP3[1, 0], atol=0.3)
+    assert abs(float(done.points_BP3[1, 0, 2] - batch.points_BP3[1, 0, 2])) > 1
+    torch.testing.assert_close(done.image_BZYX[0], batch.image_BZYX[0])
+    twice = augment.mirror(done, np.array([1]))
+    for name in ("image_BZYX", "points_BP3", "labels_BP", "base_BL", "cut_B32"):
+        torch.testing.assert_close(getattr(twice, name), getattr(batch, name), equal_nan=True)
+
+
+def test_padding_points_stay_padding_when_mirrored() -> None:
+    batch = _batch()
+    batch.labels_BP[:] = -1
+    assert (augment.mirror(batch, np.arange(4)).labels_BP == -1).all()
+
+
+def test_present_is_its_own_mirror() -> None:
+    assert MIRRORED[PRESENT_INDEX] == PRESENT_INDEX
+    assert [MIRRORED[i] for i in MIRRORED] == list(range(14))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        AugmentConfig(
+            rotate_deg=40, scale=0, translate=0, affine_probability=1, flip=0, noise=0, brightness=0, contrast=0
+        ),
+        AugmentConfig(
+            rotate_deg=0, scale=0.4, translate=0, affine_probability=1, flip=0, noise=0, brightness=0, contrast=0
+        ),
+        AugmentConfig(
+            rotate_deg=0, scale=0, translate=0.15, affine_probability=1, flip=0, noise=0, brightness=0, contrast=0
+        ),
+        AugmentConfig(
+            rotate_deg=25, scale=0.2, translate=0.05, affine_probability=1, flip=0.5, noise=0, brightness=0, contrast=0
+        ),
+    ],
+)
+def test_points_move_with_the_image(config: AugmentConfig) -> None:
+    batch = _batch(16)
+    done = augment.apply(batch, augment.draw(config, (3, 0, 0), np.arange(16)))
+    moved, checked = 0.0, 0
+    for b in range(16):
+        point = done.points_BP3[b, 0].numpy()
+        if (point < 4).any() or (point > np.array([7, 15, 19])).any():
+            continue  # the blob is cut off, its centre of mass no longer its centre
+        np.testing.assert_allclose(_brightest(done.image_BZYX[b]), point, atol=0.35)
+        moved, checked = max(moved, float(np.abs(point - batch.points_BP3[b, 0].numpy()).max())), checked + 1
+    assert checked >= 3 and moved > 0.8
+
+
+def test_rotation_is_rigid_in_mm() -> None:
+    config = AugmentConfig(rotate_deg=45, scale=0, translate=0, affine_probability=1, flip=0)
+    batch = _batch(8)
+    draws = augment.draw(config, (1, 0, 0), np.arange(8))
+    done = augment.move(batch.with_image(batch.image_BZYX.float()), np.arange(8), draws)
+    centre = (torch.tensor(batch.image_BZYX.shape[1:]) - 1) / 2
+
+    def from_centre_mm(points: torch.Tensor) -> torch.Tensor:
+        return ((points - centre) * batch.spacing_B3[:, None]).norm(dim=-1)
+
+    torch.testing.assert_close(from_centre_mm(done.points_BP3), from_centre_mm(batch.points_BP3))
+
+
+def test_draws_depend_on_the_place_in_the_plan_alone() -> None:
+    config = AugmentConfig(mixup=0.5)
+    whole = augment.draw(config, (5, 1, 2), np.arange(8))
+    part = augment.draw(config, (5, 1, 2), np.arange(4, 8))
+    np.testing.assert_array_equal(whole.angles_deg[4:], part.angles_deg)
+    np.testing.assert_array_equal(whole.noise_seed[4:], part.noise_seed)
+    other = augment.draw(config, (5, 1, 3), np.arange(8))
+    assert (whole.angles_deg != other.angles_deg).all()
+
+
+def test_intensities_stay_in_range_and_noise_is_as_strong_as_asked() -> None:
+    image = torch.full((2, 20, 20, 20), 128, dtype=torch.uint8)
+    batch = _batch(2)
+    batch = Batch(image, batch.points_BP3, batch.labels_BP, batch.base_BL, batch.cut_B32, batch.spacing_B3)
+    draws = augment.draw(NOTHING.model_copy(update={"noise": 0.05}), (0, 0, 0), np.arange(2))
+    done = augment.apply(batch, draws).image_BZYX
+    for b in range(2):
+        assert done[b].std().item() == pytest.approx(draws.noise[b], rel=0.05)
+    wild = augment.apply(batch, augment.draw(AugmentConfig(brightness=1, contrast=0.9), (0, 0, 0), np.arange(2)))
+    assert wild.image_BZYX.min() >= 0 and wild.image_BZYX.max() <= 1
+
+
+def test_mixing_blends_neighbours_and_keeps_what_is_unknown() -> None:
+    draws = augment.draw(AugmentConfig(mixup=1.0), (0, 0, 0), np.arange(4))
+    image = torch.arange(4.0).view(4, 1, 1, 1, 1)
+    targets = torch.tensor([[1.0], [0.0], [torch.nan], [1.0]])
+    mixed, (blended,) = augment.mix(image, [targets], draws)
+    share = torch.from_numpy(draws.mix).float()
+    assert ((share >= 0.5) & (share < 1)).all()
+    torch.testing.assert_close(mixed.flatten()[:2], torch.stack([1 - share[0], share[1]]))
+    torch.testing.assert_close(blended[:2, 0], torch.stack([share[0], 1 - share[1]]))
+    assert torch.isnan(blended[2:]).all()
+    unmixed = augment.mix(image, [targets], augment.draw(NOTHING, (0, 0, 0), np.arange(4)))
+    assert unmixed[0] is image

@@ -1,0 +1,132 @@
+import multiprocessing
+import os
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from learning_sets import volume, write_set
+
+from aneurysm_ray.config import FeedConfig, VolumeConfig
+from aneurysm_ray.data import store
+from aneurysm_ray.errors import RunDirError
+from aneurysm_ray.learning.cache import HEADER_BYTES, VolumeCache, as_uint8, open_cache
+from aneurysm_ray.learning.cases import Case, from_table
+
+BYTES = 32 * 40 * 40 + HEADER_BYTES
+
+
+@pytest.fixture
+def volumes(tmp_path: Path) -> Path:
+    return write_set(tmp_path / "volumes", 6)
+
+
+def _cases(volumes: Path) -> tuple[Case, ...]:
+    return from_table(store.volumes_table(volumes), volumes)
+
+
+def _kept(cache: VolumeCache) -> set[str]:
+    return {path.name for path in cache.folder.iterdir()} - {".lock"}
+
+
+def test_voxels_are_those_of_the_file_and_the_second_time_a_map(volumes: Path, tmp_path: Path) -> None:
+    cache, case = VolumeCache(tmp_path / "cache", 10**9, VolumeConfig()), _cases(volumes)[0]
+    expected = store.read_volume(case.path).voxels
+    np.testing.assert_array_equal(cache.voxels(case), expected)
+    again = cache.voxels(case)
+    assert isinstance(again, np.memmap)
+    np.testing.assert_array_equal(again, expected)
+    assert not again.flags.writeable
+
+
+def test_the_folder_keeps_to_its_limit_and_the_recently_used(volumes: Path, tmp_path: Path) -> None:
+    cache, cases = VolumeCache(tmp_path / "cache", 3 * BYTES, VolumeConfig()), _cases(volumes)
+    for number, case in enumerate(cases[:3]):
+        cache.voxels(case)
+        os.utime(cache._path(case), (number, number))
+    cache.voxels(cases[0])  # now the most recent
+    cache.voxels(cases[3])
+    assert _kept(cache) == {cache._path(cases[i]).name for i in (0, 2, 3)}
+
+
+def test_a_map_stays_valid_when_its_file_is_evicted(volumes: Path, tmp_path: Path) -> None:
+    cache, cases = VolumeCache(tmp_path / "cache", BYTES, VolumeConfig()), _cases(volumes)
+    cache.voxels(cases[0])
+    held = cache.voxels(cases[0])
+    cache.voxels(cases[1])
+    assert _kept(cache) == {cache._path(cases[1]).name}
+    np.testing.assert_array_equal(held, store.read_volume(cases[0].path).voxels)
+
+
+def test_no_room_costs_speed_only(volumes: Path, tmp_path: Path) -> None:
+    case = _cases(volumes)[0]
+    for cache in (
+        VolumeCache(tmp_path / "none", 0, VolumeConfig()),
+        VolumeCache(Path("/proc/no/such/folder"), 10**9, VolumeConfig()),
+    ):
+        np.testing.assert_array_equal(cache.voxels(case), store.read_volume(case.path).voxels)
+        assert not cache.folder.exists()
+
+
+def test_a_changed_or_damaged_file_is_read_anew(volumes: Path, tmp_path: Path) -> None:
+    cache, case = VolumeCache(tmp_path / "cache", 10**9, VolumeConfig()), _cases(volumes)[0]
+    cache.voxels(case)
+    cache._path(case).write_bytes(b"half a header")
+    np.testing.assert_array_equal(cache.voxels(case), store.read_volume(case.path).voxels)
+    prepared = store.read_volume(case.path)
+    store.write_volume(volumes, replace(prepared, voxels=255 - prepared.voxels), "{}")
+    np.testing.assert_array_equal(cache.voxels(case), 255 - prepared.voxels)
+
+
+def test_a_missing_volume_is_named(volumes: Path, tmp_path: Path) -> None:
+    cache, case = VolumeCache(tmp_path / "cache", 10**9, VolumeConfig()), _cases(volumes)[0]
+    case.path.unlink()
+    with pytest.raises(RunDirError, match=rf"{case.path}.*prepare the set again"):
+        cache.voxels(case)
+
+
+def _read_all(volumes: Path, folder: Path, wrong: "multiprocessing.Queue[int]") -> None:
+    cache = VolumeCache(folder, 3 * BYTES, VolumeConfig())
+    bad = 0
+    for _ in range(5):
+        for case in _cases(volumes):
+            bad += not np.array_equal(cache.voxels(case), store.read_volume(case.path).voxels)
+    wrong.put(bad)
+
+
+def test_processes_share_a_folder_that_is_too_small(volumes: Path, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    wrong = context.Queue()
+    workers = [context.Process(target=_read_all, args=(volumes, tmp_path / "cache", wrong)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    assert [wrong.get(timeout=60) for _ in workers] == [0, 0]
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    kept = [path for path in (tmp_path / "cache").iterdir() if path.name != ".lock"]
+    assert 0 < len(kept) <= 3 and all(path.suffix == ".npy" for path in kept)
+
+
+def test_the_default_folder_is_private_and_named_by_the_set(volumes: Path, tmp_path: Path) -> None:
+    feed = FeedConfig(cache_dir=str(tmp_path / "parent"))
+    cache = open_cache(volumes, feed, VolumeConfig())
+    assert cache.folder.parent == tmp_path / "parent" and cache.limit_bytes == 16e9
+    assert open_cache(tmp_path, feed, VolumeConfig()).folder != cache.folder
+    cache.voxels(_cases(volumes)[0])
+    assert stat.S_IMODE(cache.folder.stat().st_mode) == 0o700
+
+
+def test_int16_is_windowed_by_hand() -> None:
+    prepared = volume(0, False)
+    hounsfield = np.array([[[-500, -100, 300, 700, 2000]]], np.int16)
+    ct = as_uint8(replace(prepared, voxels=hounsfield), VolumeConfig())
+    assert ct.dtype == np.uint8 and ct.ravel().tolist() == [0, 0, 128, 255, 255]
+    stored = np.array([[[0, 0, 100, 220, 300]]], np.int16)
+    mr = as_uint8(replace(prepared, voxels=stored, modality="MRA"), VolumeConfig(percentiles=(0, 100)))
+    assert mr.ravel().tolist() == [0, 0, 0, 153, 255]
+    constant = as_uint8(replace(prepared, voxels=np.zeros((1, 1, 3), np.int16), modality="MRA"), VolumeConfig())
+    assert constant.ravel().tolist() == [0, 0, 0]
+    untouched = prepared.voxels
+    assert as_uint8(prepared, VolumeConfig()) is untouched

@@ -1,0 +1,165 @@
+import numpy as np
+import pytest
+from learning_sets import volume
+
+from aneurysm_ray.config import SamplerConfig
+from aneurysm_ray.errors import RequestError
+from aneurysm_ray.labels import LOCATIONS
+from aneurysm_ray.learning import sampler
+from aneurysm_ray.learning.cases import Case
+from aneurysm_ray.learning.sampler import BACKGROUND, HARD, POINT, HardNegative, plan_epoch, rank_batches
+
+SIZE, BORDER_MM = (16, 16, 16), 2.0
+
+
+def _case(index: int, labels: tuple[int, ...] = (), known: bool = True, pointless: bool = False) -> Case:
+    rng = np.random.default_rng(index)
+    targets = np.zeros(14, np.float32) if known else np.full(14, np.nan, np.float32)
+    for label in labels:
+        targets[[label, 13]] = 1
+    kept = () if pointless else labels
+    return Case(
+        series_uid=f"1.{index}",
+        patient=f"p{index}",
+        modality="CTA",
+        plane="axial",
+        path=None,  # type: ignore[arg-type]
+        shape=(40, 48, 44),
+        affine=np.diag([1.0, 1.0, 1.0, 1.0])[[2, 1, 0, 3]],
+        targets=targets,
+        points=rng.uniform(0, (39, 47, 43), (len(kept), 3)).astype(np.float32),
+        point_labels=np.array(kept, np.int64),
+    )
+
+
+def _cases() -> list[Case]:
+    """60 negatives, 30 positives: two in three of them at location 0, the others at 4."""
+    return [*(_case(i) for i in range(60)), *(_case(60 + i, (0,) if i % 3 else (4,)) for i in range(30))]
+
+
+def _inside(case: Case, start: np.ndarray, border: float) -> bool:
+    relative = case.points - start
+    return bool(((relative >= border - 0.5) & (relative <= np.array(SIZE) - 0.5 - border)).all(1).any())
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.5, 0.8])
+def test_positive_fraction_is_as_requested(fraction: float) -> None:
+    cases = _cases()
+    config = SamplerConfig(positive_fraction=fraction, patches_per_volume=10)
+    positive = total = 0
+    for epoch in range(3):
+        plan = plan_epoch(cases, config, SIZE, 0.0, 8, (0, 0, epoch))
+        positive += sum(_inside(cases[c], s, 0.0) for c, s in zip(plan.case, plan.start, strict=True))
+        total += len(plan)
+    assert total >= 2700
+    assert abs(positive / total - fraction) <= 3 * np.sqrt(max(fraction * (1 - fraction), 1e-9) / total) + 1e-9
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
+def test_locations_come_as_balanced_as_requested(balance: float) -> None:
+    cases = _cases()
+    config = SamplerConfig(positive_fraction=0.5, location_balance=balance, patches_per_volume=10)
+    drawn = [
+        int(cases[c].point_labels[0])
+        for epoch in range(3)
+        for plan in [plan_epoch(cases, config, SIZE, BORDER_MM, 8, (0, 0, epoch))]
+        for c in plan.case[plan.kind == POINT]
+    ]
+    expected = (1 - balance) * 10 / 30 + balance * 0.5
+    share = drawn.count(4) / len(drawn)
+    assert abs(share - expected) <= 3 * np.sqrt(expected * (1 - expected) / len(drawn))
+    assert len(drawn) >= 1000
+
+
+def test_patches_lie_inside_and_points_inside_by_the_border() -> None:
+    cases = _cases()
+    plan = plan_epoch(cases, SamplerConfig(), SIZE, BORDER_MM, 8, (0, 0, 0))
+    assert (plan.start >= 0).all() and (plan.start + SIZE <= cases[0].shape).all()
+    well_inside = 0
+    for c, start in zip(plan.case[plan.kind == POINT], plan.start[plan.kind == POINT], strict=True):
+        point, case = cases[c].points[0], cases[c]
+        at_edge = (point < BORDER_MM).any() or (point > np.array(case.shape) - 1 - BORDER_MM).any()
+        assert _inside(case, start, 0.0 if at_edge else BORDER_MM)
+        well_inside += not at_edge
+    assert well_inside > 100
+
+
+def test_background_keeps_away_from_points_and_from_series_that_may_hide_one() -> None:
+    cases = [*_cases(), _case(200, (7,), pointless=True), _case(201, known=False)]
+    plan = plan_epoch(cases, SamplerConfig(positive_fraction=0.2, patches_per_volume=20), SIZE, BORDER_MM, 8, (0, 0, 0))
+    background = plan.kind == BACKGROUND
+    near = [
+        _inside(cases[c], s, -BORDER_MM) for c, s in zip(plan.case[background], plan.start[background], strict=True)
+    ]
+    assert sum(near) == 0
+    assert not set(plan.case) & {90, 91}
+    assert set(plan.case[background]) == set(range(90))
+
+
+def test_without_oversampling_every_labelled_series_comes_equally_often() -> None:
+    cases = [*_cases(), _case(201, known=False)]
+    plan = plan_epoch(cases, SamplerConfig(oversample=False, patches_per_volume=4), SIZE, BORDER_MM, 8, (0, 0, 0))
+    counts = np.bincount(plan.case, minlength=91)
+    assert set(counts[:90]) == {4} and counts[90] == 0
+    assert (plan.kind == BACKGROUND).all()
+
+
+def test_epochs_and_seeds_differ_and_repeat() -> None:
+    cases = _cases()
+    first, again, later, other = (
+        plan_epoch(cases, SamplerConfig(), SIZE, BORDER_MM, 8, seed)
+        for seed in ((1, 0, 0), (1, 0, 0), (1, 0, 1), (2, 0, 0))
+    )
+    np.testing.assert_array_equal(first.case, again.case)
+    np.testing.assert_array_equal(first.start, again.start)
+    assert (first.start != later.start).any() and (first.start != other.start).any()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_ranks_share_every_batch_without_overlap_or_loss(world_size: int) -> None:
+    plan = plan_epoch(_cases(), SamplerConfig(), SIZE, BORDER_MM, 8, (0, 0, 0))
+    assert len(plan) % 8 == 0 and len(plan) >= 4 * 90
+    shares = [rank_batches(plan, 8, rank, world_size) for rank in range(world_size)]
+    for step in range(len(plan) // 8):
+        together = np.concatenate([share[step] for share in shares])
+        np.testing.assert_array_equal(together, np.arange(step * 8, step * 8 + 8))
+
+
+def test_hard_negatives_take_their_share_of_the_negatives() -> None:
+    hard = [HardNegative("1.3", 20.0, 20.0, 20.0, 0.9), HardNegative("1.4", 5.0, 6.0, 7.0, 0.3)]
+    config = SamplerConfig(positive_fraction=0.5, hard_negative_fraction=0.4, patches_per_volume=10)
+    plan = plan_epoch(_cases(), config, SIZE, BORDER_MM, 8, (0, 0, 0), hard)
+    drawn = plan.case[plan.kind == HARD]
+    assert len(drawn) == round(0.4 * (len(plan) - round(0.5 * len(plan))))
+    assert abs((drawn == 3).mean() - 0.75) <= 1 / len(drawn)
+    starts = plan.start[(plan.kind == HARD) & (plan.case == 3)]
+    assert ((starts <= 20) & (starts + 16 > 20)).all()
+    gone = plan_epoch(_cases()[:3], config, SIZE, BORDER_MM, 8, (0, 0, 0), hard)
+    assert not (gone.kind == HARD).any()
+
+
+def test_small_volumes_and_points_outside_do_no_harm() -> None:
+    small = _case(0, (2,))
+    object.__setattr__(small, "shape", (10, 48, 12))
+    object.__setattr__(small, "points", np.array([[5, 30, 6]], np.float32))
+    outside = _case(1, (3,))
+    object.__setattr__(outside, "points", np.array([[-9, 10, 10]], np.float32))
+    plan = plan_epoch([small, outside], SamplerConfig(), SIZE, BORDER_MM, 4, (0, 0, 0))
+    assert set(plan.case[plan.kind == POINT]) == {0}
+    assert (plan.start[plan.case == 0][:, [0, 2]] == 0).all()
+
+
+def test_a_set_without_labels_is_refused() -> None:
+    with pytest.raises(RequestError, match="no training series has a known label"):
+        plan_epoch([_case(0, known=False)], SamplerConfig(), SIZE, BORDER_MM, 8, (0, 0, 0))
+
+
+def test_systematic_draws_are_within_one_of_their_expectation() -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.random(37)
+    counts = np.bincount(sampler._systematic(weights, 1000, rng), minlength=37)
+    assert np.abs(counts - 1000 * weights / weights.sum()).max() < 1
+
+
+def test_locations_of_the_sets_exist() -> None:
+    assert {point.location for i in range(10) for point in volume(i, True).points} <= set(LOCATIONS)
