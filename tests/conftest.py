@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+# Threads that wait for each other in a spin make small networks slower, and far slower where cores are shared.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
