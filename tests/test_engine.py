@@ -1,0 +1,250 @@
+import copy
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+from learning_sets import small_config, write_set
+from torch import nn
+
+from aneurysm_ray.config import Config
+from aneurysm_ray.data import store
+from aneurysm_ray.errors import AneurysmRayError, ConfigError, RunDirError
+from aneurysm_ray.labels import LABELS, PRESENT
+from aneurysm_ray.learning import checkpoint, engine
+from aneurysm_ray.learning.engine import EpochResult, fit
+
+WIDE = {
+    "optim__epochs": 3,
+    "model__head": "grid",
+    "model__dropout": 0.1,
+    "augment__affine_probability": 0.5,
+    "augment__mixup": 0.3,
+    "sampler__hard_negative_fraction": 0.4,
+    "sampler__hard_negative_every": 1,
+}
+"""Everything that draws or remembers, switched on."""
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_set(tmp_path_factory.mktemp("volumes"), 16)
+
+
+def _run(config: Config, volumes: Path, **options: Any) -> list[EpochResult]:
+    """Fit on 12 series of a set, validate on 4; states are copied, as a checkpoint would."""
+    table = store.volumes_table(volumes)
+    return [
+        EpochResult(r.epoch, r.metrics, r.predictions, r.candidates, r.heatmaps, copy.deepcopy(r.state))
+        for r in fit(config, volumes, table[:12], table[12:], **options)
+    ]
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return bool(torch.equal(one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(_same(a, b) for a, b in zip(one, other, strict=True))
+    return bool(one == other) or (isinstance(one, float) and math.isnan(one) and math.isnan(other))
+
+
+CLOCK = ("seconds", "patches_per_s", "data_wait_fraction")
+
+
+def _numbers(result: EpochResult) -> dict[str, float]:
+    return {key: value for key, value in result.metrics.items() if key not in CLOCK}
+
+
+def test_an_epoch_yields_what_the_contract_says(volumes: Path) -> None:
+    (result,) = _run(small_config(volumes, optim__epochs=1), volumes, fold=3)
+    assert set(result.metrics) == {
+        *("epoch", "train/loss", "val/loss", "val/score", "val/auc_present", "lr", *CLOCK),
+        *(f"val/auc/{label}" for label in LABELS),
+    }
+    assert result.metrics["val/auc_present"] == result.metrics[f"val/auc/{PRESENT}"]
+    assert 0 <= result.metrics["data_wait_fraction"] <= 1
+    assert list(result.predictions)[:5] == ["series_uid", "patient", "fold", "modality", "plane"]
+    assert list(result.predictions)[5:] == [*LABELS, *(f"target/{label}" for label in LABELS)]
+    assert list(result.predictions["series_uid"]) == list(store.volumes_table(volumes)["series_uid"][12:])
+    assert (result.predictions["fold"] == 3).all()
+    assert set(result.candidates) == {"series_uid", "x_mm", "y_mm", "z_mm", "probability", "location"}
+    assert set(result.heatmaps) == set(result.predictions["series_uid"])
+    assert all(heat.grid.dtype == np.float16 and heat.affine.shape == (4, 4) for heat in result.heatmaps.values())
+
+
+def test_equal_seeds_give_equal_runs_and_other_seeds_others(volumes: Path) -> None:
+    one, again, other = (_run(small_config(volumes, seed=seed), volumes)[-1] for seed in (0, 0, 1))
+    assert _same(one.state["model"], again.state["model"]) and _same(_numbers(one), _numbers(again))
+    assert not _same(one.state["model"], other.state["model"])
+
+
+def test_threads_do_not_change_results(volumes: Path) -> None:
+    none, some = (_run(small_config(volumes, feed__threads=threads), volumes)[-1] for threads in (0, 3))
+    assert _same(none.state["model"], some.state["model"]) and _same(_numbers(none), _numbers(some))
+
+
+@pytest.mark.parametrize("stop", [0, 1])
+def test_resume_equals_straight_run(volumes: Path, tmp_path: Path, stop: int) -> None:
+    config = small_config(volumes, **WIDE)
+    straight = _run(config, volumes)
+    checkpoint.save(tmp_path, straight[stop].state)
+    resumed = _run(config, volumes, resume=checkpoint.load(tmp_path))
+    assert [result.epoch for result in resumed] == list(range(stop + 1, 3))
+    for before, after in zip(straight[stop + 1 :], resumed, strict=True):
+        assert _same(_numbers(before), _numbers(after))
+        for part in ("model", "ema", "optimizer", "hard", "step"):
+            assert _same(before.state[part], after.state[part]), part
+        pd.testing.assert_frame_equal(before.predictions, after.predictions)
+        pd.testing.assert_frame_equal(before.candidates, after.candidates)
+    assert len(resumed[-1].state["hard"]) > 0
+    assert [row["epoch"] for row in resumed[-1].state["history"]] == [0, 1, 2]
+
+
+def test_a_finished_run_has_nothing_left(volumes: Path) -> None:
+    config = small_config(volumes)
+    assert _run(config, volumes, resume=_run(config, volumes)[-1].state) == []
+
+
+def test_a_state_of_another_network_is_refused(volumes: Path) -> None:
+    state = _run(small_config(volumes, optim__epochs=1), volumes)[0].state
+    with pytest.raises(RunDirError, match="does not fit this configuration"):
+        _run(small_config(volumes, model__width=4), volumes, resume=state)
+
+
+def test_accumulation_gives_the_same_step(volumes: Path) -> None:
+    whole, parts = (_run(small_config(volumes, **WIDE, optim__accumulate=n), volumes)[0] for n in (1, 4))
+    assert whole.metrics["train/loss"] == pytest.approx(parts.metrics["train/loss"], rel=2e-3)
+
+
+def test_gradients_of_micro_batches_add_up(volumes: Path) -> None:
+    """One step without momentum or adaptivity would show the gradient; Adam's first moment after one step does."""
+    changes = {"optim__epochs": 1, "sampler__patches_per_volume": 1, "optim__batch_size": 12, "optim__clip_norm": 0}
+    first, second = (
+        _run(small_config(volumes, **changes, optim__accumulate=n), volumes)[0].state["optimizer"]["state"]
+        for n in (1, 3)
+    )
+    assert len(first) > 10
+    for index in first:
+        torch.testing.assert_close(first[index]["exp_avg"], second[index]["exp_avg"], rtol=1e-3, atol=1e-7)
+
+
+def _worker(rank: int, folder: str, volumes: str, config_json: str, world_size: int) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", GLOO_SOCKET_IFNAME="lo")
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet{world_size}", rank=rank, world_size=world_size
+    )
+    result = _run(
+        Config.model_validate_json(config_json),
+        Path(volumes),
+        rank=rank,
+        world_size=world_size,
+        wrap=nn.parallel.DistributedDataParallel,
+    )[-1]
+    torch.save(
+        {"model": result.state["model"], "metrics": result.metrics, "hard": result.state["hard"]}, f"{folder}/{rank}.pt"
+    )
+    result.predictions.to_csv(f"{folder}/{rank}.csv", index=False)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_workers_equal_one_within_float_noise(volumes: Path, tmp_path: Path) -> None:
+    # Two steps an epoch: over many, rounding grows without bound in any training.
+    config = small_config(volumes, **{**WIDE, "optim__epochs": 2, "optim__lr": 1e-4, "model__dropout": 0.0})
+    single = _run(config, volumes)[-1]
+    torch.multiprocessing.spawn(_worker, (str(tmp_path), str(volumes), config.model_dump_json(), 2), nprocs=2)
+    workers = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert _same(workers[0]["model"], workers[1]["model"])
+    assert _same(*({k: v for k, v in worker["metrics"].items() if k not in CLOCK} for worker in workers))
+    for name, value in single.state["model"].items():
+        torch.testing.assert_close(workers[0]["model"][name], value, rtol=1e-3, atol=2e-5)
+    for key, value in _numbers(single).items():
+        assert workers[0]["metrics"][key] == pytest.approx(value, rel=1e-3, nan_ok=True), key
+    assert len(workers[0]["hard"]) == len(single.state["hard"]) > 0
+    tables = [pd.read_csv(tmp_path / f"{rank}.csv") for rank in range(2)]
+    pd.testing.assert_frame_equal(*tables)
+    assert list(tables[0]["series_uid"]) == list(single.predictions["series_uid"])
+    np.testing.assert_allclose(tables[0][list(LABELS)], single.predictions[list(LABELS)], rtol=5e-3)
+
+
+def test_it_overfits_eight_volumes(volumes: Path) -> None:
+    table = store.volumes_table(volumes)[:8]
+    config = small_config(
+        volumes, optim__epochs=6, sampler__patches_per_volume=12, augment__flip=0, optim__lr=3e-3, loss__name="bce"
+    )
+    results = list(fit(config, volumes, table, table))
+    assert results[-1].metrics["val/auc_present"] == 1.0
+    assert results[-1].metrics["val/score"] > 0.97
+    assert results[-1].metrics["train/loss"] < 0.25 * results[0].metrics["train/loss"]
+
+
+@pytest.mark.slow
+def test_shuffled_labels_teach_nothing(tmp_path: Path) -> None:
+    """The control's AUC is 0.5 within the interval of a random ranking; the honest run's is far above it."""
+    volumes = write_set(tmp_path / "volumes", 80)
+    table = store.volumes_table(volumes)
+    scores = {}
+    for control in ("", "shuffle"):
+        config = small_config(tmp_path, optim__epochs=4, control=control)
+        scores[control] = [r.metrics["val/auc_present"] for r in fit(config, volumes, table[:40], table[40:])][-1]
+    # Standard error of the AUC of 20 random positives and negatives: sqrt((n + m + 1) / (12 n m)) = 0.0925.
+    assert abs(scores["shuffle"] - 0.5) < 3 * math.sqrt(41 / (12 * 20 * 20))
+    assert scores[""] > 0.9
+
+
+def test_weights_to_start_from_are_used(volumes: Path) -> None:
+    config = small_config(volumes, optim__epochs=1, optim__lr=1e-9)
+    trained = _run(small_config(volumes), volumes)[-1].state["model"]
+    (result,) = _run(config, volumes, init=trained)
+    torch.testing.assert_close(result.state["model"], trained, rtol=1e-4, atol=1e-6)
+
+
+def test_unknown_targets_are_predicted_but_not_scored(volumes: Path) -> None:
+    table = store.volumes_table(volumes)
+    unknown = table[12:].copy()
+    unknown[list(LABELS)] = np.nan
+    (result,) = fit(small_config(volumes, optim__epochs=1), volumes, table[:12], unknown)
+    assert len(result.predictions) == 4 and math.isnan(result.metrics["val/score"])
+    assert math.isnan(result.metrics["val/loss"])
+
+
+def test_settings_that_do_not_fit_are_refused(volumes: Path) -> None:
+    with pytest.raises(ConfigError, match=r"patch.size = \[24, 20, 24\] must be multiples"):
+        _run(small_config(volumes, model__head="grid", patch__size=(24, 20, 24)), volumes)
+    with pytest.raises(ConfigError, match="fewer than one patch per worker"):
+        _run(small_config(volumes, optim__batch_size=1), volumes, world_size=2)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(volumes: Path) -> None:
+    with pytest.raises(AneurysmRayError, match="try a smaller"):
+        _run(small_config(volumes, optim__lr=1e30, optim__clip_norm=0), volumes)
+
+
+def test_determinism_settings_are_put_back(volumes: Path) -> None:
+    before = torch.are_deterministic_algorithms_enabled()
+    stream = fit(small_config(volumes), volumes, *(store.volumes_table(volumes)[a:b] for a, b in ((0, 12), (12, 16))))
+    next(stream)
+    assert torch.are_deterministic_algorithms_enabled()
+    stream.close()  # type: ignore[attr-defined]
+    assert torch.are_deterministic_algorithms_enabled() == before
+
+
+def test_frequencies_are_those_of_the_targets(volumes: Path) -> None:
+    from aneurysm_ray.learning import models
+    from aneurysm_ray.learning.cases import from_table
+
+    cases = from_table(store.volumes_table(volumes), volumes)
+    config = small_config(volumes, model__head="grid", sampler__positive_fraction=0.25, sampler__patches_per_volume=8)
+    plan = engine._plan(cases, config, 0, 0, ())
+    patches, cells = engine.positive_frequencies(cases, plan, config, models.build(config.model))
+    assert patches[-1].item() == pytest.approx(0.25, abs=0.04)
+    assert patches[:13].sum().item() == pytest.approx(patches[-1].item(), abs=0.01)
+    assert 0 < cells[-1] < patches[-1]
