@@ -1,14 +1,15 @@
 """The tables of a data set (train.csv, train_localizers.csv, segmentations/) joined to its series folders.
 
 The layout and its quirks are those of the RSNA 2025 Intracranial Aneurysm Detection data. A folder without tables is a
-data set too: every folder below it that holds files is a series, with unknown labels. No pixel is read here.
+data set too: every folder below it that holds files, and every archive, is a series with unknown labels. No pixel is
+read here.
 """
 
 import ast
 import math
 import os
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydicom.filereader import read_partial
 
+from aneurysm_ray.data.dicom.sources import is_archive
 from aneurysm_ray.errors import DatasetError, did_you_mean
 from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
 
@@ -102,7 +104,7 @@ def open_dataset(root: Path) -> Dataset:
     if not (root / "series").is_dir():
         if rows or points:
             raise DatasetError(f"{root} has tables but no folder series/; put the series there, one folder each")
-        folders, notes = _folders_with_files(root)
+        folders, notes = _find_series(root)
         return Dataset(root, tuple(_unlabelled(None, folder) for folder in folders), tuple(notes))
 
     folders_by_uid = {folder.name: folder for folder in sorted((root / "series").iterdir()) if folder.is_dir()}
@@ -268,27 +270,32 @@ def _some(uids: Sequence[str | None]) -> str:
     return shown if len(uids) <= 3 else f"{shown}, ..."
 
 
-def _folders_with_files(root: Path) -> tuple[list[Path], list[str]]:
-    below = [folder for folder in _walk(root) if folder != root]
-    loose = Counter(path.suffix or "no suffix" for path in root.iterdir() if _is_plain_file(path))
-    if not below:
+def _find_series(root: Path) -> tuple[list[Path], list[str]]:
+    """List folders below `root` that hold files, and archives; files beside such folders belong to nothing."""
+    found = [path for path in _walk(root) if path != root]
+    loose = sum(1 for path in root.iterdir() if _is_loose(path))
+    if not found:
         return ([root] if loose else []), []
-    if loose:
-        return below, [f"{loose.total()} files directly in {root} belong to no series and are left out"]
-    return below, []
+    return found, [f"{loose} files directly in {root} belong to no series and are left out"] if loose else []
 
 
 def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """Yield every folder from `folder` down that holds a file; links are followed unless they lead into a circle."""
+    """Yield every folder from `folder` down that holds a file, and every archive.
+
+    Links are followed unless they lead into a circle; hidden and unreadable folders are passed over.
+    """
     real = folder.resolve()
     if real in above:
         return
-    if any(_is_plain_file(path) for path in folder.iterdir()):
+    children = sorted(folder.iterdir())
+    if any(_is_loose(path) for path in children):
         yield folder
-    for child in sorted(folder.iterdir()):
+    yield from (path for path in children if path.is_file() and is_archive(path))
+    for child in children:
         if child.is_dir() and not child.name.startswith(".") and os.access(child, os.R_OK | os.X_OK):
             yield from _walk(child, above | {real})
 
 
-def _is_plain_file(path: Path) -> bool:
-    return path.is_file() and not path.name.startswith(".")
+def _is_loose(path: Path) -> bool:
+    """Whether a path is a file that may be one of a series, neither hidden nor an archive."""
+    return path.is_file() and not path.name.startswith(".") and not is_archive(path)
