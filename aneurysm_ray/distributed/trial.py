@@ -1,0 +1,170 @@
+"""One trial of a search, from its sample to its last epoch: what runs inside a Ray Tune actor.
+
+A trial's own folder is its state: the rows of its epochs, and the checkpoint of the fold it is in. Whatever ends a
+trial's process - a crash, a lost node, the end of the search - the next process goes on from that folder.
+"""
+
+import os
+import shutil
+import socket
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import ray.train
+import ray.tune
+
+from aneurysm_ray import overrides, rundir
+from aneurysm_ray.config import Config
+from aneurysm_ray.distributed import search
+
+if TYPE_CHECKING:
+    from aneurysm_ray.learning.engine import EpochResult
+
+TRIALS_DIR = "trials"
+ERROR_FILE = "error.txt"
+
+
+Fit = Callable[[Config, int, dict[str, Any] | None], Iterator["EpochResult"]]
+"""Train one fold: (config, fold, state to resume from) to a result per epoch."""
+
+
+def folder_of(out: Path, number: int) -> Path:
+    """Return a trial's directory."""
+    return out / TRIALS_DIR / f"trial_{number:04d}"
+
+
+def run(
+    sample: dict[str, Any], *, base: Config, out: Path, fit: Fit, scaling: ray.train.ScalingConfig | None = None
+) -> None:
+    """Run a trial in this process, or on the workers of `scaling`, and report every epoch to Tune.
+
+    An exception is reported as a result and not raised: it would come again, while what Tune retries - a process or
+    node that died - may not.
+    """
+    folder = folder_of(out, sample["number"])
+    try:
+        config = overrides.build(sample["params"], base=base)
+        rundir.write_text(folder / rundir.CONFIG, overrides.to_toml(config))
+        if scaling:
+            _train_on_workers(config, folder, fit, scaling)
+        else:
+            for result in epochs(config, folder, fit):
+                ray.tune.report(result)
+    except Exception as error:
+        rundir.write_text(folder / ERROR_FILE, traceback.format_exc())
+        ray.tune.report({search.ERROR: f"{type(error).__name__}: {error}"})
+
+
+def _train_on_workers(config: Config, folder: Path, fit: Fit, scaling: ray.train.ScalingConfig) -> None:
+    """Run a trial with Ray Train; every epoch's result reaches Tune through Train's controller."""
+    from ray.train.torch import TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    failures = config.resources.max_failures
+    TorchTrainer(
+        _worker,
+        train_loop_config={"config": config.model_dump(mode="json"), "folder": str(folder), "fit": fit},
+        scaling_config=scaling,
+        run_config=ray.train.RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent.parent / "ray" / "train"),
+            callbacks=[TuneReportCallback()],
+            failure_config=ray.train.FailureConfig(max_failures=failures, controller_failure_limit=failures),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    ).fit()
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    rank = ray.train.get_context().get_world_rank()
+    config = Config.model_validate(settings["config"])
+    for result in epochs(config, Path(settings["folder"]), settings["fit"], write=rank == 0):
+        ray.train.report(result)
+
+
+def epochs(config: Config, folder: Path, fit: Fit, *, write: bool = True) -> Iterator[dict[str, Any]]:
+    """Train a trial's folds one after another, from where its folder stands; yield a result for Tune per epoch.
+
+    A result holds the epoch's metrics, `search.STEP`, `search.FINISHED` and the objectives under their own names: the
+    mean of their value in this epoch and in the last epoch of each fold before. A trial that had ended yields its last
+    result again.
+    """
+    from aneurysm_ray.learning import checkpoint
+
+    rows = read_rows(folder)
+    last_step = config.optim.epochs * len(config.tune.folds)
+    if rows and rows[-1][search.STEP] == last_step:
+        yield _result(rows, config)
+        return
+    begun = time.monotonic() - (rows[-1][search.SECONDS] if rows else 0.0)
+    for index, fold in enumerate(config.tune.folds):
+        first_step = index * config.optim.epochs + 1
+        if rows and rows[-1][search.STEP] >= first_step + config.optim.epochs - 1:
+            continue
+        last = rundir.fold_dir(folder, fold) / rundir.CHECKPOINT_LAST
+        for result in fit(config, fold, checkpoint.load(last) if (last / checkpoint.STATE).exists() else None):
+            row = {
+                search.STEP: first_step + result.epoch,
+                "fold": fold,
+                **result.metrics,
+                "epoch": result.epoch,
+                "parameters": count_parameters(result.state),
+                search.SECONDS: time.monotonic() - begun,
+                search.WORKER: f"{socket.gethostname()}:{os.getpid()}",
+            }
+            # A kill between the row and the checkpoint makes the epoch come again; its row is then replaced.
+            rows = [*(earlier for earlier in rows if earlier[search.STEP] < row[search.STEP]), row]
+            if write:
+                _write_predictions(folder, fold, result.predictions)
+                rundir.write_csv(folder / rundir.METRICS, pd.DataFrame(rows))
+                if result.epoch + 1 < config.optim.epochs:
+                    checkpoint.save(last, result.state)
+            yield _result(rows, config)
+        if write:
+            shutil.rmtree(last.parent, ignore_errors=True)
+
+
+def results_so_far(folder: Path) -> list[dict[str, Any]]:
+    """Return what a trial has reported, or was about to report when its process died."""
+    rows = read_rows(folder)
+    config = rundir.read_config(folder) if rows else Config()
+    return [_result(rows[: count + 1], config) for count in range(len(rows))]
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of a trial's epochs, oldest first; none when it has not finished one."""
+    path = folder / rundir.METRICS
+    records = rundir.read_csv(path).to_dict("records") if path.exists() else []
+    return [{str(key): value for key, value in row.items()} for row in records]
+
+
+def count_parameters(state: dict[str, Any]) -> int:
+    """Return the number of weights in an epoch's state."""
+    return sum(int(tensor.numel()) for tensor in state.get("model", {}).values() if hasattr(tensor, "numel"))
+
+
+def objectives(rows: list[dict[str, Any]], config: Config) -> dict[str, float]:
+    """Return each objective after a trial's last row: the mean over its folds so far of the fold's last epoch."""
+    last_of_fold = {row["fold"]: row for row in rows}
+    return {
+        name: sum(row.get(name, float("nan")) for row in last_of_fold.values()) / len(last_of_fold)
+        for name in search.metrics(config.tune)
+    }
+
+
+def _result(rows: list[dict[str, Any]], config: Config) -> dict[str, Any]:
+    row = rows[-1]
+    finished = row[search.STEP] == config.optim.epochs * len(config.tune.folds)
+    return {**row, **objectives(rows, config), search.FINISHED: finished}
+
+
+def _write_predictions(folder: Path, fold: int, table: pd.DataFrame) -> None:
+    path = folder / rundir.PREDICTIONS
+    if path.exists():
+        earlier = rundir.read_csv(path)
+        table = pd.concat([earlier[earlier["fold"] != fold], table], ignore_index=True)
+    rundir.write_csv(path, table)

@@ -1,0 +1,152 @@
+"""The tables of a search, drawn from its study and its trials' folders: a reader needs neither Optuna nor Ray.
+
+`trials.csv` has a row per trial, `curves.csv` a row per epoch of every trial. Both are written anew while results come
+in; nothing is kept in them that is not in the study or a trial's folder.
+"""
+
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+from optuna.trial import FrozenTrial, TrialState
+
+from aneurysm_ray import overrides, rundir
+from aneurysm_ray.config import Config
+from aneurysm_ray.distributed import search, space, trial
+
+
+def trials_table(study: optuna.Study, config: Config, out: Path, gpus: float) -> pd.DataFrame:
+    """Return one row per trial that was begun, in order of number.
+
+    Columns: trial, state, value (with several objectives `value/<metric>` too), `param/<key>` as the configuration
+    holds it, epochs, started, ended, seconds, gpu_seconds, worker, origin, error. The value of a PRUNED or RUNNING
+    trial is its last one.
+    """
+    begun = [frozen for frozen in study.get_trials(deepcopy=False) if frozen.state != TrialState.WAITING]
+    empty = list(_row(optuna.trial.create_trial(state=TrialState.RUNNING), config, out, gpus))
+    return pd.DataFrame([_row(frozen, config, out, gpus) for frozen in begun], columns=empty)
+
+
+def _row(frozen: FrozenTrial, config: Config, out: Path, gpus: float) -> dict[str, Any]:
+    facts = frozen.user_attrs
+    folder = trial.folder_of(out, frozen.number)
+    seconds = facts.get(search.SECONDS, 0.0)
+    own = rundir.read_config(folder) if (folder / rundir.CONFIG).exists() else config
+    return {
+        "trial": frozen.number,
+        "state": frozen.state.name,
+        **values(frozen, config),
+        **{f"param/{key}": _cell(space.field(own, key)) for key in config.tune.space},
+        "epochs": facts.get(search.STEP, 0),
+        "started": facts.get("started"),
+        "ended": facts.get("ended"),
+        "seconds": seconds,
+        "gpu_seconds": seconds * gpus,
+        "worker": facts.get(search.WORKER),
+        "origin": facts.get("origin", "sampler"),
+        "error": frozen.user_attrs.get(search.ERROR, "").strip().partition("\n")[0] or None,
+    }
+
+
+def values(frozen: FrozenTrial, config: Config) -> dict[str, float]:
+    """Return a trial's objectives as columns; NaN where there are none yet."""
+    names = search.metrics(config.tune)
+    if frozen.state == TrialState.COMPLETE:
+        found = frozen.values
+    elif frozen.intermediate_values and frozen.state != TrialState.FAIL:
+        found = [frozen.intermediate_values[max(frozen.intermediate_values)]]
+    else:
+        found = [math.nan] * len(names)
+    columns = {"value": found[0]}
+    if len(names) > 1:
+        columns |= {f"value/{name}": value for name, value in zip(names, found, strict=True)}
+    return columns
+
+
+def curves_table(out: Path, numbers: list[int]) -> pd.DataFrame:
+    """Return all epochs of these trials: trial, step, fold, epoch, seconds and the metrics."""
+    tables = []
+    for number in numbers:
+        path = trial.folder_of(out, number) / rundir.METRICS
+        if path.exists():
+            table = rundir.read_csv(path)
+            table.insert(0, "trial", number)
+            tables.append(table)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["trial", search.STEP, "epoch"])
+
+
+def write(study: optuna.Study, config: Config, out: Path, gpus: float) -> pd.DataFrame:
+    """Write trials.csv and curves.csv; return the table of trials."""
+    table = trials_table(study, config, out, gpus)
+    rundir.write_csv(out / rundir.TRIALS, table)
+    rundir.write_csv(out / rundir.CURVES, curves_table(out, list(table["trial"])))
+    return table
+
+
+def best_of(table: pd.DataFrame, config: Config) -> int | None:
+    """Return the number of the best complete trial, by the first objective; None when none is complete."""
+    complete = table[table["state"] == "COMPLETE"].set_index("trial")["value"].astype(float)
+    if complete.empty:
+        return None
+    return int(str(complete.idxmax() if search.modes(config.tune)[0] == "max" else complete.idxmin()))
+
+
+def write_best(table: pd.DataFrame, config: Config, out: Path) -> int | None:
+    """Write the best complete trial's configuration as best.toml; return its number, or None when there is none.
+
+    With several objectives it is the best by the first; the others of the Pareto front are in trials/.
+    """
+    best = best_of(table, config)
+    if best is not None:
+        rundir.write_text(out / rundir.BEST, overrides.to_toml(rundir.read_config(trial.folder_of(out, best))))
+    return best
+
+
+def summary(study: optuna.Study, table: pd.DataFrame, config: Config, best: int | None) -> dict[str, Any]:
+    """Return what summary.json says of a search."""
+    by_number = table.set_index("trial")
+    done = {state: int((table["state"] == state).sum()) for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING")}
+    found = {
+        "kind": "tune",
+        "finished_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "metric": config.tune.metric,
+        "mode": config.tune.mode,
+        "trials": config.tune.trials,
+        "complete": done["COMPLETE"],
+        "pruned": done["PRUNED"],
+        "failed": done["FAIL"],
+        "running": done["RUNNING"],
+        "interrupted": done["COMPLETE"] + done["PRUNED"] + done["FAIL"] < config.tune.trials,
+        "epochs": int(table["epochs"].sum()),
+        "epochs_without_pruning": config.optim.epochs * len(config.tune.folds) * len(table),
+        "hours": float(table["seconds"].sum() / 3600),
+        "gpu_hours": float(table["gpu_seconds"].sum() / 3600),
+        "best": None if best is None else _point(by_number, best),
+        "default": _point(by_number, 0) if 0 in by_number.index else None,
+    }
+    if len(search.metrics(config.tune)) > 1:
+        found["pareto"] = [_point(by_number, trial.number) for trial in study.best_trials]
+    return found
+
+
+def _point(by_number: pd.DataFrame, number: int) -> dict[str, Any]:
+    row = by_number.loc[number]
+    columns = [column for column in row.index if column.startswith(("value/", "param/"))]
+    return {
+        "trial": number,
+        "state": row["state"],
+        "value": _plain(row["value"]),
+        **{column: _plain(row[column]) for column in columns},
+    }
+
+
+def _plain(value: Any) -> Any:
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cell(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,240 @@
+"""A whole search on one local Ray, trained by formula: states, files, resumption, refusals."""
+
+import functools
+import itertools
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import surrogates
+from optuna.trial import TrialState
+from ray import cloudpickle
+from surrogates import curve, epoch_result, fit, fit_that_dies_once, fit_that_fails
+
+from aneurysm_ray import overrides, rundir
+from aneurysm_ray.config import Config, ResourcesConfig
+from aneurysm_ray.distributed import room, search, trial, tune
+from aneurysm_ray.errors import ConfigError, RequestError, RunDirError
+
+# Ray's workers do not have the tests on their path.
+cloudpickle.register_pickle_by_value(surrogates)
+
+SPACE = {
+    "optim.lr": {"loguniform": [1e-5, 1e-1]},
+    "loss.focal_gamma": {"uniform": [0.0, 4.0]},
+    "sampler.positive_fraction": {"uniform": [0.0, 1.0]},
+}
+
+
+def settings(**keys) -> Config:
+    base = {"tune.space": SPACE, "tune.trials": 6, "optim.epochs": 9, "tune.startup_trials": 3, "tune.grace_epochs": 1}
+    return overrides.build(base, {key.replace("__", "."): value for key, value in keys.items()})
+
+
+def run(out: Path, config: Config, fit=fit, *, resume: bool = False) -> dict:
+    tune.open_directory(out, config, {"kind": "tune"}, resume=resume)
+    return tune.run_search(out, config, fit, resume=resume)
+
+
+def study_of(out: Path, config: Config):
+    return search.open_study(config.tune, out / rundir.JOURNAL, out.name, resume=True)
+
+
+def test_a_search_ends_with_true_states_and_all_its_files(ray_session, tmp_path):
+    config = settings(tune__trials=8)
+    summary = run(tmp_path / "s", config)
+    table, curves = (rundir.read_csv(tmp_path / "s" / name) for name in (rundir.TRIALS, rundir.CURVES))
+    trials = study_of(tmp_path / "s", config).trials
+
+    assert list(table["state"]) == [t.state.name for t in trials]
+    assert {"COMPLETE", "PRUNED"} == set(table["state"]) and table["state"][0] == "COMPLETE"
+    for frozen in trials:
+        own = rundir.read_config(trial.folder_of(tmp_path / "s", frozen.number))
+        ran = 9 if frozen.state == TrialState.COMPLETE else max(frozen.intermediate_values)
+        assert frozen.intermediate_values == pytest.approx(
+            {step: curve(own, 0, step - 1) for step in range(1, ran + 1)}
+        )
+        assert ran < 9 or frozen.state == TrialState.COMPLETE
+        assert list(curves[curves["trial"] == frozen.number]["step"]) == list(range(1, ran + 1))
+        assert table["param/optim.lr"][frozen.number] == pytest.approx(own.optim.lr) == frozen.params["optim.lr"]
+    assert summary == rundir.read_json(tmp_path / "s" / "summary.json")
+    assert summary["epochs"] == len(curves) == table["epochs"].sum() < 8 * 9 == summary["epochs_without_pruning"]
+    complete = table[table["state"] == "COMPLETE"]
+    assert summary["best"]["value"] == complete["value"].max() and summary["default"]["trial"] == 0
+    best = overrides.build(overrides.read_toml(tmp_path / "s" / rundir.BEST))
+    assert best.optim.lr == pytest.approx(summary["best"]["param/optim.lr"])
+    assert (
+        overrides.build({"optim.lr": 3e-4, "loss.focal_gamma": 2.0, "sampler.positive_fraction": 0.5}, base=best)
+        == config
+    )
+    assert not list((tmp_path / "s").glob("trials/*/fold_*")) and not (tmp_path / "s" / "ray").exists()
+
+
+def test_failed_trials_are_kept_with_their_error_and_do_not_end_the_search(ray_session, tmp_path):
+    gammas = (2.0, 3.0, 3.8, 1.0)
+    points = tuple({"loss.focal_gamma": gamma} for gamma in gammas[1:])
+    config = settings(tune__trials=4, tune__points=points, tune__prune=False)
+    summary = run(tmp_path / "s", config, fit_that_fails)
+    table = rundir.read_csv(tmp_path / "s" / rundir.TRIALS)
+    assert list(table["param/loss.focal_gamma"]) == list(gammas)
+    assert list(table["state"]) == ["COMPLETE", "FAIL", "FAIL", "COMPLETE"]
+    assert (summary["complete"], summary["failed"], summary["interrupted"]) == (2, 2, False)
+    assert list(table["error"][1:3]) == [
+        "ValueError: a gamma of 3.000 is too much",
+        "val/score was not a number after 9 epochs",
+    ]
+    text = (trial.folder_of(tmp_path / "s", 1) / "error.txt").read_text()
+    assert "Traceback" in text and "is too much" in text
+
+
+def test_a_trial_whose_process_dies_goes_on_from_its_checkpoint(ray_session, tmp_path):
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    config = settings(tune__trials=2, tune__prune=False)
+    summary = run(tmp_path / "s", config, functools.partial(fit_that_dies_once, marks=marks))
+    assert (summary["complete"], summary["failed"]) == (2, 0)
+    for epochs in marks.glob("*.epochs"):
+        assert epochs.read_text().split() == [str(epoch) for epoch in range(9)]
+    assert len(list(marks.glob("*.epochs"))) == 2
+
+
+def test_a_trial_whose_process_dies_again_and_again_fails(ray_session, tmp_path):
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    config = settings(tune__trials=1, resources__max_failures=0)
+    summary = run(tmp_path / "s", config, functools.partial(fit_that_dies_once, marks=marks))
+    assert (summary["complete"], summary["failed"], summary["best"]) == (0, 1, None)
+    assert "died" in (trial.folder_of(tmp_path / "s", 0) / "error.txt").read_text()
+    assert list(rundir.read_csv(tmp_path / "s" / rundir.TRIALS)["error"]) == ["the trial's process died"]
+
+
+def test_a_finished_search_is_not_repeated_and_can_be_made_longer(ray_session, tmp_path):
+    first = run(tmp_path / "s", settings(tune__trials=3))
+    with pytest.raises(RunDirError, match="--resume"):
+        run(tmp_path / "s", settings(tune__trials=3))
+    before = rundir.read_csv(tmp_path / "s" / rundir.TRIALS)
+    again = run(tmp_path / "s", settings(tune__trials=3), resume=True)
+    assert {k: v for k, v in again.items() if k != "finished_at"} == {
+        k: v for k, v in first.items() if k != "finished_at"
+    }
+    longer = run(tmp_path / "s", settings(tune__trials=5), resume=True)
+    after = rundir.read_csv(tmp_path / "s" / rundir.TRIALS)
+    assert longer["trials"] == 5 and len(after) == 5
+    pd.testing.assert_frame_equal(after.iloc[:3], before, check_dtype=False)
+    with pytest.raises(RunDirError, match=r"optim\.epochs"):
+        run(tmp_path / "s", settings(tune__trials=5, optim__epochs=4), resume=True)
+
+
+def test_a_trial_may_be_judged_by_several_folds(ray_session, tmp_path):
+    config = settings(tune__trials=1, tune__folds=(0, 1), optim__epochs=3)
+    run(tmp_path / "s", config)
+    (frozen,) = study_of(tmp_path / "s", config).trials
+    first, second = (curve(config, fold, 2) for fold in (0, 1))
+    assert frozen.value == pytest.approx((first + second) / 2)
+    assert frozen.intermediate_values[3] == pytest.approx(first)
+    assert frozen.intermediate_values[4] == pytest.approx((first + curve(config, 1, 0)) / 2)
+    assert list(rundir.read_csv(tmp_path / "s" / rundir.CURVES)["fold"]) == [0, 0, 0, 1, 1, 1]
+    assert list(rundir.read_csv(trial.folder_of(tmp_path / "s", 0) / rundir.PREDICTIONS)["fold"]) == [0, 1]
+
+
+def test_two_objectives_end_in_a_front_and_stop_no_trial(ray_session, tmp_path):
+    config = settings(tune__trials=4, tune__metric="val/score,seconds", tune__mode="max,min", optim__epochs=2)
+    summary = run(tmp_path / "s", config)
+    table = rundir.read_csv(tmp_path / "s" / rundir.TRIALS)
+    assert set(table["state"]) == {"COMPLETE"} and set(table["epochs"]) == {2}
+    values = table[["value/val/score", "value/seconds"]].to_numpy()
+    front = [i for i, (s, t) in enumerate(values) if not any(a >= s and b <= t and (a, b) != (s, t) for a, b in values)]
+    assert sorted(point["trial"] for point in summary["pareto"]) == front
+
+
+def test_a_trial_that_was_killed_after_its_last_epoch_reports_it_again(tmp_path):
+    config = settings(optim__epochs=3)
+    straight = list(trial.epochs(config, tmp_path / "t", fit))
+    assert [r["step"] for r in straight] == [1, 2, 3] and [r["finished"] for r in straight] == [False, False, True]
+    (again,) = trial.epochs(config, tmp_path / "t", lambda *_: pytest.fail("nothing is left to train"))
+    assert again["finished"] and again["val/score"] == straight[-1]["val/score"]
+
+
+@pytest.mark.parametrize("lost", ["metrics", "checkpoint"])
+def test_a_kill_between_two_files_loses_no_epoch_and_repeats_no_row(tmp_path, lost):
+    config = settings(optim__epochs=4)
+    results = trial.epochs(config, tmp_path / "t", fit)
+    next(results), next(results)
+    results.close()
+    if lost == "checkpoint":
+        # As if the process had died after the second row was written and before its checkpoint.
+        from aneurysm_ray.learning import checkpoint
+
+        checkpoint.save(tmp_path / "t" / "fold_0" / rundir.CHECKPOINT_LAST, epoch_result(config, 0, 0).state)
+    list(trial.epochs(config, tmp_path / "t", fit))
+    rows = trial.read_rows(tmp_path / "t")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert [row["val/score"] for row in rows] == pytest.approx([curve(config, 0, epoch) for epoch in range(4)])
+    assert all(a["seconds_total"] <= b["seconds_total"] for a, b in itertools.pairwise(rows))
+
+
+def test_a_search_cannot_be_resumed_while_it_runs(tmp_path):
+    with tune._only_driver(tmp_path), pytest.raises(RequestError, match="still running"), tune._only_driver(tmp_path):
+        pass
+    with tune._only_driver(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"tune__metric": "val/scor"}, "did you mean val/score"),
+        ({"tune__mode": "best"}, r"tune\.mode"),
+        ({"tune__folds": (0, 7)}, "no fold 7"),
+        ({"tune__folds": (0, 0)}, "each once"),
+        ({"tune__folds": ()}, "at least one fold"),
+        ({"tune__points": ({"optim.lr": 9.0},)}, r"tune\.points\[0\]"),
+        ({"tune__space": {"optim.lrr": {"uniform": [0, 1]}}}, "did you mean"),
+    ],
+)
+def test_requests_that_cannot_work_are_refused_before_ray_starts(keys, words):
+    with pytest.raises(ConfigError, match=words):
+        tune.check(settings(**keys))
+
+
+NODES = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 3.0}]
+
+
+@pytest.mark.parametrize(
+    ("resources", "asked", "limit", "expected"),
+    [
+        ({"gpus_per_worker": 0, "cpus_per_worker": 2}, 0, None, 3),
+        ({"gpus_per_worker": 0, "cpus_per_worker": 2, "workers": 2}, 0, None, 1),
+        ({"gpus_per_worker": 0, "cpus_per_worker": 2, "workers": 2}, 9, None, 1),
+        ({"gpus_per_worker": 1 / 3}, 0, None, 3),
+        ({"gpus_per_worker": -1}, 0, None, 1),
+        ({"gpus_per_worker": 0}, 2, None, 2),
+        ({"gpus_per_worker": 0}, 99, None, 7),
+        ({"gpus_per_worker": 1}, 4, {"CPU": 64.0, "GPU": 8.0}, 4),
+        ({"gpus_per_worker": 2, "workers": 2}, 0, {"CPU": 64.0, "GPU": 8.0}, 1),
+    ],
+)
+def test_as_many_trials_at_a_time_as_fit(resources, asked, limit, expected):
+    chosen = ResourcesConfig(**resources)
+    need = room.per_worker(chosen, {"CPU": 7, "GPU": 1})
+    assert room.trials_at_once(chosen, need, NODES, limit, asked) == expected
+
+
+@pytest.mark.parametrize(
+    ("resources", "words"),
+    [
+        ({"cpus_per_worker": 5}, "5 CPUs"),
+        ({"workers": 8}, r"8 worker\(s\)"),
+        ({"gpus_per_worker": 2}, "2 GPUs"),
+    ],
+)
+def test_a_trial_that_can_never_fit_is_refused(resources, words):
+    chosen = ResourcesConfig(**resources)
+    with pytest.raises(RequestError, match=words):
+        room.trials_at_once(chosen, room.per_worker(chosen, {"CPU": 7, "GPU": 1}), NODES, None, 0)
+
+
+def test_objectives_skip_nothing_that_is_not_a_number():
+    rows = [{"fold": 0, "val/score": 0.5}, {"fold": 1, "val/score": math.nan}]
+    assert math.isnan(trial.objectives(rows, settings())["val/score"])
