@@ -18,14 +18,11 @@ from aneurysm_ray.data.region import head_box, patient_axes, tissue_threshold
 from aneurysm_ray.data.resample import Frame, frame_of, resample
 from aneurysm_ray.data.store import Point, PreparedVolume
 from aneurysm_ray.data.volume import Volume
-from aneurysm_ray.errors import SeriesError
 from aneurysm_ray.labels import LABELS
 
 Voxels = NDArray[np.uint8] | NDArray[np.int16]
 
 AIR_BACKGROUND_HU = -1024.0
-MIN_SIDE = 8
-"""A prepared volume with fewer voxels along an axis is no head."""
 
 
 def prepare_series(
@@ -43,7 +40,7 @@ def prepare_series(
 
     What the tables know (`targets`, `localizers`, `modality`, `series_uid`) replaces what the images say. A click on an
     image that is not in the volume adds the quality code `point_lost`.
-    Raises SeriesError (`no_head`) when nothing remains, (`no_geometry`) when slices do not lie one after another.
+    Raises SeriesError (`no_head`) for an image of one value, (`no_geometry`) when slices do not lie one after another.
     """
     frame = frame_of(volume)
     threshold = tissue_threshold(volume)
@@ -51,11 +48,6 @@ def prepare_series(
     axes, signs = patient_axes(frame)
     spacing = [config.spacing_mm[axes.index(axis)] for axis in range(3)]
     targets_mm = tuple(_centres(low, high, step) for (low, high), step in zip(box, spacing, strict=True))
-    if min(len(centres) for centres in targets_mm) < MIN_SIDE:
-        sides = " × ".join(str(len(centres)) for centres in targets_mm)
-        raise SeriesError(
-            "no_head", f"{volume.series_uid}: the region of interest has {sides} voxels; {MIN_SIDE} are least"
-        )
 
     background = AIR_BACKGROUND_HU if volume.modality == "CT" else 0.0
     slices = resample(
@@ -64,7 +56,6 @@ def prepare_series(
         (targets_mm[0], targets_mm[1], targets_mm[2]),
         (spacing[0], spacing[1], spacing[2]),
         background=background,
-        padding=volume.padding,
     )
     shape = len(targets_mm[0]), len(targets_mm[1]), len(targets_mm[2])
     if volume.modality == "CT":
@@ -90,8 +81,8 @@ def prepare_series(
 
 
 def _centres(low: float, high: float, spacing: float) -> NDArray[np.float64]:
-    """Return the centres of the whole voxels that fit between two edges, in the middle of them."""
-    count = int((high - low) / spacing + 1e-6)
+    """Return the centres of the whole voxels that fit between two edges, one at least, in the middle of them."""
+    count = max(1, int((high - low) / spacing + 1e-6))
     return np.linspace(-(count - 1) / 2, (count - 1) / 2, count) * spacing + (low + high) / 2
 
 

@@ -19,7 +19,8 @@ THINNED_MM = 4.0
 AIR_HU = -300.0
 """CT: above this is tissue; foam, clothes and lungs are below."""
 MR_FRACTION = 0.1
-"""MR: tissue is above this share of the range from the 2nd to the 98th percentile (BET's rule, Smith 2002)."""
+"""MR, and CT whose values are no Hounsfield units: tissue is above this share of the range from the 2nd to the 98th
+percentile (BET's rule, Smith 2002)."""
 TOP_AREA_MM2 = 600.0
 """The top of the head is the highest level at which the head is at least this large."""
 MARGIN_MM = 4.0
@@ -41,14 +42,15 @@ def patient_axes(frame: Frame) -> tuple[tuple[int, int, int], tuple[int, int, in
 
 def tissue_threshold(volume: Volume) -> float:
     """Return the value above which a voxel is tissue. Raises SeriesError (`no_head`) for an image of one value."""
-    if volume.modality == "CT":
-        return AIR_HU
     values = _thinned(volume)[1]
-    if volume.padding is not None:
-        values = values[values != volume.padding]
-    low, high = np.percentile(values, [2, 98]) if values.size else (0.0, 0.0)
+    if volume.modality == "CT" and values.max() > AIR_HU:
+        return AIR_HU
+    low, high = np.percentile(values, [2, 98])
     if not high > low:
-        raise SeriesError("no_head", f"{volume.series_uid}: all voxels have nearly one value, {low:g}")
+        # A projection of vessels alone is nearly all background.
+        low, high = values.min(), values.max()
+    if not high > low:
+        raise SeriesError("no_head", f"{volume.series_uid}: all voxels have one value, {low:g}")
     return float(low + MR_FRACTION * (high - low))
 
 
@@ -63,17 +65,13 @@ def head_box(
     """Return (3, 2): the region of interest's first and last edge on each of the frame's axes, in mm.
 
     `extent_mm` is (z, y, x) on the standard axes. The box is cut to the scan, so a smaller scan keeps its size.
-    Raises SeriesError (`no_head`) when there is no tissue.
+    `threshold` is that of `tissue_threshold`, so that some voxel is above it.
     """
     steps, values = _thinned(volume)
     mask = values > threshold
-    if volume.padding is not None:
-        mask &= values != volume.padding
     # Opened within slices only: thick slices have too few neighbours along the normal.
     opened = scipy.ndimage.binary_opening(mask, np.ones((1, 3, 3), bool))
-    parts, count = scipy.ndimage.label(opened)
-    if count == 0:
-        raise SeriesError("no_head", f"{volume.series_uid}: no tissue above {threshold:g} in {volume.shape} voxels")
+    parts, _ = scipy.ndimage.label(opened if opened.any() else mask)
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
     k, r, c = (index * step for index, step in zip(np.nonzero(parts == sizes.argmax()), steps, strict=True))

@@ -144,13 +144,11 @@ def resample(
     spacing_mm: tuple[float, float, float],
     *,
     background: float = 0.0,
-    padding: int | None = None,
 ) -> Iterator[NDArray[np.float32]]:
     """Yield one float32 (Y, X) slice for each of `targets_mm[0]`, sampled at the increasing positions on the axes.
 
-    `spacing_mm` is the distance between targets along each axis. `padding` voxels count as `background`, and so does
-    everything outside the slices. A slice is valid until the next one is asked for; only the source slices that the
-    next ones need are kept.
+    `spacing_mm` is the distance between targets along each axis. Everything outside the slices is `background`. A slice
+    is valid until the next one is asked for; only the source slices that the next ones need are kept.
     """
     taps, blend = weights(frame.slices_mm, targets_mm[0], spacing_mm[0])
     last_use = np.full(len(voxels), -1)
@@ -174,8 +172,6 @@ def resample(
                 inside_YX = slice_YX[: pixels.shape[0], : pixels.shape[1]]
                 # Less the background, so that what lies outside the slice is 0 and needs no weight.
                 np.subtract(pixels, np.float32(background), out=inside_YX, dtype=np.float32)
-                if padding is not None:
-                    inside_YX[pixels == padding] = 0
                 planes_XY[k] = across @ np.ascontiguousarray((down @ slice_YX).T)
             if weight > 0:
                 out_XY += np.multiply(planes_XY[k], weight, out=scaled_XY)

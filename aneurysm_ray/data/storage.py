@@ -45,7 +45,7 @@ def read_bytes(location: str) -> bytes | None:
         with fsspec.open(location, "rb") as file:
             data: bytes = file.read()
             return data
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
@@ -56,7 +56,7 @@ def size_of(location: str) -> int | None:
             filesystem, path = fsspec.core.url_to_fs(location)
             return int(filesystem.size(path))
         return os.stat(location).st_size
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

@@ -1,0 +1,309 @@
+"""Preparing a data set with Ray Data: complete, resumable, private, and within its folder."""
+
+import json
+import os
+import shutil
+import subprocess
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dicom_sets
+import numpy as np
+import pandas as pd
+import pytest
+
+from aneurysm_ray import rundir
+from aneurysm_ray.config import Config
+from aneurysm_ray.data import series, sources, store
+from aneurysm_ray.data.guard import Guard
+from aneurysm_ray.data.storage import OutputError
+from aneurysm_ray.distributed import prepare as preparation
+from aneurysm_ray.distributed.prepare import PrepareSummary, prepare
+from aneurysm_ray.distributed.progress import Status
+from aneurysm_ray.errors import AneurysmRayError, DatasetError, RequestError, RunDirError, SeriesError
+from aneurysm_ray.labels import LABELS
+from aneurysm_ray.overrides import build
+
+CONFIG = build({"volume.spacing_mm": (5.0, 5.0, 5.0), "prepare.patient_key": "a test's key"})
+
+
+def run(data: Path, out: Path, config: Config = CONFIG, **kwargs: Any) -> PrepareSummary:
+    return prepare(str(data), str(out), config, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five good series, a folder of text, a folder of one slice and an archive."""
+    root = tmp_path_factory.mktemp("data")
+    dicom_sets.write_set(root)
+    (root / "series" / "1.2.3").mkdir()
+    (root / "series" / "1.2.3" / "notes.txt").write_text("no image")
+    dicom_sets.write_series(root / "series" / "1.2.4", "1.2.4", slices=1)
+    uid = dicom_sets.series_uid(7)
+    dicom_sets.write_series(root / uid, uid)
+    shutil.make_archive(str(root / "series" / uid), "zip", root / uid)
+    shutil.rmtree(root / uid)
+    return root
+
+
+@pytest.fixture(scope="module")
+def prepared(data: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tuple[Path, PrepareSummary]:
+    out = tmp_path_factory.mktemp("out") / "volumes"
+    return out, run(data, out)
+
+
+def test_every_series_is_a_volume_or_has_its_reason(prepared: tuple[Path, PrepareSummary]) -> None:
+    out, summary = prepared
+    assert (summary.prepared, summary.rejected, summary.kept, summary.removed) == (6, 2, 0, ())
+    table = store.volumes_table(out)
+    assert table["series_uid"].tolist() == sorted(map(dicom_sets.series_uid, [0, 1, 2, 3, 4, 7]))
+    assert rundir.read_csv(out / rundir.REJECTED)[["path", "reason"]].values.tolist() == [
+        ["series/1.2.3", "no_images"],
+        ["series/1.2.4", "single_slice"],
+    ]
+    facts = rundir.read_json(out / rundir.PREPARE)
+    assert (facts["kind"], facts["complete"], facts["prepared"]) == ("volumes", True, 6)
+    assert facts["reasons"] == {"no_images": 1, "single_slice": 1}
+    assert rundir.kind(out) == "volumes"
+
+
+def test_volumes_carry_labels_points_and_patients(prepared: tuple[Path, PrepareSummary]) -> None:
+    table = store.volumes_table(prepared[0]).set_index("series_uid")
+    row = table.loc[dicom_sets.series_uid(1)]
+    volume = store.read_volume(prepared[0] / row["path"])
+    assert (row["modality"], row[LABELS[6]], row[LABELS[0]]) == ("CTA", 1, 0)
+    (point,) = volume.points
+    mm = volume.affine[:3, :3] @ [point.z, point.y, point.x] + volume.affine[:3, 3]
+    np.testing.assert_allclose(mm, [20 * 5 - 97.5, 18 * 5 - 97.5, 50], atol=1e-6)
+    assert volume.voxels.shape == tuple(row["shape"])
+    assert table["patient"].nunique() == 6
+    assert (prepared[0] / row["path"]).stat().st_size == row["bytes"]
+    assert (prepared[0] / store.picture_path(volume.series_uid)).read_bytes()[:2] == b"\xff\xd8"
+    assert table.loc[dicom_sets.series_uid(7)][list(LABELS)].isna().all(), "no table names the archive's series"
+
+
+def test_another_run_gives_the_same_bytes(data: Path, prepared: tuple[Path, PrepareSummary], tmp_path: Path) -> None:
+    run(data, tmp_path / "again")
+    assert dicom_sets.contents(tmp_path / "again") == dicom_sets.contents(prepared[0])
+
+
+@pytest.fixture
+def copies(data: Path, prepared: tuple[Path, PrepareSummary], tmp_path: Path) -> tuple[Path, Path]:
+    """A data set and a set prepared from it that a test may change; times of files are kept."""
+    shutil.copytree(data, tmp_path / "data")
+    shutil.copytree(prepared[0], tmp_path / "volumes")
+    return tmp_path / "data", tmp_path / "volumes"
+
+
+def times(out: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in out.glob("??/*.parquet")}
+
+
+def test_a_second_run_redoes_nothing(copies: tuple[Path, Path]) -> None:
+    data, out = copies
+    before, table = times(out), (out / rundir.VOLUMES).read_bytes()
+    summary = run(data, out)
+    assert (summary.prepared, summary.rejected, summary.kept) == (6, 2, 8)
+    assert times(out) == before
+    assert (out / rundir.VOLUMES).read_bytes() == table
+
+
+def test_what_changed_is_redone_and_what_went_is_reported(copies: tuple[Path, Path], ray_session: None) -> None:
+    data, out = copies
+    before = times(out)
+    os.utime(next((data / "series" / dicom_sets.series_uid(0)).iterdir()))
+    shutil.rmtree(data / "series" / dicom_sets.series_uid(1))
+    labels = pd.read_csv(data / "train.csv", dtype=str)
+    labels.loc[labels["SeriesInstanceUID"] == dicom_sets.series_uid(2), LABELS[0]] = "1"
+    labels.to_csv(data / "train.csv", index=False)
+    (out / store.volume_path(dicom_sets.series_uid(3))).unlink()
+    (data / "series" / "1.2.3" / "notes.txt").unlink()
+    summary = run(data, out)
+    assert summary.removed == (f"series/{dicom_sets.series_uid(1)}",)
+    assert (summary.prepared, summary.rejected, summary.kept) == (5, 2, 3)
+    changed = {name for name, time in times(out).items() if time != before[name]}
+    assert changed == {f"{dicom_sets.series_uid(number)}.parquet" for number in (0, 2, 3)}
+    table = store.volumes_table(out).set_index("series_uid")
+    assert dicom_sets.series_uid(1) not in table.index
+    assert table.loc[dicom_sets.series_uid(2)][LABELS[0]] == 1
+    assert rundir.read_csv(out / rundir.REJECTED)["reason"].tolist() == ["no_files", "single_slice"]
+
+
+def test_a_series_that_is_none_any_more_leaves_no_volume(copies: tuple[Path, Path], ray_session: None) -> None:
+    data, out = copies
+    uid = dicom_sets.series_uid(0)
+    for path in sorted((data / "series" / uid).iterdir())[1:]:
+        path.unlink()
+    assert run(data, out).rejected == 3
+    assert not (out / store.volume_path(uid)).exists()
+    assert not (out / store.picture_path(uid)).exists()
+
+
+def test_other_settings_another_key_or_a_foreign_folder_are_refused(copies: tuple[Path, Path]) -> None:
+    data, out = copies
+    with pytest.raises(RunDirError, match=r"volume\.dtype=uint8, not int16"):
+        run(data, out, build({"volume.dtype": "int16"}, base=CONFIG))
+    with pytest.raises(RunDirError, match="another patient key"):
+        run(data, out, build({"prepare.patient_key": "another"}, base=CONFIG))
+    with pytest.raises(RunDirError, match="holds no prepared set"):
+        run(data, data)
+    with pytest.raises(DatasetError, match="is not a folder"):
+        run(data / "absent", out)
+
+
+@pytest.mark.parametrize("out", ["/proc/volumes", "/dev/null/volumes"])
+def test_a_place_that_cannot_be_written_is_refused_before_ray_starts(data: Path, out: str) -> None:
+    with pytest.raises(RequestError, match="cannot be written"):
+        prepare(str(data), out, CONFIG)
+
+
+def test_hashing_the_content_finds_what_times_hide(
+    copies: tuple[Path, Path], ray_session: None, tmp_path: Path
+) -> None:
+    data, _ = copies
+    config = build({"prepare.digest": "content"}, base=CONFIG)
+    out = tmp_path / "hashed"
+    run(data, out, config)
+    before = times(out)
+    first = next((data / "series" / dicom_sets.series_uid(0)).iterdir())
+    stat = first.stat()
+    first.write_bytes(first.read_bytes()[:-2] + b"\x01\x02")
+    for path in data.rglob("*.dcm"):
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    run(data, out, config)
+    changed = {name for name, time in times(out).items() if time != before[name]}
+    assert changed == {f"{dicom_sets.series_uid(0)}.parquet"}
+
+
+def test_a_dry_run_tells_and_writes_nothing(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="aneurysm_ray")
+    run(data, tmp_path / "out", dry_run=True)
+    assert "8 series, 123 files" in caplog.text
+    assert "GB of disk, judged by 5 series" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_ends_the_run_with_a_sentence_and_the_next_run_goes_on(
+    data: Path, prepared: tuple[Path, PrepareSummary], tmp_path: Path
+) -> None:
+    out = tmp_path / "small"
+    out.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(out)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        with pytest.raises(AneurysmRayError, match="No space left on device; make room"):
+            run(data, out / "volumes")
+        subprocess.run(["mount", "-o", "remount,size=100m", str(out)], check=True)
+        run(data, out / "volumes")
+        assert dicom_sets.contents(out / "volumes") == dicom_sets.contents(prepared[0])
+    finally:
+        subprocess.run(["umount", "-l", str(out)], check=True)
+
+
+def one_task(path: Path, out: Path, key: str = "series/x", uid: str | None = None) -> series.Task:
+    source = sources.Source(key, str(path), uid, None, (None,) * 14, (), digest="00")
+    return series.Task(source, str(out), CONFIG.volume.model_dump(mode="json"), "00", False)
+
+
+def test_a_task_survives_its_journey_as_json(data: Path, tmp_path: Path) -> None:
+    found, _ = sources.find_sources(str(data))
+    labelled = next(source for source in found if source.points)
+    task = series.Task(labelled, str(tmp_path), CONFIG.volume.model_dump(mode="json"), "00", False)
+    assert series.Task.from_json(task.to_json()) == task
+
+
+@pytest.fixture
+def local_guard(monkeypatch: pytest.MonkeyPatch) -> Iterator[Guard]:
+    """A guard in this process's name, so that a task runs as on a worker, without Ray."""
+    guard = Guard(600)
+    monkeypatch.setattr(preparation, "_guard", lambda memory_mb: guard)
+    yield guard
+    guard.close()
+
+
+@pytest.mark.parametrize(
+    ("poison", "reason"), [("segfault", "crash"), ("sleep_for_ever", "timeout"), ("allocate_without_end", "memory")]
+)
+def test_poison_is_a_rejected_row_that_the_next_run_tries_again(
+    poison: str, reason: str, tmp_path: Path, local_guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import poisons
+
+    monkeypatch.setattr(series, "prepare", getattr(poisons, poison))
+    task = one_task(tmp_path, tmp_path / "out")
+    row = preparation._prepare_row(
+        {"task": task.to_json()}, memory_mb=600, timeout_seconds=20 if reason != "timeout" else 1
+    )
+    assert json.loads(row["status"])["reason"] == reason
+    written = series.read_status(series.status_path(str(tmp_path / "out"), "series/x"))
+    assert written is not None and written["reason"] == reason
+    assert series.done_already(task, "00") is None
+
+
+def test_a_uid_that_would_leave_the_set_is_rejected(tmp_path: Path) -> None:
+    for number, uid in enumerate(["../../evil", "/tmp/evil", "1.2/../../evil", "1" * 70]):
+        folder = tmp_path / "data" / str(number)
+        folder.mkdir(parents=True)
+        for index in range(9):
+            image = dicom_sets.image("1.2.3", index)
+            with warnings.catch_warnings(action="ignore"):
+                image.SeriesInstanceUID = uid
+            image.save_as(folder / f"{index}.dcm", enforce_file_format=True)
+        status = series.prepare(one_task(folder, tmp_path / "out", key=str(number)))
+        assert status["reason"] == "unsafe_path", status
+    written = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*")}
+    assert written == {"data", "out"}
+    assert {path.relative_to(tmp_path / "out").parts[0] for path in (tmp_path / "out").rglob("*")} == {"status"}
+
+
+def test_a_link_out_of_the_data_set_is_rejected(tmp_path: Path) -> None:
+    dicom_sets.write_series(tmp_path / "elsewhere", "1.2.3")
+    (tmp_path / "data" / "series").mkdir(parents=True)
+    (tmp_path / "data" / "series" / "1.2.3").symlink_to(tmp_path / "elsewhere")
+    (source,) = sources.find_sources(str(tmp_path / "data"))[0]
+    task = series.Task(source, str(tmp_path / "out"), CONFIG.volume.model_dump(mode="json"), "00", False)
+    assert series.prepare(task)["reason"] == "unsafe_path"
+
+
+def test_an_archive_with_climbing_names_writes_nothing_outside(tmp_path: Path) -> None:
+    dicom_sets.write_series(tmp_path / "files", "1.2.3")
+    with zipfile.ZipFile(tmp_path / "1.2.3.zip", "w") as archive:
+        for index, path in enumerate(sorted((tmp_path / "files").iterdir())):
+            archive.write(path, f"../../../../{tmp_path}/evil/{index}.dcm")
+    status = series.prepare(one_task(tmp_path / "1.2.3.zip", tmp_path / "out", uid="1.2.3"))
+    assert status["row"]["shape"][0] > 8
+    assert not (tmp_path / "evil").exists()
+
+
+def test_of_several_series_with_one_uid_each_has_a_name_of_its_own(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        dicom_sets.write_series(tmp_path / name, "1.2.3")
+    found, notes = sources.find_sources(str(tmp_path))
+    assert {source.key: source.series_uid for source in found} == {"a": "1.2.3", "b": "1.2.3.2", "c": "1.2.3.3"}
+    assert any("UID.2" in note for note in notes)
+
+
+def test_large_series_come_first(tmp_path: Path) -> None:
+    for number, slices in enumerate([9, 30, 20]):
+        dicom_sets.write_series(tmp_path / str(number), dicom_sets.series_uid(number), slices=slices)
+    found, _ = sources.find_sources(str(tmp_path))
+    assert [source.key for source in found] == ["1", "2", "0"]
+    assert [source.voxel_bytes for source in found] == [2 * 40 * 40 * slices for slices in (30, 20, 9)]
+
+
+def test_status_says_rates_and_what_is_left() -> None:
+    status = Status(total=200, done=50, rejected=3, total_bytes=8_000_000_000, done_bytes=2_000_000_000, seconds=100)
+    assert str(status) == "50/200  25 %  0.5 series/s  0.020 GB/s  3 rejected  eta 5:00"
+    assert Status(10, 0, 0, 10, 0, 0).eta_seconds == 0
+    assert preparation.WORKER_BYTES > 0
+
+
+def test_errors_of_the_set_end_the_task_and_not_the_series(tmp_path: Path) -> None:
+    dicom_sets.write_series(tmp_path / "data", "1.2.3")
+    with pytest.raises(OutputError, match="cannot be written"):
+        series.prepare(one_task(tmp_path / "data", Path("/proc/volumes"), uid="1.2.3"))
+    assert issubclass(OutputError, AneurysmRayError) and not issubclass(OutputError, SeriesError)
