@@ -12,6 +12,7 @@ strongest cell is where the answer came from.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from aneurysm_ray import rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.data.store import PreparedVolume
 from aneurysm_ray.labels import LABELS, LOCATIONS, MIRRORED, PRESENT_INDEX
@@ -38,6 +40,12 @@ class HeatMap:
     """(z, y, x)"""
     affine: NDArray[np.float64]
     """(4, 4): cell index (z, y, x, 1) to patient (x, y, z, 1) in mm."""
+
+
+def write_heatmap(path: Path, heatmap: HeatMap) -> None:
+    """Write a heat map as .npz with `grid` and `affine`, atomically."""
+    with rundir.atomic(path, "wb") as file:
+        np.savez_compressed(file, grid=heatmap.grid, affine=heatmap.affine)
 
 
 @dataclass(frozen=True, eq=False)

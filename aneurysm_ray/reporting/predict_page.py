@@ -36,10 +36,10 @@ DISCLAIMER = "Research software: not a medical device, and no substitute for a r
 def series_page(result: Mapping[str, Any], prepared: PreparedVolume | None, heatmap: HeatMap | None) -> Page:
     """Return the page of one series; without a volume it says why there is none."""
     read = prepared is not None and heatmap is not None
-    sections = [_warnings(result)]
+    answer = (_probabilities(result), _warnings(result))
+    sections = [Section("answer", "Answer", "Every series of this prediction: report.html, two folders up.", answer)]
     if prepared is not None and heatmap is not None:
         sections.insert(0, _pictures(result, prepared, heatmap))
-    sections.append(_probabilities(result))
     if read:
         sections.append(_candidates(result))
     present = result["probabilities"][PRESENT]
@@ -57,7 +57,7 @@ def series_page(result: Mapping[str, Any], prepared: PreparedVolume | None, heat
         subtitle=f"{result['path']} · model {result['model'][:12]}",
         summary=(*_sentences(result), DISCLAIMER),
         tiles=tuple(tiles),
-        sections=tuple(section for section in sections if section is not None),
+        sections=tuple(sections),
     )
 
 
@@ -84,7 +84,13 @@ def index_page(folder: Path) -> Page:
         for row in order.to_dict("records")
     )
     columns = (
-        *(Column("series", None), Column("present"), Column("calibrated"), Column("likeliest site", None), Column("its p")),
+        *(
+            Column("series", None),
+            Column("present"),
+            Column("calibrated"),
+            Column("likeliest site", None),
+            Column("its p"),
+        ),
         *(Column("candidates"), Column("modality", None), Column("plane", None), Column("answer", None)),
         Column("warnings", None),
     )
@@ -105,7 +111,8 @@ def index_page(folder: Path) -> Page:
         kind="prediction",
         subtitle=f"model {summary['model'][:12]} of {summary['run']}, {summary['models']} networks",
         summary=(
-            f"{len(table):,} series were scored" + (f", {len(failed):,} of them could not be read." if len(failed) else "."),
+            f"{len(table):,} series were scored"
+            + (f", {len(failed):,} of them could not be read." if len(failed) else "."),
             DISCLAIMER,
         ),
         tiles=(
@@ -133,37 +140,41 @@ def _location(row: Mapping[Any, Any]) -> tuple[str, float]:
 
 
 def _size(result: Mapping[str, Any]) -> str:
-    return "×".join(str(n) for n in result["shape"]) + " at " + "×".join(f"{mm:g}" for mm in result["spacing_mm"]) + " mm"
+    return (
+        "×".join(str(n) for n in result["shape"]) + " at " + "×".join(f"{mm:g}" for mm in result["spacing_mm"]) + " mm"
+    )
 
 
 def _sentences(result: Mapping[str, Any]) -> Sequence[str]:
     if result["reason"]:
         meaning = SERIES_REASONS.get(result["reason"], result["reason"])
-        return (f"This series could not be read: {meaning}. Its probabilities are those of any patient of the training set.",)
+        return (f"This series could not be read: {meaning}. Its probabilities are the training set's prevalence.",)
     if not result["candidates"]:
         return ("No candidate was found.",)
     first = result["candidates"][0]
     where = f"{first['location']}, probability {first['probability']:.3f}"
     place = ""
     if first["sop_uid"]:
-        place = f" It lies in image {first['sop_uid']}" + (f", frame {first['frame'] + 1}" if first["multi_frame"] else "")
+        place = f" It lies in image {first['sop_uid']}" + (
+            f", frame {first['frame'] + 1}" if first["multi_frame"] else ""
+        )
         place += f", column {first['column']:.0f}, row {first['row']:.0f}."
     return (f"The strongest candidate is at the {where}.{place}",)
 
 
-def _warnings(result: Mapping[str, Any]) -> Section | None:
+def _warnings(result: Mapping[str, Any]) -> Table:
     rows = [(code, QUALITY.get(code, code)) for code in result["quality"]]
     rows += [(result["reason"], result["message"])] if result["reason"] else []
     rows += [("output", note) for note in result["notes"]]
-    table = Table(
+    return Table(
         "quality",
         "What the reader noticed",
         "",
         (Column("code", None), Column("meaning", None)),
         tuple(rows),
         missing="Nothing had to be repaired or assumed.",
+        wide=False,
     )
-    return Section("warnings", "Warnings", "", (table,))
 
 
 def _pictures(result: Mapping[str, Any], prepared: PreparedVolume, heatmap: HeatMap) -> Section:
@@ -199,7 +210,9 @@ def _facts(candidate: Mapping[str, Any]) -> tuple[str, ...]:
     facts.append("x {x_mm:.1f}, y {y_mm:.1f}, z {z_mm:.1f} mm".format_map(candidate))
     if candidate["sop_uid"]:
         frame = f"frame {candidate['frame'] + 1}, " if candidate["multi_frame"] else ""
-        facts.append(f"{frame}column {candidate['column']:.1f}, row {candidate['row']:.1f} of …{candidate['sop_uid'][-12:]}")
+        facts.append(
+            f"{frame}column {candidate['column']:.1f}, row {candidate['row']:.1f} of …{candidate['sop_uid'][-12:]}"
+        )
     return tuple(facts)
 
 
@@ -217,14 +230,15 @@ def _case(
         prepared, first = pictures.cropped(prepared, focus, radius_mm)
         focus, scale = focus - first, CLOSE_UP_PIXELS_PER_MM
     plain, marked = (
-        pictures.slices(prepared, focus, heatmap, None, candidates, marked=on, pixels_per_mm=scale) for on in (False, True)
+        pictures.slices(prepared, focus, heatmap, None, candidates, marked=on, pixels_per_mm=scale)
+        for on in (False, True)
     )
     return Case(title, facts, pictures.data_uri(plain), pictures.data_uri(marked))
 
 
-def _probabilities(result: Mapping[str, Any]) -> Section:
+def _probabilities(result: Mapping[str, Any]) -> Table:
     rows = [(label, result["probabilities"][label], result["calibrated"][label]) for label in LABELS]
-    table = Table(
+    return Table(
         "probabilities",
         "Probabilities",
         "Calibrated: the share of series that turned out positive among those of the run's own out-of-fold predictions "
@@ -233,7 +247,6 @@ def _probabilities(result: Mapping[str, Any]) -> Section:
         tuple(sorted(rows, key=lambda row: -row[1])),
         wide=False,
     )
-    return Section("answer", "Answer", "", (table,))
 
 
 def _candidates(result: Mapping[str, Any]) -> Section:

@@ -1,0 +1,244 @@
+"""Prediction of many series: a row for each, the same numbers from every form and every way, resumable."""
+
+import json
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import heads
+import highdicom as hd
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from aneurysm_ray import overrides, rundir
+from aneurysm_ray.data import reading, store
+from aneurysm_ray.distributed import predict, scoring
+from aneurysm_ray.errors import RequestError, RunDirError
+from aneurysm_ray.labels import LABELS
+from aneurysm_ray.learning import checkpoint, models
+from aneurysm_ray.reporting import predict_page
+
+CONFIG = overrides.build(
+    {
+        "model.name": "small3d",
+        "model.width": 4,
+        "model.head": "grid",
+        "patch.size": [16, 16, 16],
+        "volume.spacing_mm": [4.0, 4.0, 4.0],
+        "inference.flip": True,
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a training run of two folds with fresh weights; a quarter of its series are positive."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("run") / "run"
+    rundir.create(folder, CONFIG, {"kind": "train"})
+    for fold in range(2):
+        torch.manual_seed(fold)
+        network = models.build(CONFIG.model)
+        torch.nn.init.normal_(network.head.weight)
+        state = {"model": network.state_dict(), "ema": {}, "config": CONFIG.model_dump(mode="json")}
+        place = rundir.fold_dir(folder, fold)
+        checkpoint.save(place / rundir.CHECKPOINT_BEST, state)
+        table = pd.DataFrame(0.5, range(4), list(LABELS))
+        table[[f"target/{label}" for label in LABELS]] = [[0.0] * 14] * 3 + [[1.0] * 14]
+        rundir.write_csv(place / rundir.PREDICTIONS, table)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a data set without tables: a head in each of three planes, junk, and a link that leaves the set."""
+    root = tmp_path_factory.mktemp("data")
+    for number, plane in enumerate(("axial", "coronal", "oblique")):
+        heads.write_head(root / plane, plane, slice_mm=4.0, pixel_mm=(3.0, 3.0), seed=number)
+    (root / "junk").mkdir()
+    (root / "junk" / "a<b>.dcm").write_text("no DICOM")
+    elsewhere = heads.write_head(tmp_path_factory.mktemp("elsewhere") / "away", slice_mm=8.0, pixel_mm=(6.0, 6.0))
+    (root / "link").symlink_to(elsewhere)
+    return root
+
+
+@pytest.fixture(scope="module")
+def done(run: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a prediction of the data set, made in this process."""
+    out = tmp_path_factory.mktemp("out") / "out"
+    summary = predict.predict(run, [str(data / name) for name in ("axial", "coronal")], out, {}, dicom=True)
+    assert summary["series"] == 2
+    return out
+
+
+def table(out: Path) -> pd.DataFrame:
+    return pd.read_csv(out / rundir.PREDICTIONS, keep_default_na=False)
+
+
+def test_tables_have_the_competitions_columns_first(done: Path) -> None:
+    predictions = table(done)
+    assert list(predictions.columns[:15]) == ["SeriesInstanceUID", *LABELS]
+    assert (predictions["status"] == "ok").all()
+    assert predictions[list(LABELS)].to_numpy(float).min() > 0
+    candidates = rundir.read_csv(done / rundir.CANDIDATES)
+    assert set(candidates["series_uid"]) == set(predictions["SeriesInstanceUID"])
+    assert candidates.columns.tolist() == [
+        *("series_uid", "x_mm", "y_mm", "z_mm", "sop_uid", "frame", "row", "column", "probability", "location")
+    ]
+    assert rundir.kind(done) == "predict"
+
+
+def test_folder_archive_and_prepared_volume_give_bit_equal_rows(run: Path, data: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "axial.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in (data / "axial").iterdir():
+            file.write(path, f"inside/{path.name}")
+    prepared = reading.read(data / "axial", CONFIG.volume).prepared
+    path = store.write_volume(tmp_path / "set", prepared, overrides.volume_identity(CONFIG))
+    store.write_table(tmp_path / "set", [store.table_row(prepared, path.stat().st_size)])
+    predict.predict(run, [str(data / "axial"), str(archive), str(tmp_path / "set")], tmp_path / "out", {})
+    rows = table(tmp_path / "out")
+    assert len(rows) == 3
+    assert len(set(rows["SeriesInstanceUID"])) == 1
+    text = (tmp_path / "out" / rundir.PREDICTIONS).read_text().splitlines()[1:]
+    assert len({",".join(line.split(",")[:15]) for line in text}) == 1
+
+
+def test_whatever_cannot_be_read_has_a_row_with_the_prevalence_and_a_reason(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "FEW", 10)
+    (tmp_path / "empty").mkdir()
+    summary = predict.predict(run, [str(data), str(tmp_path / "empty")], tmp_path / "out", {"inference.flip": False})
+    rows = table(tmp_path / "out").set_index("path")
+    assert len(rows) == 6
+    assert summary["fallback"] == 3
+    assert summary["reasons"] == {"no_files": 1, "no_images": 1, "unsafe_path": 1}
+    bad = rows[rows["status"] == "fallback"]
+    assert bad[list(LABELS)].to_numpy(float) == pytest.approx(0.25)
+    assert rows.loc[str(data / "junk"), "reason"] == "no_images"
+    page = (tmp_path / "out" / str(rows.loc[str(data / "junk"), "page"])).read_text()
+    assert "no file is a DICOM image" in page
+    assert "a<b>" not in page
+
+
+def test_ray_gives_the_same_tables(
+    run: Path, data: Path, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict.predict(run, [str(data / "axial"), str(data / "junk")], tmp_path / "alone", {})
+    monkeypatch.setattr(predict, "FEW", 0)
+    predict.predict(run, [str(data / "axial"), str(data / "junk")], tmp_path / "ray", {})
+    for name in (rundir.PREDICTIONS, rundir.CANDIDATES):
+        assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+def test_resume_scores_only_what_is_missing(run: Path, data: Path, done: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(done, out)
+    before = (out / rundir.PREDICTIONS).read_bytes()
+    results = sorted((out / scoring.SERIES).glob(f"*/{scoring.RESULT}"))
+    results[0].unlink()
+    kept = results[1].stat().st_mtime_ns
+    paths = [str(data / name) for name in ("axial", "coronal")]
+    with pytest.raises(RunDirError, match="--resume"):
+        predict.predict(run, paths, out, {})
+    predict.predict(run, paths, out, {}, resume=True)
+    assert (out / rundir.PREDICTIONS).read_bytes() == before
+    assert results[1].stat().st_mtime_ns == kept
+
+
+def test_resume_with_other_models_is_refused(run: Path, data: Path, done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done, tmp_path / "out")
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    shutil.copytree(rundir.fold_dir(other, 0), rundir.fold_dir(other, 1), dirs_exist_ok=True)
+    with pytest.raises(RequestError, match="other models"):
+        predict.predict(other, [str(data / "axial")], tmp_path / "out", {}, resume=True)
+
+
+def test_series_lost_with_its_worker_is_answered(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(left: Any, order: Any) -> Iterator[dict[str, str]]:
+        return iter(())
+
+    monkeypatch.setattr(predict, "_rows", none)
+    summary = predict.predict(run, [str(data / "axial")], tmp_path / "out", {})
+    assert summary["reasons"] == {"crash": 1}
+    assert table(tmp_path / "out")[list(LABELS)].to_numpy(float) == pytest.approx(0.25)
+
+
+def test_fast_asks_one_network(run: Path, data: Path, tmp_path: Path) -> None:
+    summary = predict.predict(run, [str(data / "axial")], tmp_path / "out", {}, fast=True)
+    assert summary["models"] == 1
+    assert not rundir.read_config(tmp_path / "out").inference.flip
+
+
+def test_files_for_viewers_refer_to_the_source(done: Path, data: Path) -> None:
+    folders = sorted((done / scoring.SERIES).iterdir())
+    assert len(folders) == 2
+    for folder in folders:
+        result = json.loads((folder / scoring.RESULT).read_text())
+        assert result["notes"] == []
+        report = hd.sr.srread(folder / "candidates.sr.dcm")
+        groups = report.content.get_planar_roi_measurement_groups()
+        assert len(groups) == len(result["candidates"]) > 0
+        first = groups[0].roi
+        assert first.value[0].tolist() == pytest.approx(
+            [result["candidates"][0]["column"] + 0.5, result["candidates"][0]["row"] + 0.5], rel=1e-5
+        )
+        source = Path(result["path"]) / f"{result['candidates'][0]['sop_uid']}.dcm"
+        assert source.exists()
+        segmentation = hd.seg.segread(folder / "heatmap.seg.dcm")
+        uids = {uids[2] for uids in segmentation.get_source_image_uids()}
+        assert uids <= {path.stem for path in Path(result["path"]).iterdir()}
+
+
+def test_page_of_a_series_names_its_candidate_and_shows_pictures(done: Path) -> None:
+    folder = next((done / scoring.SERIES).iterdir())
+    result = json.loads((folder / scoring.RESULT).read_text())
+    page = (folder / predict_page.SERIES_PAGE).read_text()
+    assert result["candidates"][0]["sop_uid"] in page
+    shown = 2 + min(len(result["candidates"]), predict_page.SHOWN)
+    assert page.count("data:image/jpeg;base64,") == 2 * shown
+    index = (done / rundir.REPORT).read_text()
+    assert index.count('href="series/') == 2
+
+
+def test_close_up_is_centred_on_the_candidate() -> None:
+    from aneurysm_ray.reporting import pictures
+
+    voxels = np.zeros((30, 40, 50), np.uint8)
+    voxels[20, 10, 35] = 255
+    affine = np.array([[0, 0, 1.0, 5], [0, 1, 0, 6], [2, 0, 0, 7], [0, 0, 0, 1]])
+    volume = store.PreparedVolume("1", "", "MR", "axial", voxels, affine, np.full(14, np.nan, np.float32), (), (), "")
+    part, first = pictures.cropped(volume, np.array([20.0, 10.0, 35.0]), 6.0)
+    place = np.array([20, 10, 35]) - first
+    assert part.voxels[tuple(place.astype(int))] == 255
+    assert part.voxels.shape == (7, 13, 13)
+    assert (part.affine @ [*place, 1])[:3] == pytest.approx((affine @ [20, 10, 35, 1])[:3])
+
+
+@pytest.mark.parametrize("key", ["volume.spacing_mm", "model.width", "optim.lr"])
+def test_what_the_weights_were_trained_with_cannot_be_changed(run: Path, data: Path, tmp_path: Path, key: str) -> None:
+    with pytest.raises(RequestError, match=key):
+        predict.predict(run, [str(data)], tmp_path / "out", {key: 1})
+    assert not (tmp_path / "out").exists()
+
+
+def test_prepared_set_of_other_settings_is_refused(run: Path, data: Path, tmp_path: Path) -> None:
+    other = overrides.build({"volume.spacing_mm": [6.0, 6.0, 6.0]})
+    prepared = reading.read(data / "axial", other.volume).prepared
+    path = store.write_volume(tmp_path / "set", prepared, overrides.volume_identity(other))
+    store.write_table(tmp_path / "set", [store.table_row(prepared, path.stat().st_size)])
+    with pytest.raises(RequestError, match=r"other volume\.\* settings"):
+        predict.predict(run, [str(tmp_path / "set")], tmp_path / "out", {})
+
+
+def test_path_that_is_not_there_is_named(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="nowhere does not exist"):
+        predict.predict(run, [str(tmp_path / "nowhere")], tmp_path / "out", {})
