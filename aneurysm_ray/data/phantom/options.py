@@ -1,13 +1,15 @@
 """What a synthetic data set is made of, and the plan of each of its series."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm_ray.data.dataset import MODALITIES
+from aneurysm_ray.data.phantom.faults import FAULTS
+from aneurysm_ray.data.phantom.geometry import tree_files
 from aneurysm_ray.errors import RequestError, did_you_mean
 
 # Series per modality in the competition's data.
@@ -43,9 +45,9 @@ class PhantomOptions:
     segmentation_fraction: float = 0.05
     """Share of series with a vessel mask."""
     faults: bool = False
-    """Add series with the defects of real folders, and faults.csv that lists them."""
+    """Add a small series for each defect of real folders, and faults.csv that lists them."""
     geometry: Path | None = None
-    """Folder of NIfTI label maps to render in place of the spline tree."""
+    """Folder of NIfTI label maps to render in place of the spline tree, half of the series without their aneurysm."""
     workers: int = 1
     """Processes that write series."""
 
@@ -83,10 +85,19 @@ class SeriesPlan:
     segmentation: bool
     female: bool
     age: int
+    fault: str = ""
+    """Key of `faults.FAULTS`, or nothing."""
+    tree: str = ""
+    """File of the label map to render, or nothing for a tree of splines."""
 
 
 def plan_series(options: PhantomOptions) -> tuple[SeriesPlan, ...]:
     """Deal modality, plane, presence and layout to all series, each in its exact share."""
+    plans = _plan_trees(options, options.geometry) if options.geometry else _plan_splines(options)
+    return plans + (_plan_faults(options) if options.faults else ())
+
+
+def _plan_splines(options: PhantomOptions) -> tuple[SeriesPlan, ...]:
     rng = np.random.default_rng([options.seed, 1])
     weights = np.array([_MODALITY_WEIGHT[name] for name in options.modalities], float)
     modality = rng.permutation(np.repeat(np.array(options.modalities), _shares(options.count, weights)))
@@ -117,6 +128,23 @@ def plan_series(options: PhantomOptions) -> tuple[SeriesPlan, ...]:
             )
         )
     return tuple(plans)
+
+
+def _plan_trees(options: PhantomOptions, folder: Path) -> tuple[SeriesPlan, ...]:
+    """Deal the trees in turn, each as itself and then as its twin without aneurysm; later rounds are new poses."""
+    files = tree_files(folder)
+    plain = _plan_splines(replace(options, oblique_fraction=0, segmentation_fraction=0))
+    return tuple(
+        replace(plan, lesions=1 - plan.index % 2, tree=files[plan.index // 2 % len(files)].name) for plan in plain
+    )
+
+
+def _plan_faults(options: PhantomOptions) -> tuple[SeriesPlan, ...]:
+    """One small series for each fault, every second with an aneurysm."""
+    return tuple(
+        SeriesPlan(options.count + number, fault.modality, "axial", number % 2, False, False, True, 60, fault=name)
+        for number, (name, fault) in enumerate(FAULTS.items())
+    )
 
 
 def _shares(count: int, weights: NDArray[np.float64]) -> NDArray[np.intp]:

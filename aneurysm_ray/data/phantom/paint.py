@@ -63,7 +63,8 @@ def _ellipsoid(z: Array, y: Array, x: Array, centre: Array, axes: Array, radii: 
     turned = [z * axis[0] + y * axis[1] + x * axis[2] for axis in axes]
     k0 = np.sqrt(sum((part / radius) ** 2 for part, radius in zip(turned, radii, strict=True)))
     k1 = np.sqrt(sum((part / radius**2) ** 2 for part, radius in zip(turned, radii, strict=True)))
-    return np.asarray(k0 * (k0 - 1) / np.maximum(k1, 1e-6))
+    # At the very centre both are 0; the distance there is minus the smallest radius.
+    return np.asarray(np.where(k1 > 1e-6, k0 * (k0 - 1) / np.maximum(k1, 1e-6), -radii.min()))
 
 
 def _paint(field: Field, low: Array, high: Array, owner: int, distance: Callable[[Array, Array, Array], Array]) -> None:

@@ -1,12 +1,14 @@
 """One synthetic series from its plan: draw the head, grow the aneurysms, lay the grid, render, and keep the truth."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm_ray.data.dataset import SEGMENTATION_VALUES
+from aneurysm_ray.data.phantom.geometry import paint_tree, read_tree
 from aneurysm_ray.data.phantom.grid import Grid, Pose, draw_pose, make_grid
 from aneurysm_ray.data.phantom.lesions import Lesion, Site, draw_diameter_mm, grow, sites_of
 from aneurysm_ray.data.phantom.options import PhantomOptions, SeriesPlan
@@ -28,6 +30,9 @@ Array = NDArray[np.float64]
 
 # Positive series of the competition's data by location, in the order of LOCATIONS.
 _LOCATION_WEIGHT = (78, 98, 331, 277, 219, 294, 363, 46, 56, 86, 101, 110, 113)
+
+FAULT_SPACING_MM = 2.0
+"""Series that stand for a defect are small: nobody trains on them."""
 
 # Field of view (slice, row, column) in mm and its centre in head coordinates, by modality and plane.
 _VIEW: dict[tuple[str, str], tuple[tuple[float, float, float], tuple[float, float, float]]] = {
@@ -73,31 +78,71 @@ def make_series(options: PhantomOptions, plan: SeriesPlan) -> Rendered:
     rng = np.random.default_rng([options.seed, 2, plan.index])
     pose = draw_pose(rng)
     grid = draw_grid(rng, options, plan, pose)
-    arteries = draw_arteries(rng)
-    lesions = _grow_all(rng, options, plan.lesions, arteries, grid, pose)
     parts = int(np.ceil(grid.spacing_mm[0] / RENDER_SLICE_MM))
     fine = grid.with_thinner_slices(parts)
     look = draw_appearance(rng, plan.modality)
     edge = edge_mm(fine)
-    painted = paint_arteries(fine, pose, arteries, lesions, edge)
-    strengths = np.array(
-        [0, *(tube.strength for tube in arteries), *(rng.uniform(0.85, 1.0) for _ in lesions)], np.float32
-    )
+    if plan.tree:
+        assert options.geometry is not None
+        blood = _given_tree(options.geometry / plan.tree, plan.lesions > 0, fine, pose, edge)
+        stones: list[tuple[Array, float, float]] = []
+    else:
+        arteries = draw_arteries(rng)
+        lesions = _grow_all(rng, options, plan.lesions, arteries, grid, pose)
+        blood = _spline_tree(rng, arteries, lesions, fine, pose, edge)
+        stones = _calcify(rng, arteries, pose) if plan.modality == "CTA" else []
     veins = paint_veins(fine, pose, draw_veins(rng), edge)
-    stones = _calcify(rng, arteries, pose) if plan.modality == "CTA" else []
-    image = compose(rng, fine, pose, look, painted, strengths, len(arteries) + 1, veins, stones)
-    values = [0, *(SEGMENTATION_VALUES.get(tube.location or "", 0) for tube in arteries), *(0 for _ in lesions)]
-    inside = _middle_slices(painted, parts)
-    first = len(arteries) + 1
+    image = compose(rng, fine, pose, look, blood.field, blood.strengths, blood.first_lesion, veins, stones)
+    inside = _middle_slices(blood.field, parts)
     return Rendered(
         plan,
         grid,
         acquire(rng, image, parts, look, plan.modality == "CTA"),
-        np.array(values, np.uint8)[inside],
-        np.where(inside >= first, inside - (first - 1), 0).astype(np.uint8),
-        tuple(_truth(lesion, pose) for lesion in lesions),
-        f"phantom-{options.seed}-{plan.index:05d}",
+        blood.values[inside],
+        np.where(inside >= blood.first_lesion, inside - (blood.first_lesion - 1), 0).astype(np.uint8),
+        blood.lesions,
+        f"phantom-{plan.tree.split('.')[0]}" if plan.tree else f"phantom-{options.seed}-{plan.index:05d}",
         float(grid.spacing_mm[0]),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Blood:
+    """Painted arteries and aneurysms."""
+
+    field: Field
+    strengths: NDArray[np.float32]
+    """Share of the arterial signal by owner."""
+    values: NDArray[np.uint8]
+    """Value in the vessel mask by owner; aneurysms have 0."""
+    first_lesion: int
+    """Owner of the first aneurysm; the others follow."""
+    lesions: tuple[TrueLesion, ...]
+
+
+def _spline_tree(
+    rng: np.random.Generator, tubes: Sequence[Tube], lesions: Sequence[Lesion], grid: Grid, pose: Pose, edge: float
+) -> _Blood:
+    values = [0, *(SEGMENTATION_VALUES.get(tube.location or "", 0) for tube in tubes)]
+    return _Blood(
+        paint_arteries(grid, pose, tubes, lesions, edge),
+        np.array([0, *(tube.strength for tube in tubes), *(rng.uniform(0.85, 1.0) for _ in lesions)], np.float32),
+        np.array(values + [0] * len(lesions), np.uint8),
+        len(tubes) + 1,
+        tuple(_truth(lesion.location, lesion.centre, lesion.diameter_mm, pose) for lesion in lesions),
+    )
+
+
+def _given_tree(path: Path, with_domes: bool, grid: Grid, pose: Pose, edge: float) -> _Blood:
+    tree = read_tree(path, with_domes)
+    seen = [dome for dome in tree.domes if _in_grid(pose.to_patient(dome[0].centre), grid)]
+    owners = 2 + len(seen)
+    return _Blood(
+        paint_tree(grid, pose, replace(tree, domes=tuple(seen)), edge),
+        np.array([0] + [1] * (owners - 1), np.float32),
+        np.zeros(owners, np.uint8),
+        2,
+        tuple(_truth(dome.location, dome.centre, dome.diameter_mm * pose.size, pose) for dome, _ in seen),
     )
 
 
@@ -105,7 +150,7 @@ def draw_grid(rng: np.random.Generator, options: PhantomOptions, plan: SeriesPla
     """Lay the slices of a series over a head as a technician would."""
     kind = plan.modality if plan.modality in ("CTA", "MRA") else "thick"
     extent, centre = _VIEW[kind, plan.plane]
-    thin = options.spacing_mm
+    thin = FAULT_SPACING_MM if plan.fault else options.spacing_mm
     if kind == "thick":
         spacing = np.array([max(rng.uniform(3.5, 5.5), thin or 0), thin or 0.8, thin or 0.8])
     else:
@@ -140,8 +185,12 @@ def _grow_all(
 
 
 def _in_view(site: Site, grid: Grid, pose: Pose) -> bool:
-    index = grid.to_index(pose.to_patient(site.origin + 5 * site.direction))
-    margin = 4 / grid.spacing_mm
+    return _in_grid(pose.to_patient(site.origin + 5 * site.direction), grid)
+
+
+def _in_grid(point_mm: Array, grid: Grid) -> bool:
+    """Whether a patient point lies in the grid, 4 mm from its border at least."""
+    index, margin = grid.to_index(point_mm), 4 / grid.spacing_mm
     return bool(np.all(index > margin) and np.all(index < np.array(grid.shape) - 1 - margin))
 
 
@@ -169,6 +218,6 @@ def _middle_slices(painted: Field, parts: int) -> NDArray[np.uint8]:
     return np.where(painted.distance_mm[at] < 0, painted.owner[at], 0).astype(np.uint8)
 
 
-def _truth(lesion: Lesion, pose: Pose) -> TrueLesion:
-    x, y, z = (float(value) for value in pose.to_patient(lesion.centre))
-    return TrueLesion(lesion.location, (x, y, z), lesion.diameter_mm)
+def _truth(location: str, centre: Array, diameter_mm: float, pose: Pose) -> TrueLesion:
+    x, y, z = (float(value) for value in pose.to_patient(centre))
+    return TrueLesion(location, (x, y, z), diameter_mm)

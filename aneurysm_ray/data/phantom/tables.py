@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm_ray.data.dataset import LOCALIZER_COLUMNS, LOCALIZERS_CSV, TRAIN_COLUMNS, TRAIN_CSV
+from aneurysm_ray.data.phantom.faults import FAULT_COLUMNS, FAULTS, FAULTS_CSV, write_faulty
 from aneurysm_ray.data.phantom.grid import Grid
 from aneurysm_ray.data.phantom.options import PhantomOptions, SeriesPlan
 from aneurysm_ray.data.phantom.series import Rendered, make_series
@@ -32,6 +33,8 @@ class SeriesRows:
     localizers: tuple[tuple[str, ...], ...]
     truth: tuple[tuple[str, ...], ...]
     """One row an aneurysm; one with an empty location where there is none."""
+    fault: tuple[str, ...] = ()
+    """The row of faults.csv, if the series has one."""
 
 
 def store_series(folder: Path, options: PhantomOptions, plan: SeriesPlan) -> SeriesRows:
@@ -39,12 +42,20 @@ def store_series(folder: Path, options: PhantomOptions, plan: SeriesPlan) -> Ser
     rendered = make_series(options, plan)
     rng = np.random.default_rng([options.seed, 3, plan.index])
     series = dicom_series(rng, options, rendered)
-    (write_multiframe if plan.multiframe else write_slices)(series, folder / series.series_uid)
+    if plan.fault:
+        write_faulty(plan.fault, series, folder / series.series_uid)
+    else:
+        (write_multiframe if plan.multiframe else write_slices)(series, folder / series.series_uid)
     if plan.segmentation:
         masks = folder.parent / "segmentations"
         masks.mkdir(exist_ok=True)
         write_mask(rendered.vessels, rendered.grid, masks / f"{series.series_uid}_cowseg.nii")
-    return SeriesRows(_train_row(rendered, series), _clicks(rng, options, rendered, series), _truth(rendered, series))
+    return SeriesRows(
+        _train_row(rendered, series),
+        _clicks(rng, options, rendered, series),
+        _truth(rendered, series),
+        (series.series_uid, plan.fault, FAULTS[plan.fault].expected, FAULTS[plan.fault].quality) if plan.fault else (),
+    )
 
 
 def dicom_series(rng: np.random.Generator, options: PhantomOptions, rendered: Rendered) -> DicomSeries:
@@ -78,6 +89,9 @@ def write_tables(out: Path, rows: Sequence[SeriesRows]) -> None:
     ordered = sorted(rows, key=lambda row: row.train[0])
     write_csv(out / TRUTH_CSV, TRUTH_COLUMNS, (line for row in ordered for line in row.truth))
     write_csv(out / LOCALIZERS_CSV, LOCALIZER_COLUMNS, (line for row in ordered for line in row.localizers))
+    faults = [row.fault for row in ordered if row.fault]
+    if faults:
+        write_csv(out / FAULTS_CSV, FAULT_COLUMNS, faults)
     write_csv(out / TRAIN_CSV, TRAIN_COLUMNS, (row.train for row in ordered))
 
 

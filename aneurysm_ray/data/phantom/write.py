@@ -53,7 +53,7 @@ def write_slices(series: DicomSeries, folder: Path) -> None:
 
 
 def slice_dataset(series: DicomSeries, index: int) -> Dataset:
-    """Return one slice as a data set that has no pixels yet compressed by anything but RLE."""
+    """Return one slice as a data set, its pixels RLE compressed."""
     data = _common(series, CTImageStorage if series.modality == "CT" else MRImageStorage, series.sop_uid(index))
     count = len(series.pixels)
     data.InstanceNumber = count - index if series.reverse else index + 1
@@ -79,8 +79,13 @@ def write_slice(data: Dataset, folder: Path) -> Path:
 
 
 def write_multiframe(series: DicomSeries, folder: Path) -> None:
-    """Write the series as one Enhanced MR file; geometry stands in the functional groups only."""
+    """Write the series as one file, named by its SOP Instance UID."""
     folder.mkdir(parents=True, exist_ok=True)
+    write_slice(multiframe_dataset(series), folder)
+
+
+def multiframe_dataset(series: DicomSeries) -> Dataset:
+    """Return the series as one Enhanced MR data set; geometry stands in the functional groups only."""
     data = _common(series, EnhancedMRImageStorage, series.sop_uid(0))
     data.InstanceNumber = 1
     data.NumberOfFrames = len(series.pixels)
@@ -113,7 +118,7 @@ def write_multiframe(series: DicomSeries, folder: Path) -> None:
     )
     data.PixelData = encapsulate([encode_rle(frame) for frame in series.pixels])
     data["PixelData"].is_undefined_length = True
-    write_slice(data, folder)
+    return data
 
 
 def _frame_groups(series: DicomSeries, index: int) -> Dataset:

@@ -1,0 +1,248 @@
+"""The phantom as a data set: its points, masks and geometry agree with its images, and trusted readers see the same."""
+
+import csv
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from aneurysm_ray.data.dataset import Dataset, open_dataset
+from aneurysm_ray.data.dicom import locate, read_series, to_patient_mm
+from aneurysm_ray.data.phantom import PhantomOptions, plan_series, write_dataset
+from aneurysm_ray.data.phantom.grid import Grid
+from aneurysm_ray.data.phantom.series import Rendered, make_series
+from aneurysm_ray.errors import RequestError
+from aneurysm_ray.labels import LABELS, PRESENT_INDEX
+
+OPTIONS = PhantomOptions(
+    count=8,
+    seed=4,
+    spacing_mm=2.0,
+    min_mm=4,
+    max_mm=9,
+    positive_fraction=0.75,
+    oblique_fraction=0.25,
+    multiframe_fraction=0.25,
+    segmentation_fraction=1.0,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("phantom") / "data", OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def data(folder: Path) -> Dataset:
+    return open_dataset(folder)
+
+
+@pytest.fixture(scope="module")
+def rendered() -> dict[str, Rendered]:
+    """The series as they were before they were written, by patient."""
+    made = (make_series(OPTIONS, plan) for plan in plan_series(OPTIONS))
+    return {series.patient: series for series in made}
+
+
+def truth(folder: Path) -> dict[str, list[dict[str, str]]]:
+    rows: dict[str, list[dict[str, str]]] = {}
+    with (folder / "phantom.csv").open() as stream:
+        for row in csv.DictReader(stream):
+            rows.setdefault(row["series_uid"], []).append(row)
+    return rows
+
+
+def test_the_test_set_has_every_kind(data: Dataset, folder: Path) -> None:
+    rows = [row for of_series in truth(folder).values() for row in of_series]
+    assert {row["multiframe"] for row in rows} == {"0", "1"}
+    assert {row["plane"] for row in rows} > {"axial"}
+    assert {entry.modality for entry in data.series} == {"CTA", "MRA", "MRI T2", "MRI T1post"}
+    assert data.notes and all("frames from 0" in note or "nothing tells" in note for note in data.notes)
+
+
+def test_headers_of_the_tables_are_the_competitions(folder: Path) -> None:
+    first = (folder / "train.csv").read_text().splitlines()
+    assert first[0] == ",".join(["SeriesInstanceUID,PatientAge,PatientSex,Modality", *LABELS])
+    assert [line.split(",")[0] for line in first[1:]] == sorted(path.name for path in (folder / "series").iterdir())
+    header = (folder / "train_localizers.csv").read_text().splitlines()[0]
+    assert header == "SeriesInstanceUID,SOPInstanceUID,coordinates,location"
+
+
+def test_present_is_the_maximum_and_every_positive_has_its_points(data: Dataset) -> None:
+    # Three quarters of 3 CTA, 2 MRA, 2 T2 and 1 T1post, each rounded.
+    assert sum(entry.targets[PRESENT_INDEX] for entry in data.series) == 2 + 2 + 2 + 1
+    for entry in data.series:
+        assert entry.targets[PRESENT_INDEX] == entry.targets[:PRESENT_INDEX].max()
+        assert {point.location for point in entry.points} == {
+            LABELS[index] for index in np.flatnonzero(entry.targets[:PRESENT_INDEX])
+        }
+
+
+def test_points_through_the_dicom_affine_lie_on_the_aneurysms(
+    data: Dataset, folder: Path, rendered: dict[str, Rendered]
+) -> None:
+    rows, checked = truth(folder), 0
+    for entry in data.series:
+        assert entry.series_uid is not None
+        volume = read_series(entry.path)
+        series = rendered[volume.patient_id]
+        lesions = [row for row in rows[entry.series_uid] if row["location"]]
+        assert len(entry.points) == len(lesions)
+        for point, lesion in zip(entry.points, lesions, strict=True):
+            assert point.location == lesion["location"]
+            voxel = locate(volume, point.sop_uid, point.x, point.y, point.frame)
+            assert voxel is not None
+            at_mm = to_patient_mm(volume, voxel)
+            centre = np.array([float(lesion[key]) for key in ("x_mm", "y_mm", "z_mm")])
+            # In the plane within the dome; across it the nearest slice is half a spacing away at most.
+            in_plane = volume.affine[:3, 1:] / np.linalg.norm(volume.affine[:3, 1:], axis=0)
+            radius = float(lesion["diameter_mm"]) / 2
+            assert np.linalg.norm((at_mm - centre) @ in_plane) < 0.5 * radius
+            assert np.linalg.norm(at_mm - centre) < 0.5 * radius + volume.spacing_mm[0] / 2
+            # And the voxels of the aneurysm themselves begin within a voxel of the point.
+            inside = np.argwhere(series.aneurysms) if series.aneurysms.any() else np.empty((0, 3))
+            if len(inside) and volume.spacing_mm[0] < 3:
+                on_grid = series.grid.to_index(at_mm)
+                gap = np.abs((inside - on_grid) * series.grid.spacing_mm).max(axis=1).min()
+                assert gap <= series.grid.spacing_mm.max()
+                checked += 1
+    assert checked >= 3
+
+
+def test_masks_through_the_nifti_affine_lie_on_the_vessels(data: Dataset, rendered: dict[str, Rendered]) -> None:
+    for entry in data.series:
+        assert entry.segmentation is not None
+        volume = read_series(entry.path)
+        mask = nibabel.load(entry.segmentation)
+        values = np.asarray(mask.dataobj)
+        assert values.dtype == np.uint8 and set(np.unique(values)) <= set(range(14)) and values.max() > 0
+        at = np.argwhere(values)
+        patient = (at @ mask.affine[:3, :3].T + mask.affine[:3, 3]) * (-1, -1, 1)
+        on_dicom = np.linalg.solve(volume.affine[:3, :3], (patient - volume.affine[:3, 3]).T).T
+        assert np.abs(on_dicom - on_dicom.round()).max() < 0.01
+        z, y, x = on_dicom.round().astype(int).T
+        if entry.modality == "CTA":
+            # Lumen is far above brain; partial volume at the wall takes some of it.
+            assert np.median(volume.voxels[z, y, x]) > 150
+        series = rendered[volume.patient_id]
+        own = series.grid.to_index(patient).round().astype(int)
+        assert np.array_equal(series.vessels[tuple(own.T)], values[tuple(at.T)])
+        assert np.count_nonzero(series.vessels) == len(at)
+        left = np.isin(values[tuple(at.T)], (6, 8, 10))
+        right = np.isin(values[tuple(at.T)], (5, 7, 9))
+        assert patient[left, 0].mean() > patient[right, 0].mean() + 10
+
+
+def read_with_simpleitk(path: Path) -> sitk.Image:
+    files = sorted(path.iterdir())
+    if len(files) > 1:
+        return sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path)))
+    image = sitk.ReadImage(str(files[0]))
+    return image[..., 0] if image.GetDimension() == 4 else image
+
+
+def test_simpleitk_reads_the_same_voxels_and_geometry(data: Dataset) -> None:
+    for entry in data.series:
+        volume = read_series(entry.path)
+        image = read_with_simpleitk(entry.path)
+        voxels = sitk.GetArrayFromImage(image)
+        assert voxels.shape == volume.voxels.shape
+        z, y, x = (n - 1 for n in voxels.shape)
+        first = np.array(image.TransformIndexToPhysicalPoint((0, 0, 0)))
+        flipped = np.linalg.norm(first - volume.affine[:3, 3]) > 1
+        if flipped:
+            voxels = voxels[::-1]
+        assert np.array_equal(voxels, volume.voxels)
+        for index in ((0, 0, 0), (z, 0, 0), (0, y, 0), (0, 0, x), (z, y, x)):
+            theirs = image.TransformIndexToPhysicalPoint((index[2], index[1], z - index[0] if flipped else index[0]))
+            assert np.allclose(volume.affine[:3, :3] @ index + volume.affine[:3, 3], theirs, atol=0.01)
+
+
+def test_files_hold_what_was_rendered(data: Dataset, rendered: dict[str, Rendered]) -> None:
+    for entry in data.series:
+        volume = read_series(entry.path)
+        series = rendered[volume.patient_id]
+        corners = np.array([[0, 0, 0], np.array(volume.shape) - 1])
+        own = series.grid.to_index(corners @ volume.affine[:3, :3].T + volume.affine[:3, 3]).round().astype(int)
+        step = np.where(own[1] >= own[0], 1, -1)
+        assert np.array_equal(series.voxels[:: step[0], :: step[1], :: step[2]], volume.voxels)
+        assert volume.modality == ("CT" if entry.modality == "CTA" else "MR")
+
+
+def digest(folder: Path) -> str:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    assert paths
+    content = b"".join(str(path.relative_to(folder)).encode() + path.read_bytes() for path in paths)
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_equal_options_give_equal_bytes_whatever_the_workers(tmp_path: Path) -> None:
+    options = PhantomOptions(count=3, seed=9, spacing_mm=4.0, modalities=("CTA", "MRA"), segmentation_fraction=1)
+    calls: list[tuple[int, int]] = []
+    once = write_dataset(tmp_path / "a", options, lambda done, total: calls.append((done, total)))
+    again = write_dataset(tmp_path / "b", replace(options, workers=2))
+    other = write_dataset(tmp_path / "c", replace(options, seed=10))
+    assert digest(once) == digest(again) != digest(other)
+    assert calls == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+def test_frames_count_from_one_when_asked(tmp_path: Path) -> None:
+    options = PhantomOptions(
+        count=1, spacing_mm=4.0, modalities=("MRA",), positive_fraction=1, multiframe_fraction=1, min_mm=5
+    )
+    zero = write_dataset(tmp_path / "a", options)
+    one = write_dataset(tmp_path / "b", replace(options, frame_base=1))
+    frames = []
+    for path in (zero, one):
+        with (path / "train_localizers.csv").open() as stream:
+            frames.append(int(next(csv.DictReader(stream))["coordinates"].split("'f': ")[1].rstrip("}")))
+    assert frames[1] == frames[0] + 1
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(RequestError, match="exists already"):
+        write_dataset(tmp_path, OPTIONS)
+
+
+def test_twins_of_a_given_tree_differ_by_the_dome_alone(tmp_path: Path) -> None:
+    z, y, x = np.mgrid[0:120, 0:100, 0:100] * 0.5
+    labels = (np.hypot(y - 25, x - 25) < 2).astype(np.uint8)
+    labels[(np.hypot(z - 30, x - 25) < 1.5) & (y > 5) & (y < 45)] = 1
+    dome = np.sqrt((z - 30) ** 2 + (y - 25) ** 2 + (x - 30.5) ** 2) < 4
+    labels[dome & (labels == 0)] = 2
+    # A neck that was labelled as vessel remains as a stump.
+    labels[dome & (x < 28) & (np.hypot(z - 30, y - 25) < 1)] = 1
+    nibabel.save(
+        nibabel.Nifti1Image(labels.transpose(2, 1, 0), np.diag([-0.5, -0.5, 0.5, 1])), tmp_path / "tree_7.nii.gz"
+    )
+    options = PhantomOptions(count=2, seed=1, spacing_mm=1.0, modalities=("CTA",), geometry=tmp_path)
+    ill, well = (make_series(options, plan) for plan in plan_series(options))
+    assert ill.patient == well.patient == "phantom-tree_7"
+    assert len(ill.lesions) == 1 and well.lesions == ()
+    assert ill.lesions[0].diameter_mm == pytest.approx(8.0, abs=1.2)
+    centre = ill.grid.to_index(np.array(ill.lesions[0].centre_mm)).round().astype(int)
+    assert ill.aneurysms[tuple(centre)] == 1 and not well.aneurysms.any()
+    volume_mm3 = np.count_nonzero(ill.aneurysms) * np.prod(ill.grid.spacing_mm)
+    assert volume_mm3 == pytest.approx(np.count_nonzero(labels == 2) * 0.125, rel=0.35)
+
+
+def test_a_grid_finer_than_none_keeps_the_trees_volume(tmp_path: Path) -> None:
+    from aneurysm_ray.data.phantom.geometry import paint_tree, read_tree
+    from aneurysm_ray.data.phantom.grid import Pose
+
+    labels = np.zeros((40, 40, 40), np.uint8)
+    labels[10:30, 15:25, 15:25] = 1
+    nibabel.save(nibabel.Nifti1Image(labels, np.diag([0.5, 0.5, 0.5, 1])), tmp_path / "box.nii")
+    tree = read_tree(tmp_path / "box.nii", with_domes=True)
+    affine = np.eye(4)
+    affine[:3, :3] = np.eye(3)[::-1]
+    affine[:3, 3] = tree.vessel.mean(axis=0) - 12
+    field = paint_tree(Grid((25, 25, 25), affine), Pose(np.eye(3), np.zeros(3)), tree, edge_mm=1.0)
+    share = 0.5 - field.distance_mm
+    assert share.sum() == pytest.approx(2000 * 0.125, rel=0.01)
+    assert share[12, 12, 12] == pytest.approx(1, abs=0.05)
