@@ -1,0 +1,146 @@
+"""Send a job script to a Ray cluster, follow its log, and return its own exit code.
+
+`ray job submit` returns 1 for every failure; here 2 (a wrong request) and 3 (done, with some failures) arrive as such.
+"""
+
+import asyncio
+import itertools
+import logging
+import os
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+import aneurysm_ray
+from aneurysm_ray.errors import RequestError, did_you_mean
+
+log = logging.getLogger(__name__)
+
+EXCLUDED = [
+    ".git",
+    ".hypothesis",
+    ".mypy_cache",
+    ".pytest_cache",
+    ".ruff_cache",
+    "tests",
+    "benchmarks",
+    "*.safetensors",
+]
+"""What of the checkout a job does not need."""
+
+_DETACHED = 130
+_POLL_SECONDS = 1.0
+
+
+def submit(job: str, args: Sequence[str], *, address: str | None = None, wait: bool = True) -> int:
+    """Run `jobs/JOB.py` with these arguments on the cluster at `address` and return its exit code.
+
+    Without `wait` return 0 once it is submitted. Ctrl-C stops following and leaves the job running. Raises RequestError
+    for an unknown job, a path that the cluster would not keep, or a cluster that does not answer or refuses the token.
+    """
+    root = checkout(job)
+    check_paths(job, args)
+    client = connect(address)
+    name = client.submit_job(
+        entrypoint=shlex.join(["python", f"jobs/{job}.py", *args]),
+        submission_id=f"{job}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
+        runtime_env={"working_dir": str(root), "excludes": EXCLUDED},
+    )
+    _say_how_to_go_on(name, client.get_address(), args)
+    if not wait:
+        return 0
+    try:
+        asyncio.run(_follow(client, name))
+        return exit_code(client, name)
+    except KeyboardInterrupt:
+        log.info("* %s goes on without you", name)
+        return _DETACHED
+
+
+def checkout(job: str) -> Path:
+    """Return the folder that holds `jobs/JOB.py`: this one, or the one that the package was installed from.
+
+    Raises RequestError when there is none.
+    """
+    roots = [Path.cwd(), Path(aneurysm_ray.__file__).parents[1]]
+    for root in roots:
+        if (root / "jobs" / f"{job}.py").is_file():
+            return root
+    known = sorted({path.stem for root in roots for path in (root / "jobs").glob("*.py")})
+    raise RequestError(
+        f"there is no jobs/{job}.py{did_you_mean(job, known)}; submit from a checkout of the project, "
+        f"with one of {', '.join(known) or 'its jobs'}"
+    )
+
+
+def check_paths(job: str, args: Sequence[str]) -> None:
+    """Refuse paths that mean nothing on the cluster: a job starts in a folder of its own that is thrown away.
+
+    Raises RequestError.
+    """
+    leading = []
+    for word in args:
+        if word.startswith("-") or "=" in word:
+            break
+        leading.append(word)
+    outs = [after for word, after in itertools.pairwise(args) if word == "--out"]
+    outs += [word.removeprefix("--out=") for word in args if word.startswith("--out=")]
+    if job in ("train", "tune", "predict") and not outs:
+        raise RequestError(f"a {job} job needs --out with an absolute path on storage that every node sees")
+    for path in (*leading, *outs):
+        if not path.startswith("/") and "://" not in path:
+            raise RequestError(
+                f"{path} is relative, and a job starts in a folder that is thrown away; give an absolute path on "
+                "storage that every node sees"
+            )
+
+
+def connect(address: str | None) -> JobSubmissionClient:
+    """Reach a cluster's dashboard: `address`, else $RAY_ADDRESS, else a cluster on this machine.
+
+    Raises RequestError when it does not answer or refuses the token.
+    """
+    where = address or os.environ.get("RAY_ADDRESS") or "this machine"
+    try:
+        client = JobSubmissionClient(address)
+        client.list_jobs()  # the first request that a dashboard checks the token of
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        text = str(error)
+        if any(word in text for word in ("401", "403", "oken")):
+            raise RequestError(
+                f"the cluster at {where} refuses the token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or the file "
+                "~/.ray/auth_token to what `ray get-auth-token` prints on its head node"
+            ) from error
+        raise RequestError(
+            f"no dashboard answers at {where} ({text.splitlines()[0] if text else type(error).__name__}); "
+            "give --address http://HEAD:8265, or start `ray dashboard cluster.yaml`"
+        ) from error
+    return client
+
+
+async def _follow(client: JobSubmissionClient, name: str) -> None:
+    async for lines in client.tail_job_logs(name):
+        print(lines, end="", flush=True)
+
+
+def exit_code(client: JobSubmissionClient, name: str) -> int:
+    """Wait for a job's end and return its driver's exit code; 1 when it was stopped or never ran."""
+    while not (info := client.get_job_info(name)).status.is_terminal():
+        time.sleep(_POLL_SECONDS)
+    if info.status == JobStatus.SUCCEEDED:
+        return 0
+    log.error("error: job %s %s: %s", name, info.status.lower(), (info.message or "").strip().partition("\n")[0])
+    code = info.driver_exit_code
+    return code if code is not None and code > 0 else 1
+
+
+def _say_how_to_go_on(name: str, address: str, args: Sequence[str]) -> None:
+    log.info("* submitted as %s", name)
+    log.info("  follow: ray job logs --address %s --follow %s", address, name)
+    log.info("  stop:   ray job stop --address %s %s", address, name)
+    for word, after in itertools.pairwise(args):
+        if word == "--out":
+            log.info("  fetch:  ray rsync-down cluster.yaml %s/ %s/", after, Path(after).name)

@@ -1,0 +1,76 @@
+"""Submission: what is refused before anything is sent, and the exit code that comes back."""
+
+from types import SimpleNamespace
+
+import pytest
+from ray.job_submission import JobStatus
+
+from aneurysm_ray.distributed import submit
+from aneurysm_ray.errors import RequestError
+
+
+@pytest.mark.parametrize(
+    ("job", "args", "words"),
+    [
+        ("train", ["volumes", "--out", "/shared/run"], "volumes is relative"),
+        ("train", ["/shared/volumes"], "needs --out"),
+        ("tune", ["/shared/volumes", "--out", "run"], "run is relative"),
+        ("tune", ["/shared/volumes", "--out=run"], "run is relative"),
+        ("prepare", ["/shared/dicom", "volumes"], "volumes is relative"),
+    ],
+)
+def test_paths_that_mean_nothing_on_a_cluster_are_refused(job, args, words):
+    with pytest.raises(RequestError, match=words):
+        submit.check_paths(job, args)
+
+
+@pytest.mark.parametrize(
+    ("job", "args"),
+    [
+        ("prepare", ["s3://bucket/dicom", "/shared/volumes", "volume.dtype=int16"]),
+        ("train", ["/shared/volumes", "--fold", "all", "--out", "/shared/run", "optim.lr=1e-3"]),
+        ("report", ["/shared/a", "/shared/b"]),
+    ],
+)
+def test_absolute_paths_and_addresses_pass(job, args):
+    submit.check_paths(job, args)
+
+
+def test_an_unknown_job_is_named_with_the_nearest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RequestError, match="did you mean train"):
+        submit.checkout("trian")
+    assert (submit.checkout("train") / "jobs" / "train.py").is_file()
+
+
+def test_the_folder_one_stands_in_comes_first(tmp_path, monkeypatch):
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "train.py").touch()
+    monkeypatch.chdir(tmp_path)
+    assert submit.checkout("train") == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("status", "driver", "code"),
+    [
+        (JobStatus.SUCCEEDED, 0, 0),
+        (JobStatus.FAILED, 1, 1),
+        (JobStatus.FAILED, 2, 2),
+        (JobStatus.FAILED, 3, 3),
+        (JobStatus.FAILED, None, 1),
+        (JobStatus.FAILED, -9, 1),
+        (JobStatus.STOPPED, None, 1),
+    ],
+)
+def test_the_jobs_own_exit_code_comes_back(monkeypatch, status, driver, code):
+    monkeypatch.setattr(submit, "_POLL_SECONDS", 0.0)
+    states = iter([JobStatus.PENDING, JobStatus.RUNNING, status])
+    client = SimpleNamespace(
+        get_job_info=lambda name: SimpleNamespace(status=next(states), driver_exit_code=driver, message="ended")
+    )
+    assert submit.exit_code(client, "x") == code
+
+
+def test_a_cluster_that_does_not_answer_is_a_sentence():
+    with pytest.raises(RequestError, match="no dashboard answers at http://127"):
+        submit.connect("http://127.0.0.1:9")
