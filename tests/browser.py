@@ -35,3 +35,13 @@ def open_page(path: Path) -> Opened:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     console = [line for line in done.stderr.splitlines() if re.search(r":CONSOLE[:(]", line)]
     return Opened(done.stdout, console)
+
+
+def check_in_browser(path: Path) -> str:
+    """Assert that a page opens without a word on the console and draws all its figures; return its DOM."""
+    opened = open_page(path)
+    assert opened.console == []
+    figures = re.findall(r"<div[^>]*data-figure=[^>]*>", opened.dom)
+    assert figures
+    assert [figure for figure in figures if 'data-drawn="yes"' not in figure] == []
+    return opened.dom

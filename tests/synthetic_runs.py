@@ -147,3 +147,61 @@ def write_run(
     rundir.write_csv(folder / rundir.CANDIDATES, found)
     rundir.write_json(folder / rundir.SUMMARY, {"kind": "train", "seconds": 512.0})
     return folder
+
+
+def write_search(folder: Path, table: pd.DataFrame, *, trials: int = 24, seed: int = 0) -> Path:
+    """Write a finished search of a smooth score, some trials stopped early and two failed."""
+    space = {
+        "optim.lr": {"loguniform": [1e-5, 1e-2]},
+        "loss.focal_gamma": {"uniform": [0.0, 4.0]},
+        "model.name": {"choice": ["resnet3d10", "resnet3d18"]},
+        "optim.weight_decay": {"loguniform": [1e-5, 1e-1]},
+    }
+    config = overrides.build({"tune.trials": trials, "tune.space": space, "optim.epochs": 9})
+    rundir.create(folder, config, {"kind": "tune", "started": "2026-11-24T21:00:00", "versions": {"optuna": "5"}})
+    rng = np.random.default_rng(seed)
+    rows, curves = [], []
+    for trial in range(trials):
+        rate = 3e-4 if trial == 0 else float(10 ** rng.uniform(-5, -2))
+        gamma = 2.0 if trial == 0 else float(rng.uniform(0, 4))
+        name = "resnet3d18" if trial == 0 else str(rng.choice(["resnet3d10", "resnet3d18"]))
+        score = 0.85 - 0.08 * (np.log10(rate) + 3) ** 2 - 0.01 * (gamma - 1) ** 2 + 0.02 * (name == "resnet3d18")
+        state = "FAIL" if trial in (5, 11) else "COMPLETE" if trial == 0 or trial % 3 == 0 else "PRUNED"
+        epochs = {"FAIL": 1, "COMPLETE": 9, "PRUNED": 2 + trial % 2}[state]
+        values = score - 0.3 * np.exp(-np.arange(1, epochs + 1) / 3) + rng.normal(0, 0.005, epochs)
+        for step, value in enumerate(values, 1):
+            curves.append({"trial": trial, "step": step, "epoch": step - 1, "val/score": value, "train/loss": 1 / step})
+        start = pd.Timestamp("2026-11-24T21:00:00Z") + pd.Timedelta(seconds=30 * (trial // 2))
+        rows.append(
+            {
+                "trial": trial,
+                "state": state,
+                "value": np.nan if state == "FAIL" else values[-1],
+                "param/optim.lr": rate,
+                "param/loss.focal_gamma": gamma,
+                "param/model.name": name,
+                "param/optim.weight_decay": float(10 ** rng.uniform(-5, -1)),
+                "epochs": epochs,
+                "started": start.isoformat(),
+                "ended": (start + pd.Timedelta(seconds=3 * epochs)).isoformat(),
+                "seconds": 3.0 * epochs,
+                "gpu_seconds": 0.0,
+                "worker": f"node{trial % 2}:{1000 + trial}",
+                "origin": "default" if trial == 0 else "sampler",
+                "error": "RuntimeError: out of memory" if trial == 5 else None,
+            }
+        )
+        own = folder / "trials" / f"trial_{trial:04d}"
+        own.mkdir(parents=True)
+        if state == "FAIL":
+            rundir.write_text(
+                own / "error.txt", "Traceback (most recent call last):\n  File x\nValueError: bad <b>value</b>\n"
+            )
+        else:
+            rundir.write_csv(
+                own / rundir.PREDICTIONS, predictions(table, skill=max(0.2, 8 * (values[-1] - 0.55)), seed=3)
+            )
+    rundir.write_csv(folder / rundir.TRIALS, pd.DataFrame(rows))
+    rundir.write_csv(folder / rundir.CURVES, pd.DataFrame(curves))
+    rundir.write_json(folder / rundir.SUMMARY, {"kind": "tune", "trials": trials})
+    return folder

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic_runs
-from browser import open_page
+from browser import check_in_browser, open_page
 from plotly.offline import get_plotlyjs
 
 from aneurysm_ray import rundir
@@ -30,16 +30,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def blocks(page: Page) -> dict[str, object]:
     return {block.key: block for section in page.sections for block in section.blocks}
-
-
-def check_in_browser(path: Path) -> str:
-    """Assert that a page opens without a word on the console and draws all its figures; return its DOM."""
-    opened = open_page(path)
-    assert opened.console == []
-    figures = re.findall(r"<div[^>]*data-figure=[^>]*>", opened.dom)
-    assert figures
-    assert [figure for figure in figures if 'data-drawn="yes"' not in figure] == []
-    return opened.dom
 
 
 def test_browser_check_sees_errors(tmp_path: Path) -> None:

@@ -43,9 +43,14 @@ def section(config: Config | None, provenance: Mapping[str, Any]) -> Section:
 def _settings(config: Config) -> Iterator[tuple[str, str, str, str]]:
     defaults = Config()
     for key, _, _ in overrides.dotted_keys():
-        value, default = (_at(tree, key) for tree in (config, defaults))
-        shown = "(secret)" if key == "prepare.patient_key" and value else _text(value)
-        yield key, shown, _text(default), "changed" if value != default else ""
+        changed = "changed" if _at(config, key) != _at(defaults, key) else ""
+        yield key, setting(config, key), setting(defaults, key), changed
+
+
+def setting(config: Config, key: str) -> str:
+    """Return a setting as text, without what must not be sent around."""
+    value = _at(config, key)
+    return "(secret)" if key == "prepare.patient_key" and value else _text(value)
 
 
 def _at(config: Config, key: str) -> Any:

@@ -5,7 +5,7 @@
   // Charts: drawn when they come near the view, in the colours of the reader's theme.
   const template = () => {
     const [ink, soft, grid, line, card] = ["--ink", "--soft", "--grid", "--line", "--card"].map(css);
-    const axis = {gridcolor: grid, zerolinecolor: line, linecolor: line, tickcolor: line, automargin: true,
+    const axis = {gridcolor: grid, zerolinecolor: line, linecolor: line, tickcolor: line, automargin: true, exponentformat: "power",
                   tickfont: {color: soft}, title: {font: {color: soft, size: 13}, standoff: 8}};
     return {layout: {
       font: {family: css("--text"), size: 13, color: ink}, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
