@@ -30,6 +30,8 @@ _SETTINGS_OF_RAY = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     # The new reporter prints a box of settings even at verbosity 0.
     "RAY_AIR_NEW_OUTPUT": "0",
+    # Errors go to the trial's error.txt, not to the terminal.
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
 
 
@@ -116,7 +118,7 @@ class Tables(ray.tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Keep the error of a trial whose process died once too often."""
         folder = one_trial.folder_of(self.out, trial.config["number"])
-        rundir.write_text(folder / one_trial.ERROR_FILE, f"{trial.get_error()}\n")
+        rundir.write_text(folder / one_trial.ERROR_FILE, Path(trial.error_file).read_text())
         self._end(trial.config["number"])
 
     def _end(self, number: int) -> None:

@@ -72,8 +72,20 @@ def connect(*, dashboard: bool = False) -> Iterator[None]:
 
 
 def resources() -> dict[str, float]:
-    """Return what the connected cluster has in all, such as CPU, GPU and memory (bytes)."""
-    return {name: float(amount) for name, amount in ray.cluster_resources().items()}
+    """Return what the connected cluster has in all, such as CPU, GPU and memory (bytes), or can grow to.
+
+    A cluster that grows may start with no GPU at all and still have some for whoever asks.
+    """
+    there = {name: float(amount) for name, amount in ray.cluster_resources().items()}
+    return {**there, **{name: max(amount, there.get(name, 0.0)) for name, amount in (growth() or {}).items()}}
+
+
+def growth() -> dict[str, float] | None:
+    """Return the most that the cluster's autoscaler adds nodes up to; None on a cluster of fixed size."""
+    from ray._private.state import state  # no public function tells it; Ray Data asks here too
+
+    limit = state.get_max_resources_from_cluster_config()
+    return {name: float(amount) for name, amount in limit.items()} if limit else None
 
 
 def require(need: Mapping[str, float], what: str, cure: str) -> None:

@@ -97,7 +97,7 @@ def train(volumes: Path, out: Path, config: Config, *, folds: str = "0", resume:
     assignment = fold_tables.assign(table, config.folds)
     rundir.write_csv(out / rundir.FOLDS, assignment)
     with rundir.keep_log(out), session.connect():
-        layout = plan(config.resources, ray.cluster_resources(), len(chosen))
+        layout = plan(config.resources, session.resources(), len(chosen))
         unfinished = [fold for fold in chosen if not (rundir.fold_dir(out, fold) / FOLD_SUMMARY).exists()]
         log.info(
             "* fold %s: %s, %d training / %d validation volumes, %d worker(s) with %g CPUs and %g GPUs",

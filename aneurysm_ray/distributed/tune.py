@@ -93,9 +93,9 @@ def run_search(out: Path, config: Config, fit: trial.Fit, *, resume: bool = Fals
     `fit` trains one fold of one trial. Ctrl-C ends the search with what there is: `interrupted` is true in the summary.
     """
     out, parameters = out.resolve(), check(config)
-    need = room.per_worker(config.resources, ray.cluster_resources())
+    need = room.per_worker(config.resources, session.resources())
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    at_once = room.trials_at_once(config.resources, need, nodes, _growth(), config.tune.concurrent)
+    at_once = room.trials_at_once(config.resources, need, nodes, session.growth(), config.tune.concurrent)
     gpus = need.get("GPU", 0.0) * config.resources.workers
     with _only_driver(out):
         study = search.open_study(config.tune, out / rundir.JOURNAL, out.name, resume=resume)
@@ -158,14 +158,6 @@ def _train_best(volumes: Path, out: Path, *, resume: bool) -> dict[str, Any]:
     best = overrides.build(overrides.read_toml(out / rundir.BEST))
     folder = out / "train"
     return train.train(volumes, folder, best, folds="all", resume=resume and folder.exists())
-
-
-def _growth() -> dict[str, float] | None:
-    """Return the most that the cluster's autoscaler can add up to; None on a cluster of fixed size."""
-    from ray._private.state import state
-
-    growth: dict[str, float] | None = state.get_max_resources_from_cluster_config()
-    return growth
 
 
 @contextlib.contextmanager
