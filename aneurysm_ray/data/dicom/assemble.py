@@ -62,7 +62,7 @@ def assemble(slots: Sequence[Sequence[Frame]], name: str) -> Assembled:
             if read is None:
                 continue
             if in_turn:
-                paddings.append(finish(read[0], words, voxels[len(done)]))
+                paddings.append(finish(read[0], words, words if scratch is None else voxels[len(done)]))
             done.append(read)
     voxels = voxels[: len(done)]
     wide = False
@@ -74,7 +74,10 @@ def assemble(slots: Sequence[Sequence[Frame]], name: str) -> Assembled:
         words_of = voxels
         if wide:
             voxels = np.empty(voxels.shape, np.float32)
-        paddings = [finish(frame, words, out) for (frame, _), words, out in zip(done, words_of, voxels, strict=True)]
+        paddings = [
+            finish(frame, words, out if wide else words)
+            for (frame, _), words, out in zip(done, words_of, voxels, strict=True)
+        ]
     chosen = tuple(frame for frame, _ in done)
     notes = {drop.code for drop in dropped} | set(_value_notes(chosen, voxels))
     padding = next((value for value in paddings if value is not None), None)

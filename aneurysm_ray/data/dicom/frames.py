@@ -102,15 +102,19 @@ def describe_pixels(path: str, raw: RawHeader, notes: list[str]) -> Stored:
     samples = short(values, tags.SAMPLES_PER_PIXEL, order, 1)
     photometric = text(values, tags.PHOTOMETRIC).upper() or "MONOCHROME2"
     if samples != 1 or not photometric.startswith("MONOCHROME"):
-        raise BadFile("colour", f"has {samples} samples a pixel, {photometric}")
+        # Messages end in tables: a word of the file is repeated only where DICOM defines it (PS3.3 C.7.6.3.1.2).
+        named = photometric if photometric.startswith(("RGB", "YBR", "PALETTE", "MONOCHROME")) else "an unknown one"
+        raise BadFile("colour", f"has {samples} samples a pixel, Photometric Interpretation {named[:20]}")
     rows, columns = short(values, tags.ROWS, order, 0), short(values, tags.COLUMNS, order, 0)
     if rows < 1 or columns < 1 or rows * columns > MAX_PIXELS:
         raise BadFile("no_images", f"has {rows} rows and {columns} columns")
     allocated = short(values, tags.BITS_ALLOCATED, order, 0)
     bits = short(values, tags.BITS_STORED, order, allocated)
     high_bit = short(values, tags.HIGH_BIT, order, bits - 1)
-    if allocated not in (8, 16) or not 1 <= bits <= allocated or not bits - 1 <= high_bit < allocated:
-        raise BadFile("unsupported", f"has {bits} bits stored, high bit {high_bit}, in {allocated} allocated")
+    if allocated not in (8, 16) or not 1 <= bits <= allocated:
+        raise BadFile("unsupported", f"has {bits} bits stored in {allocated} allocated")
+    if not bits - 1 <= high_bit < allocated:
+        high_bit = bits - 1
     if raw.syntax not in CODECS and raw.syntax not in NATIVE:
         raise BadFile("unsupported", f"has transfer syntax {raw.syntax!r}")
     encapsulated = raw.syntax in CODECS

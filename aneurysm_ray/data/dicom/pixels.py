@@ -88,7 +88,8 @@ def _settle_bits(stored: Stored, out: Words) -> Extremes:
     """Bring words to their stored value: shifted to High Bit, cleared above Bits Stored, sign-extended."""
     bits, unsigned = stored.bits_stored, out.view(np.uint16)
     shift = stored.high_bit + 1 - bits if stored.syntax not in CODECS else 0
-    if shift:
+    # The standard of today allows no shift, and most files that claim one have a wrong High Bit: the low bits tell.
+    if shift and not np.bitwise_and(unsigned, (1 << shift) - 1).any():
         np.right_shift(unsigned, shift, out=unsigned)
     masked = False
     if not stored.signed:

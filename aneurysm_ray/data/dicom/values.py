@@ -70,7 +70,7 @@ def finish(frame: Frame, words: Words, out: NDArray[np.int16] | NDArray[np.float
         signed = False
     if out.dtype == np.int16:
         result = out.view(np.uint16)
-        if result is not unsigned and not np.shares_memory(out, words):
+        if out is not words:
             result[:] = unsigned
         if frame.slope != 1:
             np.multiply(result, np.uint16(int(frame.slope) & 0xFFFF), out=result)
