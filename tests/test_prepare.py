@@ -13,7 +13,11 @@ from typing import Any
 import dicom_sets
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
+from pydicom.datadict import DicomDictionary
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
 
 from aneurysm_ray import rundir
 from aneurysm_ray.config import Config
@@ -307,3 +311,61 @@ def test_errors_of_the_set_end_the_task_and_not_the_series(tmp_path: Path) -> No
     with pytest.raises(OutputError, match="cannot be written"):
         series.prepare(one_task(tmp_path / "data", Path("/proc/volumes"), uid="1.2.3"))
     assert issubclass(OutputError, AneurysmRayError) and not issubclass(OutputError, SeriesError)
+
+
+TEXT_VRS = {
+    **{vr: "Xq7Zsecret" for vr in ("LO", "LT", "PN", "SH", "ST", "UC", "UT")},
+    **{
+        "AE": "Xq7Zsecret",
+        "CS": "XQ7ZSECRET",
+        "DA": "19470311",
+        "DT": "19470311101112",
+        "TM": "101112.471",
+        "AS": "047Y",
+    },
+}
+PLANTED = (b"Xq7Zsecret", b"XQ7ZSECRET", b"19470311", b"101112.471", b"047Y")
+
+
+def plant(image: Dataset, kept: frozenset[int]) -> None:
+    """Put a secret into every text element that the dictionary knows, and into private and nested ones."""
+    nested = Dataset()
+    for tag, entry in DicomDictionary.items():
+        vr, multiplicity = entry[0], entry[1]
+        if vr in TEXT_VRS and tag not in kept and tag >> 16 not in (0x0000, 0x0002) and multiplicity.startswith("1"):
+            image.add_new(tag, vr, TEXT_VRS[vr])
+            nested.add_new(tag, vr, TEXT_VRS[vr])
+    block = image.private_block(0x0029, "Xq7Zsecret creator", create=True)
+    block.add_new(0x10, "LO", "Xq7Zsecret private")
+    block.add_new(0x11, "OB", b"Xq7Zsecret bytes")
+    image.ReferencedPatientSequence = Sequence([nested])
+
+
+def test_nothing_a_file_says_of_a_person_is_in_any_output(tmp_path: Path, ray_session: None) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    character_set = 0x00080005
+    kept = frozenset(int(element.tag) for element in dicom_sets.image("1.2.3", 0)) - {0x00100020} | {character_set}
+    for number in range(4):
+        folder = data / str(number)
+        folder.mkdir(parents=True)
+        for index in range(9):
+            image = dicom_sets.image(dicom_sets.series_uid(number), index)
+            with warnings.catch_warnings(action="ignore"):
+                plant(image, kept)
+                if number == 1:  # no volume comes of these: their messages must keep quiet as well
+                    image.Modality = "XQ7ZSECRET"
+                if number == 2:
+                    image.PhotometricInterpretation = "XQ7ZSECRET"
+                if number == 3:
+                    image.PixelSpacing = None
+                    image[0x00280030].value = None
+                image.save_as(folder / f"{index}.dcm", enforce_file_format=True)
+    assert PLANTED[0] in (data / "0" / "0.dcm").read_bytes()
+    summary = run(data, out)
+    assert summary.prepared >= 1
+    texts = b"".join(dicom_sets.contents(out).values()) + (out / rundir.PREPARE).read_bytes()
+    for path in out.rglob("*.parquet"):
+        # Parquet's pages are compressed, so what they say is searched as well as their bytes.
+        texts += repr([{**row, "voxels": b""} for row in pq.read_table(path).to_pylist()]).encode()
+        texts += b"".join(row.get("voxels", b"") for row in pq.read_table(path).to_pylist())
+    assert [secret for secret in PLANTED if secret in texts] == []

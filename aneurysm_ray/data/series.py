@@ -127,7 +127,8 @@ def _store(task: Task, volume: Volume, digest: str) -> dict[str, Any]:
         settings,
         targets=np.array([np.nan if target is None else target for target in source.targets], np.float32),
         localizers=source.points,
-        modality=source.modality,
+        # A word from a file that DICOM does not define for volumes could be anything, and ends in the table.
+        modality=source.modality or (volume.modality if volume.modality in ("CT", "MR") else "OT"),
         series_uid=uid,
         patient=patient_hash(bytes.fromhex(task.patient_key), volume.patient_id, uid),
         source_digest=digest,

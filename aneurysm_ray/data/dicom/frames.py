@@ -96,6 +96,11 @@ class Frame:
         return self.stored.rows, self.stored.columns
 
 
+PHOTOMETRICS = frozenset(
+    "MONOCHROME1 MONOCHROME2 RGB YBR_FULL YBR_FULL_422 YBR_PARTIAL_420 YBR_ICT YBR_RCT".split() + ["PALETTE COLOR"]
+)
+
+
 def describe_pixels(path: str, raw: RawHeader, notes: list[str]) -> Stored:
     """Return how a file's pixels are stored; raises BadFile for no greyscale slice or missing pixels."""
     values, order = raw.values, "<" if raw.little_endian else ">"
@@ -103,8 +108,8 @@ def describe_pixels(path: str, raw: RawHeader, notes: list[str]) -> Stored:
     photometric = text(values, tags.PHOTOMETRIC).upper() or "MONOCHROME2"
     if samples != 1 or not photometric.startswith("MONOCHROME"):
         # Messages end in tables: a word of the file is repeated only where DICOM defines it (PS3.3 C.7.6.3.1.2).
-        named = photometric if photometric.startswith(("RGB", "YBR", "PALETTE", "MONOCHROME")) else "an unknown one"
-        raise BadFile("colour", f"has {samples} samples a pixel, Photometric Interpretation {named[:20]}")
+        named = photometric if photometric in PHOTOMETRICS else "an unknown Photometric Interpretation"
+        raise BadFile("colour", f"has {samples} samples a pixel, {named}")
     rows, columns = short(values, tags.ROWS, order, 0), short(values, tags.COLUMNS, order, 0)
     if rows < 1 or columns < 1 or rows * columns > MAX_PIXELS:
         raise BadFile("no_images", f"has {rows} rows and {columns} columns")
