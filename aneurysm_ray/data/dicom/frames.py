@@ -97,8 +97,12 @@ class Frame:
 
 
 PHOTOMETRICS = frozenset(
-    "MONOCHROME1 MONOCHROME2 RGB YBR_FULL YBR_FULL_422 YBR_PARTIAL_420 YBR_ICT YBR_RCT".split() + ["PALETTE COLOR"]
+    {
+        *("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB"),
+        *("YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT"),
+    }
 )
+"""Photometric Interpretations that DICOM defines (PS3.3 C.7.6.3.1.2)."""
 
 
 def describe_pixels(path: str, raw: RawHeader, notes: list[str]) -> Stored:
