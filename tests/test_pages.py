@@ -14,9 +14,9 @@ from aneurysm_ray import rundir
 from aneurysm_ray.data.dicom import QUALITY
 from aneurysm_ray.errors import RunDirError
 from aneurysm_ray.labels import LABELS, PRESENT
-from aneurysm_ray.learning import metrics
+from aneurysm_ray.learning import froc, metrics
 from aneurysm_ray.reporting import page as pages_page
-from aneurysm_ray.reporting import pages, run_page, set_page, suspicion
+from aneurysm_ray.reporting import pages, run_data, run_page, set_page, suspicion
 from aneurysm_ray.reporting.page import Column, Page, Section, Table, Tile
 
 
@@ -82,6 +82,28 @@ def test_run_without_its_volumes_says_so(run: Path, tmp_path: Path) -> None:
     assert "no longer where the run found them" in found["missed"].missing  # type: ignore[attr-defined]
     assert found["froc"].figure is None  # type: ignore[attr-defined]
     assert "no labelled points" in pages.write_report(alone).read_text(encoding="utf-8")
+
+
+def test_sizes_come_from_the_phantoms_truth(tmp_path: Path) -> None:
+    table = synthetic_runs.write_volumes(tmp_path / "volumes", 30, files=0)
+    run = synthetic_runs.write_run(tmp_path / "run", tmp_path / "volumes", table)
+    assert "truth table" in blocks(run_page.page(run))["group-table"].caption  # type: ignore[attr-defined]
+    points = froc.points_mm(table)
+    truth = points[["series_uid", "location"]].assign(diameter_mm=np.arange(len(points)) + 2.5)
+    (tmp_path / "dicom").mkdir()
+    negatives = pd.DataFrame({"series_uid": table["series_uid"][table[PRESENT] == 0], "location": None})
+    rundir.write_csv(tmp_path / "dicom" / "phantom.csv", pd.concat([truth, negatives]))
+    rundir.write_json(tmp_path / "volumes" / rundir.PREPARE, {"kind": "volumes", "source": str(tmp_path / "dicom")})
+    sizes = [row for row in blocks(run_page.page(run))["group-table"].rows if row[0] == "size"]  # type: ignore[attr-defined]
+    # Diameters are 2.5, 3.5, ... 11.5 mm; the 20 negatives stand in every group.
+    assert [(row[1], row[3], row[4]) for row in sizes] == [
+        ("< 3 mm", 1, 21),
+        ("3–5 mm", 2, 22),
+        ("5–7 mm", 2, 22),
+        ("≥ 7 mm", 5, 25),
+    ]
+    radii = run_data.read_run(run).points.set_index("series_uid")["radius_mm"]
+    assert radii.loc[truth["series_uid"].iloc[3]] == pytest.approx(5.5 / 2)
 
 
 def test_unfinished_run_has_a_page(tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def draw_bars(numbers: pd.Series, meanings: Mapping[str, str] | None = None) -> 
             marker={"color": drawing.COLOURS[0]},
             text=numbers.to_numpy(),
             textposition="auto",
+            textangle=0,
             customdata=[(meanings or {}).get(name, "") for name in names],
             hovertemplate="%{y}: %{x}<br>%{customdata}<extra></extra>",
         )
@@ -93,12 +94,13 @@ def sizes(table: pd.DataFrame) -> pd.DataFrame:
 def draw_histogram(table: pd.DataFrame, column: str, title: str) -> go.Figure:
     """Draw how often each value occurs, stacked by modality."""
     figure = go.Figure()
-    values = table[column].to_numpy(np.float64)
+    # Rounded, lest the last digits of one spacing make a histogram of noise.
+    values = table[column].to_numpy(np.float64).round(3)
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
     width = (high - low) / 30 or max(abs(high), 1.0) / 10
     for index, (modality, part) in enumerate(table.groupby("modality")):
         figure.add_histogram(
-            x=part[column],
+            x=part[column].round(3),
             name=str(modality),
             xbins={"start": low - width / 2, "end": high + width, "size": width},
             marker={"color": drawing.colour(index)},

@@ -16,6 +16,7 @@ from aneurysm_ray.reporting.run_summary import Results
 
 _ONE_CLASS = "No label has both positive and negative series."
 _AUC = "AUC [95 % interval]"
+_FEW = f"With fewer than {run_summary.FEW_POSITIVES} positives an AUC is an anecdote and its bootstrap interval too narrow."
 
 
 def page(folder: Path) -> Page:
@@ -123,7 +124,7 @@ def _groups(run: RunData, found: Results) -> Section:
         Chart(
             "labels",
             "AUC by label",
-            "Dot and bar: AUC and its 95 % interval over patients; in brackets, positives. Few positives, wide bars.",
+            f"Dot and bar: AUC and its 95 % interval over patients; in brackets, positives. {_FEW}",
             figures.draw_labels(found.labels) if found.labels["auc"].notna().any() else None,
             _ONE_CLASS,
             height=600,

@@ -39,7 +39,7 @@ def page(folder: Path) -> Page:
         title=folder.resolve().name,
         kind="prepared set",
         subtitle=_subtitle(facts),
-        summary=_summary(table, rejected, items),
+        summary=(*_summary(table, rejected, items), *_state(facts)),
         tiles=_tiles(table, rejected, facts),
         sections=(
             _contents(table),
@@ -90,6 +90,18 @@ def _summary(table: pd.DataFrame, rejected: pd.DataFrame, items: list[dict[str, 
             f"{words.count(flagged, 'series', 'series')} carry a remark; the pictures below begin with them."
         )
     return tuple(sentences)
+
+
+def _state(facts: dict[str, Any]) -> tuple[str, ...]:
+    """Say what is unusual about the preparation itself."""
+    sentences = []
+    if facts.get("complete") is False:
+        sentences.append("Preparation has not finished; run the same command again to go on with it.")
+    if removed := facts.get("removed"):
+        sentences.append(
+            f"{words.count(len(removed), 'series is', 'series are')} no longer in the data set they came from."
+        )
+    return (*sentences, *(f"Note: {note}." for note in facts.get("notes", ())))
 
 
 def _tiles(table: pd.DataFrame, rejected: pd.DataFrame, facts: dict[str, Any]) -> tuple[Tile, ...]:
@@ -143,6 +155,7 @@ def _contents(table: pd.DataFrame) -> Section:
 
 def _refused(table: pd.DataFrame, rejected: pd.DataFrame) -> Section:
     found = figures.codes(table)
+    height = 120 + 24 * max(len(found), rejected["reason"].nunique(), 8)
     meanings = pd.DataFrame([(code, n, QUALITY.get(str(code), "")) for code, n in found.items()])
     blocks = (
         Chart(
@@ -151,7 +164,7 @@ def _refused(table: pd.DataFrame, rejected: pd.DataFrame) -> Section:
             "Each refused series has one reason.",
             figures.draw_bars(figures.reasons(rejected), SERIES_REASONS) if len(rejected) else None,
             "No series was refused.",
-            height=340,
+            height=height,
         ),
         Chart(
             "quality",
@@ -159,7 +172,7 @@ def _refused(table: pd.DataFrame, rejected: pd.DataFrame) -> Section:
             "A series may have several of these; hover for their meaning.",
             figures.draw_bars(found, QUALITY) if len(found) else None,
             "Nothing had to be repaired or assumed.",
-            height=340,
+            height=height,
         ),
         Table.of(
             "codes",
