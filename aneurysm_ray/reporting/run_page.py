@@ -16,7 +16,7 @@ from aneurysm_ray.reporting.run_summary import Results
 
 _ONE_CLASS = "No label has both positive and negative series."
 _AUC = "AUC [95 % interval]"
-_FEW = f"With fewer than {run_summary.FEW_POSITIVES} positives an AUC is an anecdote and its bootstrap interval too narrow."
+_FEW = f"With fewer than {run_summary.FEW_POSITIVES} positives an AUC is an anecdote, its bootstrap interval too tight."
 
 
 def page(folder: Path) -> Page:
