@@ -125,7 +125,10 @@ def test_run_with_one_class_has_a_page(tmp_path: Path) -> None:
     run = synthetic_runs.write_run(tmp_path / "run", tmp_path / "volumes", table)
     page = run_page.page(run)
     assert "No label has both positive and negative series" in " ".join(page.summary)
-    check_in_browser(pages.write_report(run))
+    assert [key for key, block in blocks(page).items() if getattr(block, "figure", 0) is None] == [
+        *("roc", "pr", "reliability", "probabilities", "labels", "subgroups"),
+    ]
+    pages.write_report(run)
 
 
 def test_set_page_opens_and_lists_every_series(run: Path) -> None:
@@ -210,3 +213,90 @@ def test_cells(value: object, digits: int | None, text: str) -> None:
 def test_a_folder_that_is_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunDirError, match="no prepared set, run or search"):
         pages.write_report(tmp_path)
+
+
+PROBE = """<script>
+const done = (name, value) => document.body.insertAdjacentHTML("beforeend", `<i data-probe="${name}">${value}</i>`);
+const fire = (element, kind) => element.dispatchEvent(new Event(kind, {bubbles: true}));
+addEventListener("load", () => setTimeout(() => {
+%s
+}, 5000));
+</script>"""
+
+
+def probe(page: Path, script: str, copy: Path) -> dict[str, str]:
+    """Run a script in a copy of a page after it has settled; return what it reported by `done(name, value)`."""
+    text = page.read_text(encoding="utf-8").replace("</body>", (PROBE % script) + "</body>")
+    copy.write_text(text, encoding="utf-8")
+    opened = open_page(copy)
+    assert opened.console == []
+    return dict(re.findall(r'<i data-probe="([^"]+)">([^<]*)</i>', opened.dom))
+
+
+def test_tables_sort_and_filter_and_menus_choose(run: Path, tmp_path: Path) -> None:
+    script = """
+    const rows = table => [...table.tBodies[0].rows].filter(row => !row.hidden);
+    const column = (table, index) => rows(table).map(row => row.cells[index].textContent);
+    const table = document.getElementById("label-table-table");
+    const heading = table.querySelectorAll("th button")[2];
+    heading.click();
+    done("down", column(table, 2).join());
+    heading.click();
+    done("up", column(table, 2).join());
+    done("sorted", table.querySelectorAll("th")[2].getAttribute("aria-sort"));
+    const word = document.querySelector("[data-filter=label-table-table]");
+    word.value = "left CAROTID";
+    fire(word, "input");
+    done("filtered", column(table, 0).join("; "));
+    const menu = document.querySelector("[data-choose=roc]");
+    menu.value = [...menu.options].at(-1).value;
+    fire(menu, "change");
+    const plot = document.querySelector("#roc .plot");
+    done("shown", [...new Set(plot.data.filter(t => t.visible && t.meta).map(t => t.meta))].join() === menu.value);
+    const box = document.querySelector("[data-overlay=missed]");
+    const marked = document.querySelector("#missed .overlaid"), plain = document.querySelector("#missed .plain");
+    const seen = () => `${getComputedStyle(marked).display}/${getComputedStyle(plain).display}`;
+    const before = seen();
+    box.click();
+    done("overlay", `${before} ${seen()}`);
+    """
+    found = probe(pages.write_report(run), script, tmp_path / "probe.html")
+    labels = metrics.per_label(rundir.read_csv(run / rundir.PREDICTIONS))
+    counts = sorted(labels["n_positive"], reverse=True)
+    assert found["down"] == ",".join(map(str, counts))
+    assert found["up"] == ",".join(map(str, counts[::-1]))
+    assert found["sorted"] == "ascending"
+    assert found["filtered"] == "; ".join(label for label in LABELS if label.startswith("Left") and "Carotid" in label)
+    assert found["shown"] == "true"
+    assert found["overlay"] == "block/none none/block"
+
+
+def test_gallery_filters_finds_and_turns_pages(run: Path, tmp_path: Path) -> None:
+    script = """
+    const where = () => document.querySelector("[data-where]").textContent;
+    const first = () => document.querySelector(".picture .uid").textContent;
+    const [back, forth] = document.querySelectorAll("[data-step]");
+    forth.click();
+    done("second", `${where()} ${back.disabled} ${forth.disabled}`);
+    document.querySelector("[data-pictures]").dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight"}));
+    done("third", `${where()} ${document.querySelectorAll(".picture").length} ${forth.disabled}`);
+    const menu = document.querySelector('[data-facet="modality"]');
+    menu.value = "MRA";
+    fire(menu, "change");
+    done("filtered", where());
+    menu.value = "";
+    const find = document.querySelector("[data-find]");
+    find.value = "%s";
+    fire(find, "input");
+    done("found", `${where()} ${first()}`);
+    find.value = "nothing like it";
+    fire(find, "input");
+    done("none", where());
+    """
+    uid = synthetic_runs.uid(17)
+    found = probe(pages.write_report(run.parent / "volumes"), script % uid, tmp_path / "probe.html")
+    assert found["second"] == "90 series, page 2 of 3 false false"
+    assert found["third"] == "90 series, page 3 of 3 18 true"
+    assert found["filtered"] == "23 series, page 1 of 1"
+    assert found["found"] == f"1 series, page 1 of 1 {uid}"
+    assert found["none"] == "0 series, page 1 of 1"
