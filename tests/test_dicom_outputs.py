@@ -164,6 +164,21 @@ def test_structured_report_without_candidates_is_valid(tmp_path: Path) -> None:
     assert hd.sr.srread(tmp_path / "none.dcm").content.get_planar_roi_measurement_groups() == []
 
 
+def test_attributes_the_source_has_wrong_are_not_handed_on(tmp_path: Path) -> None:
+    _, headers = series("axial")
+    for header in headers:
+        header.PatientAge, header.PatientSex, header.PatientName = "42", "unknown", "Müller^Zoë"
+        header.SpecificCharacterSet = "ISO 2022 IR 100"
+        header.PatientIdentityRemoved, header.DeidentificationMethod = "YES", ""
+    none = pd.DataFrame(columns=["sop_uid", "frame", "row", "column", "probability", "location"])
+    sr.write_report(tmp_path / "none.dcm", none, headers, present_probability=0.1, model_digest="b" * 64)
+    validate(tmp_path / "none.dcm")
+    document = hd.sr.srread(tmp_path / "none.dcm")
+    assert "PatientAge" not in document and document.PatientSex == ""
+    assert document.PatientName == "Müller^Zoë"
+    assert headers[0].PatientAge == "42"  # the source's own header is as it was
+
+
 def test_missing_study_is_said(tmp_path: Path) -> None:
     _, headers = series("axial")
     del headers[0].StudyInstanceUID

@@ -42,10 +42,11 @@ def write_segmentation(
     if not filled.any():
         return False
     uids = [uid for uid, _ in slices.instances]
-    if len(evidence) == 1 and len(uids) > 1:
+    first = next(iter(evidence.values()))
+    if len(evidence) == 1 and int(first.get("NumberOfFrames") or 1) > 1:
         # A multi-frame image wants an array with all of its frames, in stored order.
-        sources = list(evidence.values())
-        pixels = np.zeros((int(sources[0].NumberOfFrames), slices.rows, slices.columns), frames.dtype)
+        sources = [first]
+        pixels = np.zeros((int(first.NumberOfFrames), slices.rows, slices.columns), frames.dtype)
         for (_, stored), frame in zip(slices.instances, frames, strict=True):
             pixels[stored] = frame
     elif len(set(uids)) == len(uids):
