@@ -3,9 +3,9 @@
     python benchmarks/fuzz_dicom.py ../shared/data/dicom --count 20000 --seed 1
 
 Mutates real files - bit flips, truncations, repeated and deleted stretches, edits of tags, lengths and values, damage
-to codestreams - and reads each beside its undamaged neighbours. Allowed are a volume or a SeriesError, within 2 s and
-1.5 GB of address space. Cases run in child processes: a crash of the interpreter or a hang is a finding with the number
-of the case, not the end of the run. One case again: --start N --count 1.
+to codestreams - and reads each beside its undamaged neighbours. Allowed are a volume or a SeriesError, within 2 s of
+CPU time and 1.5 GB of address space. Cases run in child processes: a crash of the interpreter or a hang is a finding
+with the number of the case, not the end of the run. One case again: --start N --count 1.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from pathlib import Path
 
 ADDRESS_SPACE = 1536 * 2**20
 SLOW_SECONDS = 2.0
-HANG_SECONDS = 20.0
+HANG_SECONDS = 60.0
 LARGEST_SEED_FILE = 400_000
 INTERESTING = (
     0,
@@ -159,7 +159,7 @@ def seed_series(root: Path) -> list[list[Path]]:
 
 
 def run_case(series: list[list[Path]], seed: int, case: int, folder: Path) -> tuple[str, float]:
-    """Write and read one case; returns what came of it and the seconds it took."""
+    """Write and read one case; returns what came of it and the CPU seconds it took."""
     from aneurysm_ray.data.dicom import read_series, scan_series
     from aneurysm_ray.errors import SeriesError
 
@@ -169,7 +169,7 @@ def run_case(series: list[list[Path]], seed: int, case: int, folder: Path) -> tu
     for index, file in enumerate(files):
         data = file.read_bytes()
         (folder / f"{index}").write_bytes(mutate(data, rng) if index == victim else data)
-    start = time.monotonic()
+    start = time.process_time()  # a busy machine is no finding; a wait for ever is one by HANG_SECONDS
     try:
         if case % 4 == 0:
             scan_series(folder)
@@ -181,7 +181,7 @@ def run_case(series: list[list[Path]], seed: int, case: int, folder: Path) -> tu
         outcome = error.reason
     except Exception as error:  # the finding that this script is for
         outcome = f"WRONG: {type(error).__name__}: {str(error)[:120]}"
-    seconds = time.monotonic() - start
+    seconds = time.process_time() - start
     for file in folder.iterdir():
         file.unlink()
     return outcome, seconds

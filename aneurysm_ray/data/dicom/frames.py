@@ -20,8 +20,12 @@ SPACING_LIMITS_MM = (0.01, 50.0)
 """Pixel and slice spacings outside are taken for damage."""
 MAX_COORDINATE_MM = 1e5
 """Positions farther from the origin are taken for damage."""
-MAX_PIXELS = 2**28
-"""Rows x columns of one frame above this are absurd."""
+MAX_PIXELS = 2**24
+"""Rows x columns of one frame: 4096 x 4096; slices have at most 2048 x 2048."""
+MAX_FRAMES = 5_000
+"""Frames of one file; the largest of the competition has about 500."""
+MAX_FILE_PIXELS = 2**30
+"""Pixels of all frames of a file: 4,096 frames of 512 x 512."""
 _MODALITY_OF_CLASS = {
     "1.2.840.10008.5.1.4.1.1.2": "CT",
     "1.2.840.10008.5.1.4.1.1.2.1": "CT",
@@ -128,6 +132,8 @@ def describe_pixels(path: str, raw: RawHeader, notes: list[str]) -> Stored:
         raise BadFile("unsupported", f"has transfer syntax {raw.syntax!r}")
     encapsulated = raw.syntax in CODECS
     frames = _frame_count(raw, rows * columns * allocated // 8, notes)
+    if frames > MAX_FRAMES or rows * columns * frames > MAX_FILE_PIXELS:
+        raise BadFile("too_large", f"has {frames:,} frames of {rows} x {columns} pixels")
     _check_length(raw, rows * columns * allocated // 8 * frames, frames, encapsulated)
     signed = short(values, tags.PIXEL_REPRESENTATION, order, 0) == 1
     if photometric == "MONOCHROME1":
@@ -179,7 +185,7 @@ def _check_length(raw: RawHeader, expected: int, frames: int, encapsulated: bool
     """Refuse pixel data that the file cannot hold, before any memory is taken for it."""
     available = raw.size - raw.pixel_offset
     if encapsulated:
-        # The smallest fragment is an 8-byte item; codecs of slices do not compress a pixel below a 1000th of a byte.
+        # The smallest fragment is an 8-byte item; the emptiest slice shrinks to a 5000th.
         if frames > available // 8 or expected > available * 10_000:
             raise BadFile("unreadable_pixels", f"claims {frames:,} frames in {available:,} bytes")
     elif raw.pixel_length == UNDEFINED or raw.pixel_length > available:

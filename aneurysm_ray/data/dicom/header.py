@@ -31,9 +31,9 @@ HEAD_BYTES = 16 * 2**10
 """First read of a file: holds the whole header unless private elements or icons are long."""
 MAX_HEADER_BYTES = 16 * 2**20
 """Longest header that is read; a multi-frame file of 2,000 frames has about 6 MB."""
-MAX_PYDICOM_READS = 500_000
+MAX_PYDICOM_READS = 300_000
 """Reads pydicom may make of one header, three an element: bounds the time a hostile one can take."""
-MAX_INFLATED_BYTES = 512 * 2**20
+MAX_INFLATED_BYTES = 256 * 2**20
 """Largest data set that a deflated file may inflate to, checked against its own rows, columns and frames as well."""
 
 EXPLICIT, IMPLICIT = str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian)
@@ -110,7 +110,7 @@ def meta(head: bytes) -> tuple[str, int]:
 
 def _inflated_header(head: bytes, source: int | bytes, size: int, start: int) -> RawHeader:
     """Read a deflated file: its header from the first bytes, then no more than its own pixels justify."""
-    packed = read_at(source, start, size - start)
+    packed = read_at(source, start, min(size - start, MAX_INFLATED_BYTES))
     try:
         data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, MAX_HEADER_BYTES)
         # The header says how much there should be; a second pass fetches the rest of the pixels.

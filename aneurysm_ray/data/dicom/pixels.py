@@ -47,7 +47,9 @@ class OpenPixels:
     def _read_compressed(self, index: int, out: Words) -> None:
         stored = self._stored
         if self._compressed is None:
-            value = read_at(self._source, stored.offset, stored.size - stored.offset)
+            # No lossless code of a slice is longer than twice its pixels; what else the file holds is not read.
+            most = 2 * stored.frames * stored.rows * stored.columns * stored.bits_allocated // 8 + 2**20
+            value = read_at(self._source, stored.offset, min(stored.size - stored.offset, most))
             self._compressed = split_frames(value, stored.frames)
         if index >= len(self._compressed):
             raise BadFile("unreadable_pixels", f"has {len(self._compressed)} compressed frames of {stored.frames}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from aneurysm_ray.data.dicom.assemble import Assembled, assemble
 from aneurysm_ray.data.dicom.files import open_regular
 from aneurysm_ray.data.dicom.frames import Frame, describe_frame, describe_pixels, image_type
-from aneurysm_ray.data.dicom.geometry import choose, place
+from aneurysm_ray.data.dicom.geometry import choose, dropped_frame, place
 from aneurysm_ray.data.dicom.header import RawHeader, read_header
 from aneurysm_ray.data.dicom.multiframe import grouped_frames, has_groups, stacked_frames
 from aneurysm_ray.data.dicom.problems import BadFile, Dropped, quality_code, refuse
@@ -30,7 +30,7 @@ def read_series(path: Path) -> Volume:
     Where a folder holds more than one volume, `geometry.choose` picks one. `quality` has a code of `QUALITY` for
     everything repaired, assumed or left out, and `dropped` what was left out, file by file.
 
-    Raises SeriesError where no volume of two slices or more comes of it; its reason is the commonest defect.
+    Raises SeriesError where no volume of two slices or more comes of it: `single_slice`, or the commonest defect.
     """
     try:
         with open_source(path) as source:
@@ -68,35 +68,50 @@ def frames_of(path: str, raw: RawHeader) -> list[Frame]:
     return [whole] if stored.frames == 1 else stacked_frames(whole, raw)
 
 
+MAX_ATTEMPTS = 4
+"""Stacks of a series that are tried; a second one is only where nothing of the first can be read."""
+
+
 def volume_of(path: Path, frames: list[Frame], dropped: list[Dropped]) -> Volume:
     """Choose, decode and place the frames of one volume; raises SeriesError."""
-    while True:
+    for attempt in range(MAX_ATTEMPTS):
         stack = choose(frames)
         missing = [*dropped, *stack.dropped]
         if not stack.slots:
             raise refuse(path, missing)
-        if len(stack.slots) == 1 and not dropped:
-            raise _single(path, stack.slots[0])
-        decoded = assemble(stack.slots, str(path))
-        missing += decoded.dropped
-        if len(decoded.frames) >= 2:
-            return _volume(path, decoded, missing)
-        # Nearly nothing of this stack can be read: try what is left of the series without it.
-        tried = {id(frame) for slot in stack.slots for frame in slot}
-        rest = [frame for frame in frames if id(frame) not in tried]
-        if len(rest) == len(frames) or not rest:
-            raise _single(path, stack.slots[0]) if decoded.frames else refuse(path, missing)
-        frames, dropped = rest, [*dropped, *decoded.dropped]
+        if len(stack.slots) == 1:
+            raise _single(path, stack.slots[0], missing)
+        tried = {_key(frame) for slot in stack.slots for frame in slot}
+        rest = [frame for frame in frames if _key(frame) not in tried]
+        try:
+            decoded = assemble(stack.slots, str(path))
+        except (MemoryError, SeriesError) as error:
+            if not rest or attempt == MAX_ATTEMPTS - 1:
+                raise
+            code = error.reason if isinstance(error, SeriesError) else "memory"
+            dropped = [*dropped, dropped_frame(stack.slots[0][0], code, "belongs to a stack that is too large")]
+        else:
+            missing += decoded.dropped
+            if len(decoded.frames) >= 2:
+                return _volume(path, decoded, missing)
+            if not rest or attempt == MAX_ATTEMPTS - 1:
+                break
+            dropped = [*dropped, *decoded.dropped]
+        frames = rest
+    raise refuse(path, missing)
 
 
-def _single(path: Path, slot: Sequence[Frame]) -> SeriesError:
+def _key(frame: Frame) -> tuple[int, int]:
+    return id(frame.stored), frame.index
+
+
+def _single(path: Path, slot: Sequence[Frame], dropped: Sequence[Dropped]) -> SeriesError:
     if len(slot) > 1:
-        return SeriesError(
-            "single_slice", f"{path}: all {len(slot)} images lie at one position, {slot[0].position_mm} mm"
-        )
-    return SeriesError(
-        "single_slice", f"{path}: {Path(slot[0].stored.path).name} is the only slice; a volume needs two"
-    )
+        text = f"all {len(slot)} images lie at one position, {slot[0].position_mm} mm"
+    else:
+        text = f"{Path(slot[0].stored.path).name} is the only slice; a volume needs two"
+    why = f"; {len(dropped)} more were left out: {Path(dropped[0].file).name} {dropped[0].message}" if dropped else ""
+    return SeriesError("single_slice", f"{path}: {text}{why}")
 
 
 def _volume(path: Path, decoded: Assembled, dropped: list[Dropped]) -> Volume:
