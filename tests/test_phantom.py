@@ -13,7 +13,8 @@ import SimpleITK as sitk
 from aneurysm_ray.data.dataset import Dataset, open_dataset
 from aneurysm_ray.data.dicom import locate, read_series, to_patient_mm
 from aneurysm_ray.data.phantom import PhantomOptions, plan_series, write_dataset
-from aneurysm_ray.data.phantom.grid import Grid
+from aneurysm_ray.data.phantom.geometry import paint_tree, read_tree
+from aneurysm_ray.data.phantom.grid import Grid, Pose
 from aneurysm_ray.data.phantom.series import Rendered, make_series
 from aneurysm_ray.errors import RequestError
 from aneurysm_ray.labels import LABELS, PRESENT_INDEX
@@ -231,18 +232,40 @@ def test_twins_of_a_given_tree_differ_by_the_dome_alone(tmp_path: Path) -> None:
     assert volume_mm3 == pytest.approx(np.count_nonzero(labels == 2) * 0.125, rel=0.35)
 
 
-def test_a_grid_finer_than_none_keeps_the_trees_volume(tmp_path: Path) -> None:
-    from aneurysm_ray.data.phantom.geometry import paint_tree, read_tree
-    from aneurysm_ray.data.phantom.grid import Pose
-
+def test_painting_a_tree_keeps_its_volume(tmp_path: Path) -> None:
     labels = np.zeros((40, 40, 40), np.uint8)
     labels[10:30, 15:25, 15:25] = 1
     nibabel.save(nibabel.Nifti1Image(labels, np.diag([0.5, 0.5, 0.5, 1])), tmp_path / "box.nii")
     tree = read_tree(tmp_path / "box.nii", with_domes=True)
     affine = np.eye(4)
     affine[:3, :3] = np.eye(3)[::-1]
-    affine[:3, 3] = tree.vessel.mean(axis=0) - 12
+    ((value, points),) = tree.vessels
+    assert value == 0 and len(points) == 2000
+    affine[:3, 3] = points.mean(axis=0) - 12
     field = paint_tree(Grid((25, 25, 25), affine), Pose(np.eye(3), np.zeros(3)), tree, edge_mm=1.0)
     share = 0.5 - field.distance_mm
     assert share.sum() == pytest.approx(2000 * 0.125, rel=0.01)
     assert share[12, 12, 12] == pytest.approx(1, abs=0.05)
+
+
+def test_thirteen_labels_give_a_negative_and_its_mask(tmp_path: Path) -> None:
+    labels = np.zeros((80, 80, 80), np.uint8)
+    labels[20:60, 38:42, 38:42] = 9
+    labels[38:42, 20:38, 38:42] = 11
+    (tmp_path / "trees").mkdir()
+    nibabel.save(nibabel.Nifti1Image(labels, np.diag([1.0, 1, 1, 1])), tmp_path / "trees" / "cow.nii")
+    options = PhantomOptions(
+        count=2, spacing_mm=3.0, modalities=("CTA",), geometry=tmp_path / "trees", segmentation_fraction=1
+    )
+    data = open_dataset(write_dataset(tmp_path / "data", options))
+    for entry in data.series:
+        assert entry.targets.sum() == 0 and entry.segmentation is not None
+        assert set(np.unique(np.asarray(nibabel.load(entry.segmentation).dataobj))) == {0, 9, 11}
+
+
+def test_leftovers_of_a_run_cut_short_are_replaced(tmp_path: Path) -> None:
+    options = PhantomOptions(count=1, spacing_mm=5.0, modalities=("MRA",))
+    (tmp_path / "data.phantom.tmp" / "series" / "1.2").mkdir(parents=True)
+    out = write_dataset(tmp_path / "data", options)
+    assert len(open_dataset(out).series) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]

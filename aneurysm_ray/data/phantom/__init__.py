@@ -5,6 +5,7 @@ tells, by aneurysm: its centre and diameter in mm. Nothing in it comes from a pa
 vessel trees that do.
 """
 
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -24,23 +25,24 @@ def write_dataset(
 ) -> Path:
     """Write a synthetic data set into a new folder and return it.
 
-    `progress` is called with the number of finished series and of all, the first time with 0. The tables are written
-    last; series.tmp instead of series tells of a run that was cut short.
+    `progress` is called with the number of finished series and of all, the first time with 0. All is written beside
+    `out` and renamed at the end; what a run that was cut short left there is removed by the next.
 
     Raises RequestError if `out` exists and is not empty.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(f"{out} exists already; name a new folder, or remove it first")
     plans = plan_series(options)
-    series = out / "series.tmp"
-    series.mkdir(parents=True)
+    part = out.with_name(out.name + ".phantom.tmp")
+    shutil.rmtree(part, ignore_errors=True)
+    (part / "series").mkdir(parents=True)
     rows = []
     progress(0, len(plans))
-    for row in _stored(series, options, plans):
+    for row in _stored(part / "series", options, plans):
         rows.append(row)
         progress(len(rows), len(plans))
-    series.replace(out / "series")
-    write_tables(out, rows)
+    write_tables(part, rows)
+    part.replace(out)
     return out
 
 

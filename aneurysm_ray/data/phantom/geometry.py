@@ -1,7 +1,8 @@
 """Given vessel trees in place of the spline tree: NIfTI label maps, rendered in the synthetic head.
 
 A map holds 0, 1 (vessel) and 2 (aneurysm dome), or the competition's 13 vessel labels. Each tree gives a positive and a
-negative: the same tree without its dome, the stump smoothed away. All renderings of a tree are one patient.
+negative: the same tree without its dome, the stump smoothed away. A map of 13 labels gives negatives and their masks.
+All renderings of a tree are one patient.
 
 Such maps carry no location labels: the location of a dome is that of the nearest reference point of a standard Circle
 of Willis, a rule of position and no reading by a radiologist.
@@ -68,10 +69,8 @@ class Dome:
 class Tree:
     """A label map as points in head coordinates, laid so that its Circle of Willis meets the standard one."""
 
-    vessel: Array
-    """(N, 3): centres of vessel voxels in mm."""
-    values: NDArray[np.uint8]
-    """(N,): the 13 vessel labels where the map has them, else 0."""
+    vessels: tuple[tuple[int, Array], ...]
+    """Value in a vessel mask (0 where the map does not tell) and (N, 3) centres of its voxels in mm."""
     domes: tuple[tuple[Dome, Array], ...]
     """Each dome with the centres of its voxels."""
     voxel_mm3: float
@@ -99,10 +98,10 @@ def read_tree(path: Path, with_domes: bool) -> Tree:
     vessel = labels > 0 if thirteen else labels == VESSEL
     if domes and not with_domes:
         vessel = _without_stump(vessel, labels == DOME, spacing)
-    at = np.argwhere(vessel)
-    points = at @ lps[:3, :3].T + lps[:3, 3]
+    points = np.argwhere(vessel) @ lps[:3, :3].T + lps[:3, 3]
     to_head = _circle_centre(points)
-    values = labels[vessel].astype(np.uint8) if thirteen else np.zeros(len(at), np.uint8)
+    values = labels[vessel] if thirteen else np.zeros(len(points), np.uint8)
+    vessels = tuple((int(value), points[values == value] - to_head) for value in np.unique(values))
     found = []
     for voxels in domes if with_domes else []:
         dome_points = voxels @ lps[:3, :3].T + lps[:3, 3] - to_head
@@ -110,7 +109,7 @@ def read_tree(path: Path, with_domes: bool) -> Tree:
         found.append(
             (Dome(centre, _diameter(dome_points) + float(spacing.mean()), nearest_location(centre)), dome_points)
         )
-    return Tree(points - to_head, values, tuple(found), float(np.prod(spacing)))
+    return Tree(vessels, tuple(found), float(np.prod(spacing)))
 
 
 def nearest_location(point: Array) -> str:
@@ -122,18 +121,20 @@ def nearest_location(point: Array) -> str:
 
 
 def paint_tree(grid: Grid, pose: Pose, tree: Tree, edge_mm: float) -> Field:
-    """Paint a tree: vessels as owner 1, domes from 2 on.
+    """Paint a tree: its vessels as owners from 1 on, then its domes.
 
     Voxels of the map are shared out to the eight grid voxels around them, which gives the filled share of each: exact
     partial volume, as long as the grid is no finer than the map. That share stands in for a distance near the surface.
     """
-    share = _filled(grid, pose, tree.vessel, tree.voxel_mm3)
-    owner = np.where(share > 0, 1, 0).astype(np.uint8)
-    total = share
-    for number, (_, points) in enumerate(tree.domes, start=2):
-        dome = _filled(grid, pose, points, tree.voxel_mm3)
-        owner[dome > share] = number
-        total = total + dome
+    owner = np.zeros(grid.shape, np.uint8)
+    most = np.zeros(grid.shape, np.float32)
+    total = np.zeros(grid.shape, np.float32)
+    parts = [points for _, points in (*tree.vessels, *tree.domes)]
+    for number, points in enumerate(parts, start=1):
+        share = _filled(grid, pose, points, tree.voxel_mm3)
+        owner[share > most] = number
+        np.maximum(most, share, out=most)
+        total += share
     distance = (0.5 - np.clip(total, 0, 1)) * np.float32(edge_mm)
     return Field(distance.astype(np.float32), owner, grid.spacing_mm)
 

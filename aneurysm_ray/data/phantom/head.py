@@ -1,6 +1,6 @@
 """Everything in a head but vessels: skull, skull base, brain, ventricles, cisterns, sinuses, orbits, face, skin.
 
-All is computed on a coarse grid (2 mm) from implicit shapes in head coordinates and enlarged to the image, which is
+All is computed on a coarse grid (2.4 mm) from implicit shapes in head coordinates and enlarged to the image, which is
 what makes a series a matter of a second. Bone keeps a signed distance, so that its edges stay sharp when enlarged.
 """
 
@@ -16,7 +16,7 @@ from aneurysm_ray.data.phantom.grid import Grid, Pose
 
 F32 = NDArray[np.float32]
 Real = NDArray[np.floating[Any]]
-COARSE_MM = 2.0
+COARSE_MM = 2.4
 
 SOFT_TISSUES: tuple[str, ...] = ("air", "skin", "fat", "muscle", "grey", "white", "csf", "mucosa")
 """What the soft part is made of; every modality gives each a value."""
@@ -39,7 +39,7 @@ def draw_head(rng: np.random.Generator, grid: Grid, pose: Pose, signal: Mapping[
     counts = [max(int(np.ceil(n * s / COARSE_MM)), 1) + 1 for n, s in zip(grid.shape, grid.spacing_mm, strict=True)]
     step = [(c - 1) / max(n - 1, 1) for c, n in zip(counts, grid.shape, strict=True)]
     x, y, z = _head_coordinates(grid, pose, counts, step)
-    noise = [_noise(rng, x.shape, sigma) for sigma in (1.5, 2.0, 4.0)]
+    noise = [_noise(rng, x.shape, sigma_mm) for sigma_mm in (3.0, 4.0, 8.0)]
     ripple = noise[2]
 
     brain = _brain_cavity(x, y, z) + 1.2 * ripple
@@ -62,7 +62,7 @@ def draw_head(rng: np.random.Generator, grid: Grid, pose: Pose, signal: Mapping[
     _over(soft, signal["air"], _inside(air, 2) * (brain > 0))
     _over(soft, signal["air"], _inside(-skin, 2))
 
-    thickness = 6.0 + 2.5 * noise[2]
+    thickness = np.clip(6.0 + 2.0 * noise[2], 3.5, 11)
     plate = np.minimum(brain - 0.3, thickness - brain)
     base = _base_bones(x, y, z) + 1.3 * noise[1]
     shells = 1.1 - np.abs(air - 0.4)
@@ -115,8 +115,9 @@ def _head_coordinates(grid: Grid, pose: Pose, counts: Sequence[int], step: Seque
     return out[0], out[1], out[2]
 
 
-def _noise(rng: np.random.Generator, shape: tuple[int, ...], sigma: float) -> F32:
+def _noise(rng: np.random.Generator, shape: tuple[int, ...], sigma_mm: float) -> F32:
     """Smooth noise of unit variance."""
+    sigma = sigma_mm / COARSE_MM
     noise = gaussian_filter(rng.standard_normal(shape, dtype=np.float32), sigma, mode="wrap", truncate=2.5)
     return np.asarray(noise / noise.std(), np.float32)
 

@@ -133,7 +133,7 @@ def _plan_splines(options: PhantomOptions) -> tuple[SeriesPlan, ...]:
 def _plan_trees(options: PhantomOptions, folder: Path) -> tuple[SeriesPlan, ...]:
     """Deal the trees in turn, each as itself and then as its twin without aneurysm; later rounds are new poses."""
     files = tree_files(folder)
-    plain = _plan_splines(replace(options, oblique_fraction=0, segmentation_fraction=0))
+    plain = _plan_splines(replace(options, oblique_fraction=0))
     return tuple(
         replace(plan, lesions=1 - plan.index % 2, tree=files[plan.index // 2 % len(files)].name) for plan in plain
     )

@@ -136,12 +136,12 @@ def _spline_tree(
 def _given_tree(path: Path, with_domes: bool, grid: Grid, pose: Pose, edge: float) -> _Blood:
     tree = read_tree(path, with_domes)
     seen = [dome for dome in tree.domes if _in_grid(pose.to_patient(dome[0].centre), grid)]
-    owners = 2 + len(seen)
+    first = 1 + len(tree.vessels)
     return _Blood(
         paint_tree(grid, pose, replace(tree, domes=tuple(seen)), edge),
-        np.array([0] + [1] * (owners - 1), np.float32),
-        np.zeros(owners, np.uint8),
-        2,
+        np.array([0] + [1] * (first - 1 + len(seen)), np.float32),
+        np.array([0, *(value for value, _ in tree.vessels), *(0 for _ in seen)], np.uint8),
+        first,
         tuple(_truth(dome.location, dome.centre, dome.diameter_mm * pose.size, pose) for dome, _ in seen),
     )
 
@@ -150,7 +150,7 @@ def draw_grid(rng: np.random.Generator, options: PhantomOptions, plan: SeriesPla
     """Lay the slices of a series over a head as a technician would."""
     kind = plan.modality if plan.modality in ("CTA", "MRA") else "thick"
     extent, centre = _VIEW[kind, plan.plane]
-    thin = FAULT_SPACING_MM if plan.fault else options.spacing_mm
+    thin = max(FAULT_SPACING_MM, options.spacing_mm or 0) if plan.fault else options.spacing_mm
     if kind == "thick":
         spacing = np.array([max(rng.uniform(3.5, 5.5), thin or 0), thin or 0.8, thin or 0.8])
     else:

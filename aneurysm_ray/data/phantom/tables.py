@@ -1,7 +1,6 @@
 """A rendered series on disk and its rows: train.csv, train_localizers.csv, the vessel mask, and phantom.csv."""
 
 import csv
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +45,7 @@ def store_series(folder: Path, options: PhantomOptions, plan: SeriesPlan) -> Ser
         write_faulty(plan.fault, series, folder / series.series_uid)
     else:
         (write_multiframe if plan.multiframe else write_slices)(series, folder / series.series_uid)
-    if plan.segmentation:
+    if plan.segmentation and rendered.vessels.any():
         masks = folder.parent / "segmentations"
         masks.mkdir(exist_ok=True)
         write_mask(rendered.vessels, rendered.grid, masks / f"{series.series_uid}_cowseg.nii")
@@ -85,7 +84,7 @@ def write_mask(mask: NDArray[np.uint8], grid: Grid, path: Path) -> None:
 
 
 def write_tables(out: Path, rows: Sequence[SeriesRows]) -> None:
-    """Write the tables, sorted by series; train.csv last, for it says that the data set is complete."""
+    """Write the tables, sorted by series."""
     ordered = sorted(rows, key=lambda row: row.train[0])
     write_csv(out / TRUTH_CSV, TRUTH_COLUMNS, (line for row in ordered for line in row.truth))
     write_csv(out / LOCALIZERS_CSV, LOCALIZER_COLUMNS, (line for row in ordered for line in row.localizers))
@@ -96,13 +95,11 @@ def write_tables(out: Path, rows: Sequence[SeriesRows]) -> None:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write a table whole or not at all."""
-    part = path.with_name(path.name + ".tmp")
-    with part.open("w", newline="", encoding="utf-8") as stream:
+    """Write a table."""
+    with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
-    os.replace(part, path)
 
 
 def _train_row(rendered: Rendered, series: DicomSeries) -> tuple[str, ...]:

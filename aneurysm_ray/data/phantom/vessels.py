@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 
 Array = NDArray[np.float64]
-STEP_MM = 1.3
+STEP_MM = 1.8
 """Distance between the points of a sampled centre line."""
 
 
@@ -205,7 +205,7 @@ def lay_tube(
 def _loop(rng: np.random.Generator, tube: Tube) -> Tube:
     """Throw a bend of a few millimetres into a vessel: seen end on, it looks like a dome."""
     count = len(tube.points)
-    centre, width = rng.uniform(0.3, 0.7) * count, rng.uniform(2.0, 3.5)
+    centre, width = rng.uniform(0.3, 0.7) * count, rng.uniform(2.8, 4.5) / STEP_MM
     along = tube.points[-1] - tube.points[0]
     across = np.cross(along, rng.normal(size=3))
     across /= np.linalg.norm(across)
@@ -226,9 +226,10 @@ def _infundibulum(rng: np.random.Generator, tube: Tube) -> Tube:
 
 def _fenestration(rng: np.random.Generator, trunk: Tube) -> Tube:
     """Lay a second channel beside the lower basilar artery."""
-    points = trunk.points[2:9].copy()
+    part = slice(round(2.5 / STEP_MM), round(12 / STEP_MM))
+    points = trunk.points[part]
     aside = np.sin(np.linspace(0, np.pi, len(points)))[:, None] * np.array([rng.choice((-1, 1)) * 3.2, 0.5, 0])
-    return Tube("fenestration", trunk.location, points + aside, trunk.radii_mm[2:9] * 0.6)
+    return Tube("fenestration", trunk.location, points + aside, trunk.radii_mm[part] * 0.6)
 
 
 def _twig(rng: np.random.Generator, parent: Tube, number: int) -> Tube:

@@ -47,17 +47,22 @@ def uid_of(*words: str) -> UID:
 def write_slices(series: DicomSeries, folder: Path) -> None:
     """Write one file a slice, named by its SOP Instance UID."""
     folder.mkdir(parents=True, exist_ok=True)
-    count = len(series.pixels)
-    for index in range(count):
-        write_slice(slice_dataset(series, index), folder)
+    data = _slice_of_series(series)
+    for index in range(len(series.pixels)):
+        _place(data, series, index)
+        write_slice(data, folder)
 
 
 def slice_dataset(series: DicomSeries, index: int) -> Dataset:
     """Return one slice as a data set, its pixels RLE compressed."""
-    data = _common(series, CTImageStorage if series.modality == "CT" else MRImageStorage, series.sop_uid(index))
-    count = len(series.pixels)
-    data.InstanceNumber = count - index if series.reverse else index + 1
-    data.ImagePositionPatient = _position(series.grid, index)
+    data = _slice_of_series(series)
+    _place(data, series, index)
+    return data
+
+
+def _slice_of_series(series: DicomSeries) -> Dataset:
+    """Return what all slices have in common."""
+    data = _common(series, CTImageStorage if series.modality == "CT" else MRImageStorage, series.sop_uid(0))
     data.ImageOrientationPatient = _orientation(series.grid)
     data.PixelSpacing = [_number(value) for value in series.grid.spacing_mm[1:]]
     data.SliceThickness = _number(series.thickness_mm)
@@ -66,9 +71,16 @@ def slice_dataset(series: DicomSeries, index: int) -> Dataset:
         data.RescaleIntercept = series.intercept
         data.RescaleSlope = 1
         data.RescaleType = "HU" if series.modality == "CT" else "US"
+    return data
+
+
+def _place(data: Dataset, series: DicomSeries, index: int) -> None:
+    """Make a data set the slice `index`: its UID, number, position and pixels."""
+    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = series.sop_uid(index)
+    data.InstanceNumber = len(series.pixels) - index if series.reverse else index + 1
+    data.ImagePositionPatient = _position(series.grid, index)
     data.PixelData = encapsulate([encode_rle(series.pixels[index])])
     data["PixelData"].is_undefined_length = True
-    return data
 
 
 def write_slice(data: Dataset, folder: Path) -> Path:
