@@ -65,8 +65,8 @@ def encode(image: Any, syntax: str) -> bytes:
 def write_series(source: Path, out: Path, syntax: str) -> None:
     """Write the enlarged series in one transfer syntax."""
     out.mkdir(parents=True)
-    for index, file in enumerate(sorted(source.iterdir())):
-        dataset = pydicom.dcmread(file)
+    slices = sorted(map(pydicom.dcmread, source.iterdir()), key=lambda slice_: float(slice_.ImagePositionPatient[2]))
+    for index, dataset in enumerate(slices):
         image = imagecodecs.jpeg2k_decode(next(generate_frames(dataset.PixelData, number_of_frames=1)))
         native = syntax == uid.ExplicitVRLittleEndian
         dataset.PixelData = image.tobytes() if native else encapsulate([encode(image, syntax)])

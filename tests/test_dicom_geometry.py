@@ -10,7 +10,8 @@ from dicom_files import ct_slice, ramp, write_series
 from numpy.typing import NDArray
 
 from aneurysm_ray.data.dicom import read_series
-from aneurysm_ray.data.dicom.frames import Frame, orthonormal
+from aneurysm_ray.data.dicom.fields import orthonormal
+from aneurysm_ray.data.dicom.frames import Frame
 from aneurysm_ray.data.dicom.geometry import choose, place
 from aneurysm_ray.data.dicom.problems import BadFile
 from aneurysm_ray.data.dicom.reader import read_all

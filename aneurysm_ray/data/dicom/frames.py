@@ -1,11 +1,7 @@
 """A file's header as frames: one image in space each, with everything needed to place, choose and decode it."""
 
-import math
-import re
 import struct
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +9,23 @@ from numpy.typing import NDArray
 from aneurysm_ray.data.dicom import elements as tags
 from aneurysm_ray.data.dicom.codecs import CODECS, NATIVE
 from aneurysm_ray.data.dicom.elements import UNDEFINED
+from aneurysm_ray.data.dicom.fields import (
+    Vector,
+    checked_position,
+    checked_slope,
+    checked_spacing,
+    decimal,
+    integer,
+    number,
+    orthonormal,
+    short,
+    text,
+    uid,
+    vector,
+)
 from aneurysm_ray.data.dicom.header import RawHeader
 from aneurysm_ray.data.dicom.problems import BadFile
 
-SPACING_LIMITS_MM = (0.01, 50.0)
-"""Pixel and slice spacings outside are taken for damage."""
-MAX_COORDINATE_MM = 1e5
-"""Positions farther from the origin are taken for damage."""
 MAX_PIXELS = 2**24
 """Rows x columns of one frame: 4096 x 4096; slices have at most 2048 x 2048."""
 MAX_FRAMES = 5_000
@@ -32,9 +38,6 @@ _MODALITY_OF_CLASS = {
     "1.2.840.10008.5.1.4.1.1.4": "MR",
     "1.2.840.10008.5.1.4.1.1.4.1": "MR",
 }
-_SAFE_UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-
-Vector: TypeAlias = tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,10 +269,10 @@ def describe_frame(stored: Stored, raw: RawHeader, kind: tuple[str, ...], notes:
         slice_location_mm=number(location, "Slice Location") if location else None,
         slope=slope,
         intercept=intercept,
-        acquisition=_integer(values, tags.ACQUISITION_NUMBER),
-        instance=_integer(values, tags.INSTANCE_NUMBER),
-        temporal=_integer(values, tags.TEMPORAL_POSITION),
-        echo_ms=_decimal(values, tags.ECHO_TIME),
+        acquisition=integer(values, tags.ACQUISITION_NUMBER),
+        instance=integer(values, tags.INSTANCE_NUMBER),
+        temporal=integer(values, tags.TEMPORAL_POSITION),
+        echo_ms=decimal(values, tags.ECHO_TIME),
         b_value=0.0,
         notes=tuple(notes),
     )
@@ -279,121 +282,3 @@ def _rescale(values: dict[int, bytes]) -> tuple[float, float, bool]:
     slope, intercept = text(values, tags.RESCALE_SLOPE), text(values, tags.RESCALE_INTERCEPT)
     factor = number(slope, "Rescale Slope") if slope else 1.0
     return checked_slope(factor), number(intercept, "Rescale Intercept") if intercept else 0.0, bool(slope or intercept)
-
-
-def checked_slope(slope: float) -> float:
-    """Return a Rescale Slope that keeps the image; raises BadFile for 0, which would wipe it out."""
-    if slope == 0:
-        raise BadFile("unreadable_pixels", "has Rescale Slope 0")
-    return slope
-
-
-def checked_spacing(spacing: Vector | None) -> Vector:
-    """Return a pixel spacing (y, x) in mm that can be true; raises BadFile."""
-    if spacing is None:
-        raise BadFile("no_geometry", "has no Pixel Spacing")
-    if not all(SPACING_LIMITS_MM[0] <= value <= SPACING_LIMITS_MM[1] for value in spacing):
-        raise BadFile("no_geometry", f"has Pixel Spacing {spacing[0]:g} x {spacing[1]:g} mm")
-    return spacing
-
-
-def checked_position(position: Vector) -> Vector:
-    """Return a position in mm that can be true; raises BadFile."""
-    if any(abs(value) > MAX_COORDINATE_MM for value in position):
-        raise BadFile("no_geometry", f"has Image Position (Patient) {position}")
-    return position
-
-
-ORTHONORMAL_TOLERANCE = 1e-3
-"""Direction cosines off by more are repaired with a note: 0.1 mm at the edge of a 200 mm image."""
-
-
-def orthonormal(cosines: Vector, notes: list[str]) -> Vector:
-    """Return direction cosines made orthonormal, noting a visible repair; raises BadFile where they span no plane."""
-    repaired = _orthonormal(cosines)
-    if max(abs(a - b) for a, b in zip(repaired, cosines, strict=True)) > ORTHONORMAL_TOLERANCE:
-        notes.append("orientation_repaired")
-    return repaired
-
-
-@lru_cache(maxsize=256)
-def _orthonormal(cosines: Vector) -> Vector:
-    row, column = cosines[:3], cosines[3:]
-    lengths = math.hypot(*row), math.hypot(*column)
-    overlap = sum(r * c for r, c in zip(row, column, strict=True))
-    if min(lengths) < 0.5 or max(lengths) > 2 or abs(overlap) > 0.5 * lengths[0] * lengths[1]:
-        raise BadFile("no_geometry", f"has Image Orientation (Patient) {cosines}")
-    square = [c - r * overlap / lengths[0] ** 2 for r, c in zip(row, column, strict=True)]
-    return (*(value / lengths[0] for value in row), *(value / math.hypot(*square) for value in square))
-
-
-def text(values: dict[int, bytes], tag: int) -> str:
-    """Return an element as text without padding; empty where absent."""
-    value = values.get(tag)
-    return _clean(value) if value else ""
-
-
-# Slices of a series share most of their values, so that parsing them again is a good part of a lean header's time.
-@lru_cache(maxsize=4096)
-def _clean(value: bytes) -> str:
-    return value.decode("latin-1").strip("\0 ")
-
-
-def uid(values: dict[int, bytes], tag: int) -> str:
-    """Return a UID that may stand in a path, empty where absent; raises BadFile for any other."""
-    value = text(values, tag)
-    if value and not _SAFE_UID.fullmatch(value):
-        raise BadFile("unsafe_path", f"has the UID {value[:80]!r}")
-    return value
-
-
-def number(value: str, name: str) -> float:
-    """Return a decimal string as a finite number; raises BadFile."""
-    try:
-        result = float(value)
-    except ValueError:
-        result = math.nan
-    if not math.isfinite(result):
-        raise BadFile("no_geometry", f"has {name} {value[:40]!r}")
-    return result
-
-
-def vector(values: dict[int, bytes], tag: int, count: int) -> Vector | None:
-    """Return `count` decimal strings as numbers, None where absent; raises BadFile for any other count."""
-    value = text(values, tag)
-    return _vector(value, tag, count) if value else None
-
-
-@lru_cache(maxsize=4096)
-def _vector(value: str, tag: int, count: int) -> Vector:
-    parts = value.split("\\")
-    if len(parts) != count:
-        raise BadFile(
-            "no_geometry", f"has {len(parts)} values in ({tag >> 16:04x},{tag & 0xFFFF:04x}), {count} are right"
-        )
-    return tuple(number(part, f"({tag >> 16:04x},{tag & 0xFFFF:04x})") for part in parts)
-
-
-def short(values: dict[int, bytes], tag: int, order: str, absent: int) -> int:
-    """Return an unsigned short, or `absent`."""
-    value = values.get(tag)
-    if value is None or len(value) < 2:
-        return absent
-    return int.from_bytes(value[:2], "little" if order == "<" else "big")
-
-
-def _integer(values: dict[int, bytes], tag: int) -> int:
-    """Return an integer string, -1 where absent or damaged: it only ever breaks ties."""
-    try:
-        return int(text(values, tag) or -1)
-    except ValueError:
-        return -1
-
-
-def _decimal(values: dict[int, bytes], tag: int) -> float:
-    """Return a decimal string, 0 where absent or damaged: it only ever tells images apart."""
-    try:
-        result = float(text(values, tag) or 0)
-    except ValueError:
-        return 0.0
-    return result if math.isfinite(result) else 0.0

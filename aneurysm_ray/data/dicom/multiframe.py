@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from aneurysm_ray.data.dicom import elements as tags
-from aneurysm_ray.data.dicom.frames import (
+from aneurysm_ray.data.dicom.fields import (
     SPACING_LIMITS_MM,
-    Frame,
     Vector,
     checked_position,
     checked_slope,
@@ -18,6 +17,7 @@ from aneurysm_ray.data.dicom.frames import (
     orthonormal,
     text,
 )
+from aneurysm_ray.data.dicom.frames import Frame
 from aneurysm_ray.data.dicom.header import RawHeader
 from aneurysm_ray.data.dicom.problems import BadFile
 

@@ -1,0 +1,132 @@
+"""Raw element values as text, numbers and UIDs, and the checks that a placed image must pass."""
+
+import math
+import re
+from functools import lru_cache
+from typing import TypeAlias
+
+from aneurysm_ray.data.dicom.problems import BadFile
+
+SPACING_LIMITS_MM = (0.01, 50.0)
+"""Pixel and slice spacings outside are taken for damage."""
+MAX_COORDINATE_MM = 1e5
+"""Positions farther from the origin are taken for damage."""
+ORTHONORMAL_TOLERANCE = 1e-3
+"""Direction cosines off by more are repaired with a note: 0.1 mm at the edge of a 200 mm image."""
+_SAFE_UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+Vector: TypeAlias = tuple[float, ...]
+
+
+def checked_slope(slope: float) -> float:
+    """Return a Rescale Slope that keeps the image; raises BadFile for 0, which would wipe it out."""
+    if slope == 0:
+        raise BadFile("unreadable_pixels", "has Rescale Slope 0")
+    return slope
+
+
+def checked_spacing(spacing: Vector | None) -> Vector:
+    """Return a pixel spacing (y, x) in mm that can be true; raises BadFile."""
+    if spacing is None:
+        raise BadFile("no_geometry", "has no Pixel Spacing")
+    if not all(SPACING_LIMITS_MM[0] <= value <= SPACING_LIMITS_MM[1] for value in spacing):
+        raise BadFile("no_geometry", f"has Pixel Spacing {spacing[0]:g} x {spacing[1]:g} mm")
+    return spacing
+
+
+def checked_position(position: Vector) -> Vector:
+    """Return a position in mm that can be true; raises BadFile."""
+    if any(abs(value) > MAX_COORDINATE_MM for value in position):
+        raise BadFile("no_geometry", f"has Image Position (Patient) {position}")
+    return position
+
+
+def orthonormal(cosines: Vector, notes: list[str]) -> Vector:
+    """Return direction cosines made orthonormal, noting a visible repair; raises BadFile where they span no plane."""
+    repaired = _orthonormal(cosines)
+    if max(abs(a - b) for a, b in zip(repaired, cosines, strict=True)) > ORTHONORMAL_TOLERANCE:
+        notes.append("orientation_repaired")
+    return repaired
+
+
+@lru_cache(maxsize=256)
+def _orthonormal(cosines: Vector) -> Vector:
+    row, column = cosines[:3], cosines[3:]
+    lengths = math.hypot(*row), math.hypot(*column)
+    overlap = sum(r * c for r, c in zip(row, column, strict=True))
+    if min(lengths) < 0.5 or max(lengths) > 2 or abs(overlap) > 0.5 * lengths[0] * lengths[1]:
+        raise BadFile("no_geometry", f"has Image Orientation (Patient) {cosines}")
+    square = [c - r * overlap / lengths[0] ** 2 for r, c in zip(row, column, strict=True)]
+    return (*(value / lengths[0] for value in row), *(value / math.hypot(*square) for value in square))
+
+
+def text(values: dict[int, bytes], tag: int) -> str:
+    """Return an element as text without padding; empty where absent."""
+    value = values.get(tag)
+    return _clean(value) if value else ""
+
+
+# Slices of a series share most of their values, so that parsing them again is a good part of a lean header's time.
+@lru_cache(maxsize=4096)
+def _clean(value: bytes) -> str:
+    return value.decode("latin-1").strip("\0 ")
+
+
+def uid(values: dict[int, bytes], tag: int) -> str:
+    """Return a UID that may stand in a path, empty where absent; raises BadFile for any other."""
+    value = text(values, tag)
+    if value and not _SAFE_UID.fullmatch(value):
+        raise BadFile("unsafe_path", f"has the UID {value[:80]!r}")
+    return value
+
+
+def number(value: str, name: str) -> float:
+    """Return a decimal string as a finite number; raises BadFile."""
+    try:
+        result = float(value)
+    except ValueError:
+        result = math.nan
+    if not math.isfinite(result):
+        raise BadFile("no_geometry", f"has {name} {value[:40]!r}")
+    return result
+
+
+def vector(values: dict[int, bytes], tag: int, count: int) -> Vector | None:
+    """Return `count` decimal strings as numbers, None where absent; raises BadFile for any other count."""
+    value = text(values, tag)
+    return _vector(value, tag, count) if value else None
+
+
+@lru_cache(maxsize=4096)
+def _vector(value: str, tag: int, count: int) -> Vector:
+    parts = value.split("\\")
+    if len(parts) != count:
+        raise BadFile(
+            "no_geometry", f"has {len(parts)} values in ({tag >> 16:04x},{tag & 0xFFFF:04x}), {count} are right"
+        )
+    return tuple(number(part, f"({tag >> 16:04x},{tag & 0xFFFF:04x})") for part in parts)
+
+
+def short(values: dict[int, bytes], tag: int, order: str, absent: int) -> int:
+    """Return an unsigned short, or `absent`."""
+    value = values.get(tag)
+    if value is None or len(value) < 2:
+        return absent
+    return int.from_bytes(value[:2], "little" if order == "<" else "big")
+
+
+def integer(values: dict[int, bytes], tag: int) -> int:
+    """Return an integer string, -1 where absent or damaged: it only ever breaks ties."""
+    try:
+        return int(text(values, tag) or -1)
+    except ValueError:
+        return -1
+
+
+def decimal(values: dict[int, bytes], tag: int) -> float:
+    """Return a decimal string, 0 where absent or damaged: it only ever tells images apart."""
+    try:
+        result = float(text(values, tag) or 0)
+    except ValueError:
+        return 0.0
+    return result if math.isfinite(result) else 0.0
