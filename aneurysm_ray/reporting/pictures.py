@@ -19,7 +19,7 @@ from aneurysm_ray.errors import RunDirError
 
 PIXELS_PER_MM = 1.4
 GAP = 4
-_FAINT = 0.05  # a heat map that stays below this is not blown up to full brightness
+_FAINT = 0.05  # a heat map that varies by less than this is not blown up to full brightness
 _TRUTH, _GUESS = (66, 230, 149), (255, 92, 120)
 _PLANES = ((0, "axial"), (1, "coronal"), (2, "sagittal"))
 
@@ -67,7 +67,7 @@ def slices(
 ) -> Image.Image:
     """Draw the three planes through voxel `focus` (z, y, x).
 
-    If marked, the heat map glows on top, brightest at its own maximum, `points` (n, 3) get a green ring and
+    If marked, the heat map glows on top, from its median to its maximum, `points` (n, 3) get a green ring and
     `candidates` (n, 3) a red cross where they lie within 6 mm of the plane; both are voxel coordinates.
     """
     panels = []
@@ -153,7 +153,9 @@ def _heat_slice(prepared: PreparedVolume, heatmap: HeatMap, axis: int, index: in
     to_cell = np.linalg.inv(heatmap.affine) @ prepared.affine
     cells = np.tensordot(to_cell[:3, :3], np.stack(voxels), axes=1) + to_cell[:3, 3][:, None, None]
     heat = map_coordinates(heatmap.grid, cells, order=1, mode="nearest")
-    return np.asarray(heat / max(float(heatmap.grid.max()), _FAINT), np.float32)
+    # From the median: a model that is a little alarmed everywhere shall not glow everywhere.
+    dull = float(np.median(heatmap.grid))
+    return np.asarray((heat - dull) / max(float(heatmap.grid.max()) - dull, _FAINT), np.float32)
 
 
 def _glow(image: NDArray[np.float32], heat: NDArray[np.float32]) -> NDArray[np.float32]:

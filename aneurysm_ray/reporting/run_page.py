@@ -223,7 +223,7 @@ def _wrong(run: RunData) -> Section:
     shown = {"kind": "kind", **{key: name for key, name in names.items() if key in both}}
     text = (
         "Axial, coronal and sagittal slices through the labelled point, else through the strongest candidate. Green "
-        "ring: labelled aneurysm; red cross: candidate; glow: the heat map, brightest at the series' own maximum. "
+        "ring: labelled aneurysm; red cross: candidate; glow: the heat map, from the series' median to its maximum. "
         "Wrong labels and broken volumes end up here too, so look here first."
     )
     blocks = (
