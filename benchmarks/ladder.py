@@ -1,0 +1,183 @@
+"""Does each rung of the ladder, `--preset v1` to `v5`, detect better than the one before, on phantoms?
+
+    python benchmarks/ladder.py WORK [--count 240] [--folds 3] [--presets v1,v2,v3,v4,v5] [key=value ...]
+
+Writes CTA and MRA phantoms as DICOM, prepares them, and trains every preset on one fold with the same small settings,
+the same patches per epoch and the same number of epochs; the test patients are scored once, at the end. Presets that
+differ in inference alone share one training. What WORK already holds is used again. The table goes to
+benchmarks/ladder.md.
+"""
+
+import argparse
+import datetime
+import math
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from aneurysm_ray import overrides, rundir
+from aneurysm_ray.config import Config
+from aneurysm_ray.data import folds, phantom, store
+from aneurysm_ray.data.dataset import SeriesEntry, open_dataset
+from aneurysm_ray.data.dicom import read_series
+from aneurysm_ray.data.preprocess import prepare_series
+from aneurysm_ray.labels import PRESENT
+from aneurysm_ray.learning import engine, froc, metrics, models
+from aneurysm_ray.learning.cache import open_cache
+from aneurysm_ray.learning.cases import from_table
+from aneurysm_ray.learning.validation import score_cases, validate
+
+SMALL: dict[str, Any] = {
+    "volume.spacing_mm": (1.0, 1.0, 1.0),
+    "model.width": 8,
+    "patch.size": (48, 48, 48),
+    "sampler.patches_per_volume": 8,
+    "optim.epochs": 3,
+    "optim.batch_size": 8,
+    "optim.lr": 2e-3,
+    "augment.affine_probability": 0.0,
+}
+"""What makes a rung cheap enough for two cores: coarse voxels, an eighth of the width, few epochs."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--count", type=int, default=240)
+    parser.add_argument("--folds", type=int, default=3, help="the first of so many folds is the test")
+    parser.add_argument("--presets", default="v1,v2,v3,v4,v5")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("ladder.md"))
+    parser.add_argument("settings", nargs="*", help="key=value overrides, after the presets")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    extra = dict(overrides.parse_override(text) for text in options.settings)
+    base = {**SMALL, "folds.count": options.folds, "feed.cache_dir": str(options.work / "cache"), **extra}
+    volumes = _volumes(options, overrides.build(base))
+    table = store.volumes_table(volumes)
+    rows, trained = [], {}
+    for name in options.presets.split(","):
+        config = overrides.build(base, overrides.preset(name), extra)
+        # Presets that differ in how a volume is scored have one network between them.
+        key = config.model_copy(update={"inference": None, "preset": ""}).model_dump_json()
+        if key not in trained:
+            trained[key] = _train(config, volumes, table, options.device)
+        rows.append(_score(config, volumes, table, trained[key], options.device))
+        print(rows[-1], flush=True)
+    _write(options, overrides.build(base), table, pd.DataFrame(rows))
+
+
+def _volumes(options: argparse.Namespace, config: Config) -> Path:
+    """Return the prepared set in WORK, written first where it is not there."""
+    dicom, volumes = options.work / "dicom", options.work / "volumes"
+    if (volumes / rundir.VOLUMES).exists():
+        return Path(volumes)
+    if not (dicom / "train.csv").exists():
+        spacing = min(config.volume.spacing_mm)
+        phantom.write_dataset(
+            dicom,
+            phantom.PhantomOptions(
+                count=options.count, modalities=("CTA", "MRA"), min_mm=3.0, max_mm=9.0, spacing_mm=spacing,
+                positive_fraction=0.5, workers=options.workers,
+            ),
+        )  # fmt: skip
+    one = partial(_prepare, volumes=volumes, config=config)
+    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
+        rows = list(pool.map(one, open_dataset(dicom).series))
+    store.write_table(volumes, rows)
+    return Path(volumes)
+
+
+def _prepare(entry: SeriesEntry, volumes: Path, config: Config) -> dict[str, Any]:
+    assert entry.series_uid is not None
+    prepared = prepare_series(
+        read_series(entry.path), config.volume, targets=entry.targets, localizers=entry.points,
+        modality=entry.modality, series_uid=entry.series_uid, patient=entry.series_uid,
+    )  # fmt: skip
+    path = store.write_volume(volumes, prepared, overrides.volume_identity(config))
+    return store.table_row(prepared, path.stat().st_size)
+
+
+def _split(config: Config, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    test = (folds.assign(table, config.folds)["fold"] == 0).to_numpy()
+    return table[~test], table[test]
+
+
+def _train(config: Config, volumes: Path, table: pd.DataFrame, device: str) -> tuple[models.Network, float]:
+    """Return the averaged network after the last epoch and the seconds of training."""
+    train, test = _split(config, table)
+    started = time.monotonic()
+    for result in engine.fit(config, volumes, train, test[:0], device=device):
+        state, loss, waited = result.state, result.metrics["train/loss"], result.metrics["data_wait_fraction"]
+        print(f"{config.preset} epoch {result.epoch} loss {loss:.4f} waited {waited:.3f}", flush=True)
+    network = models.build(config.model)
+    network.load_state_dict(state["ema"])
+    return network.to(device).eval(), time.monotonic() - started
+
+
+def _score(
+    config: Config, volumes: Path, table: pd.DataFrame, trained: tuple[models.Network, float], device: str
+) -> dict[str, Any]:
+    network, seconds = trained
+    _, test = _split(config, table)
+    cases = from_table(test, volumes)
+    started = time.monotonic()
+    cache = open_cache(volumes, config.feed, config.volume)
+    scores = dict(score_cases([network], cases, cache, config, torch.device(device)))
+    found = validate(cases, scores, fold=0)
+    score = metrics.bootstrap(
+        metrics.targets_of(found.predictions),
+        metrics.probabilities_of(found.predictions),
+        metrics.patients_of(found.predictions),
+    )
+    present = metrics.per_label(found.predictions).set_index("label").loc[PRESENT]
+    curve = froc.froc(found.candidates, froc.points_mm(test), found.predictions)
+    return {
+        "preset": config.preset,
+        "network": f"{config.model.name} {config.model.head}",
+        "parameters": models.count_parameters(network),
+        "present": (present["auc"], present["low"], present["high"]),
+        "score": (score.value, score.low, score.high),
+        "sensitivity": float(curve.table.set_index("fp_per_scan").loc[1.0, "sensitivity"]),
+        "train_seconds": seconds,
+        "seconds_per_series": (time.monotonic() - started) / len(test),
+    }
+
+
+def _write(options: argparse.Namespace, config: Config, table: pd.DataFrame, rows: pd.DataFrame) -> None:
+    train, test = _split(config, table)
+    default = {row["key"]: row["value"] for row in overrides.describe()}
+    changed = [f"{r['key']}={r['value']}" for r in overrides.describe(config=config) if r["value"] != default[r["key"]]]
+    settings = " ".join(text for text in changed if not text.startswith("feed."))
+    lines = [
+        "# The ladder on phantoms\n",
+        f"{datetime.date.today()}, {options.device}, {options.threads} torch threads. {len(table)} series "
+        f"({table['modality'].value_counts().to_dict()}), aneurysms of 3-9 mm; fold 0 of {config.folds.count}: "
+        f"{len(train)} training and {len(test)} test series, {int(test[PRESENT].sum())} of these with an aneurysm.\n",
+        f"Changes to the presets' defaults: `{settings}`. Presets that differ in inference alone share one training; "
+        "intervals are 95 % over patients; sensitivity is at 1 false positive per scan.\n",
+        "| preset | network | parameters | present AUC | score | sensitivity | training s | scoring s/series |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows.to_dict("records"):
+        present, score = (f"{v:.3f} [{low:.3f}, {high:.3f}]" for v, low, high in (row["present"], row["score"]))
+        sensitivity = "-" if math.isnan(row["sensitivity"]) else f"{row['sensitivity']:.2f}"
+        lines.append(
+            f"| {row['preset']} | {row['network']} | {row['parameters'] / 1e6:.2f} M | {present} | {score} | "
+            f"{sensitivity} | {row['train_seconds']:.0f} | {row['seconds_per_series']:.2f} |"
+        )
+    rundir.write_text(options.out, "\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
