@@ -27,42 +27,55 @@ class Curve:
     n_positive: int
 
 
-def roc(targets: ArrayLike, probabilities: ArrayLike, patients: ArrayLike, draws: int = DRAWS) -> Curve | None:
-    """Return the true-positive rate over the false-positive rate; None where a class is absent."""
-    return _curve(targets, probabilities, patients, draws, _roc_of)
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Series from the most to the least probable, cut after every distinct probability."""
+
+    true: Floats
+    """(cuts, 1 + draws): positives above each cut; the first column is the sample itself, the others are draws."""
+    false: Floats
+    """(cuts, 1 + draws): negatives above each cut."""
 
 
-def precision_recall(
-    targets: ArrayLike, probabilities: ArrayLike, patients: ArrayLike, draws: int = DRAWS
-) -> Curve | None:
-    """Return precision over recall, the area being average precision; None where a class is absent."""
-    return _curve(targets, probabilities, patients, draws, _precision_recall_of)
+def rank(targets: ArrayLike, probabilities: ArrayLike, patients: ArrayLike, draws: int = DRAWS) -> Ranking | None:
+    """Rank the series of one label, as they are and in every draw; None where a class is absent.
 
-
-def _curve(
-    targets: ArrayLike,
-    probabilities: ArrayLike,
-    patients: ArrayLike,
-    draws: int,
-    curve_of: Callable[[Floats, Floats], tuple[Floats, float]],
-) -> Curve | None:
+    Draws in which a class is absent are left out.
+    """
     known = ~np.isnan(np.asarray(targets, np.float64))
     truth = np.asarray(targets, np.float64)[known] > 0.5
     if truth.all() or not truth.any():
         return None
     scores = np.asarray(probabilities, np.float64)[known]
     order = np.argsort(-scores, kind="stable")
-    last_of_score = np.flatnonzero(np.diff(scores[order], append=-np.inf))
-    counts = patient_counts(np.asarray(patients)[known], draws)
-    weights = np.column_stack([np.ones(len(truth), np.float32), counts])[order]
-    weights = weights[:, (weights * truth[order, None]).any(axis=0) & (weights * ~truth[order, None]).any(axis=0)]
-    true = np.cumsum(weights * truth[order, None], axis=0, dtype=np.float64)[last_of_score]
-    false = np.cumsum(weights, axis=0, dtype=np.float64)[last_of_score] - true
+    cuts = np.flatnonzero(np.diff(scores[order], append=-np.inf))
+    counts = patient_counts(np.asarray(patients)[known], draws)[order]
+    weights = np.column_stack([np.ones(len(truth), np.float32), counts])
+    # Whole numbers below 2**24, so float32 is exact.
+    every = np.cumsum(weights, axis=0)[cuts]
+    weights[~truth[order]] = 0
+    true = np.cumsum(weights, axis=0)[cuts]
+    defined = (true[-1] > 0) & (true[-1] < every[-1])
+    return Ranking(true[:, defined].astype(np.float64), (every - true)[:, defined].astype(np.float64))
+
+
+def roc(ranking: Ranking) -> Curve:
+    """Return the true-positive rate over the false-positive rate."""
+    return _curve(ranking, _roc_of)
+
+
+def precision_recall(ranking: Ranking) -> Curve:
+    """Return precision over recall; its area is average precision."""
+    return _curve(ranking, _precision_recall_of)
+
+
+def _curve(ranking: Ranking, curve_of: Callable[[Floats, Floats], tuple[Floats, float]]) -> Curve:
+    true, false = ranking.true, ranking.false
     curves, areas = zip(*(curve_of(true[:, i], false[:, i]) for i in range(true.shape[1])), strict=True)
     low, high = np.quantile(np.stack(curves[1:] or curves), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     table = pd.DataFrame({"x": GRID, "y": curves[0], "low": low, "high": high})
     area = Score(areas[0], *interval(np.array(areas[1:])))
-    return Curve(table, area, len(truth), int(truth.sum()))
+    return Curve(table, area, int(true[-1, 0] + false[-1, 0]), int(true[-1, 0]))
 
 
 def _roc_of(true: Floats, false: Floats) -> tuple[Floats, float]:

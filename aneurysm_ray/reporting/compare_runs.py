@@ -141,9 +141,9 @@ def _draw_rocs(runs: Mapping[str, RunData]) -> go.Figure | None:
     figure = go.Figure(drawing.diagonal())
     for index, (name, run) in enumerate(runs.items()):
         targets = metrics.targets_of(run.predictions)[:, PRESENT_INDEX]
-        curve = curves.roc(targets, run.predictions[PRESENT], metrics.patients_of(run.predictions))
-        if curve is not None:
-            hexcode = drawing.colour(index)
+        ranking = curves.rank(targets, run.predictions[PRESENT], metrics.patients_of(run.predictions))
+        if ranking is not None:
+            curve, hexcode = curves.roc(ranking), drawing.colour(index)
             figure.add_traces(drawing.band(curve.table["x"], curve.table["low"], curve.table["high"], hexcode))
             line = {"color": hexcode, "width": 2.5}
             figure.add_scatter(x=curve.table["x"], y=curve.table["y"], mode="lines", name=name, line=line)

@@ -63,10 +63,9 @@ def label_curves(predictions: pd.DataFrame) -> dict[str, tuple[Curve, Curve]]:
     patients = metrics.patients_of(predictions)
     result = {}
     for index in (PRESENT_INDEX, *range(PRESENT_INDEX)):
-        columns = targets[:, index], probabilities[:, index], patients
-        roc, precision_recall = curves.roc(*columns), curves.precision_recall(*columns)
-        if roc is not None and precision_recall is not None:
-            result[LABELS[index]] = (roc, precision_recall)
+        ranking = curves.rank(targets[:, index], probabilities[:, index], patients)
+        if ranking is not None:
+            result[LABELS[index]] = curves.roc(ranking), curves.precision_recall(ranking)
     return result
 
 
