@@ -50,7 +50,7 @@ def test_points_outside_the_space_are_refused(point):
 
 
 def test_states_and_every_intermediate_value_are_true(tmp_path):
-    searcher = opened(tmp_path, settings())
+    searcher = opened(tmp_path, overrides.build({"resources.max_failures": 0}, base=settings()))
     for name in ("whole", "stopped", "failed", "crashed", "diverged", "cut off"):
         searcher.suggest(name)
     for step in range(1, 9):
@@ -79,9 +79,22 @@ def test_states_and_every_intermediate_value_are_true(tmp_path):
 def test_the_search_ends_at_the_number_of_trials_failed_ones_included(tmp_path):
     searcher = opened(tmp_path, settings(trials=2))
     searcher.suggest("a")
-    searcher.on_trial_complete("a", error=True)
-    assert searcher.suggest("b") != searcher.FINISHED
+    searcher.on_trial_complete("a", {"error": "ValueError: no", "done": True})
+    searcher.suggest("b")
+    assert searcher.suggest("c") is None
+    searcher.on_trial_complete("b", result(9, 0.5, done=True))
     assert searcher.suggest("c") == searcher.FINISHED
+
+
+def test_a_trial_whose_process_died_is_handed_out_again_until_it_has_died_too_often(tmp_path):
+    searcher = opened(tmp_path, overrides.build({"resources.max_failures": 2}, base=settings(trials=1)))
+    for attempt in range(3):
+        assert searcher.suggest(f"t{attempt}")["number"] == 0
+        assert searcher.suggest("other") is None
+        searcher.on_trial_complete(f"t{attempt}", error=True)
+    assert searcher.suggest("t3") == searcher.FINISHED
+    assert searcher.study.trials[0].state == TrialState.FAIL
+    assert searcher.study.trials[0].user_attrs["error"] == "the trial's process died 3 time(s)"
 
 
 def test_a_reopened_search_first_goes_on_with_what_was_cut_off_then_draws_what_it_would_have_drawn(tmp_path):
@@ -170,11 +183,11 @@ def test_after_a_restart_halving_decides_as_if_there_had_been_none(tmp_path):
             searcher.on_trial_complete(f"t{number}", result(len(values), values[-1], done=True))
     again = opened(tmp_path, config, resume=True)
     restarted = search.StudyASHA(again.study, config)
-    trial = SimpleNamespace(trial_id="new", config={"number": 2})
-    restarted.on_trial_add(None, trial)
     rungs = [sorted(recorded.values()) for _, recorded in restarted._brackets[0]._rungs]
     assert rungs == [[], [0.6, 0.9], [0.5, 0.8, 0.9]]
     assert rungs == [sorted(recorded.values()) for _, recorded in straight._brackets[0]._rungs]
+    trial = SimpleNamespace(trial_id="new", config={"number": 2})
+    restarted.on_trial_add(None, trial)
     assert restarted.on_trial_result(None, trial, result(3, 0.7)) == "STOP"
 
 

@@ -106,7 +106,7 @@ def test_a_trial_whose_process_dies_again_and_again_fails(ray_session, tmp_path)
     summary = run(tmp_path / "s", config, functools.partial(fit_that_dies_once, marks=marks))
     assert (summary["complete"], summary["failed"], summary["best"]) == (0, 1, None)
     assert "died" in (trial.folder_of(tmp_path / "s", 0) / "error.txt").read_text()
-    assert list(rundir.read_csv(tmp_path / "s" / rundir.TRIALS)["error"]) == ["the trial's process died"]
+    assert list(rundir.read_csv(tmp_path / "s" / rundir.TRIALS)["error"]) == ["the trial's process died 1 time(s)"]
 
 
 def test_a_finished_search_is_not_repeated_and_can_be_made_longer(ray_session, tmp_path):
@@ -218,7 +218,7 @@ NODES = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 3.0}]
 def test_as_many_trials_at_a_time_as_fit(resources, asked, limit, expected):
     chosen = ResourcesConfig(**resources)
     need = room.per_worker(chosen, {"CPU": 7, "GPU": 1})
-    assert room.trials_at_once(chosen, need, NODES, limit, asked) == expected
+    assert room.runs_at_once(chosen, need, NODES, limit, asked) == expected
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_as_many_trials_at_a_time_as_fit(resources, asked, limit, expected):
 def test_a_trial_that_can_never_fit_is_refused(resources, words):
     chosen = ResourcesConfig(**resources)
     with pytest.raises(RequestError, match=words):
-        room.trials_at_once(chosen, room.per_worker(chosen, {"CPU": 7, "GPU": 1}), NODES, None, 0)
+        room.runs_at_once(chosen, room.per_worker(chosen, {"CPU": 7, "GPU": 1}), NODES, None, 0)
 
 
 def test_objectives_skip_nothing_that_is_not_a_number():

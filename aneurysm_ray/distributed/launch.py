@@ -13,6 +13,7 @@ import optuna
 import pandas as pd
 import ray.train
 import ray.tune
+from optuna.trial import TrialState
 
 from aneurysm_ray import rundir
 from aneurysm_ray.config import Config
@@ -44,9 +45,8 @@ def launch(
     *,
     need: Mapping[str, float],
     at_once: int,
-    left: int,
 ) -> None:
-    """Run `left` trials of the study, `at_once` at a time, on workers that take `need` each.
+    """Run the trials that a study has left, `at_once` at a time, on workers that take `need` each.
 
     Returns when all have ended, or earlier when the user presses Ctrl-C, which Tune handles.
     """
@@ -75,7 +75,7 @@ def launch(
                 search_alg=search.StudySearch(study, config, parameters),
                 # Several objectives give no order of trials, so nothing says which one to stop.
                 scheduler=search.StudyASHA(study, config) if ranked else None,
-                num_samples=left,
+                num_samples=-1,  # the study says when there are enough
                 max_concurrent_trials=at_once,
                 # A process that has imported torch serves the next trial at once.
                 reuse_actors=scaling is None,
@@ -85,8 +85,7 @@ def launch(
             run_config=ray.tune.RunConfig(
                 name=time.strftime("%Y%m%dT%H%M%S"),
                 storage_path=str(out / "ray"),
-                callbacks=[Tables(study, config, out, gpus=need.get("GPU", 0.0) * resources.workers)],
-                failure_config=ray.tune.FailureConfig(max_failures=resources.max_failures),
+                callbacks=[Tables(study, config, parameters, out, gpus=need.get("GPU", 0.0) * resources.workers)],
                 verbose=0,
             ),
         ).fit()
@@ -95,9 +94,12 @@ def launch(
 class Tables(ray.tune.Callback):
     """Write the tables as results come in, say how the search stands, and clear up after trials that ended."""
 
-    def __init__(self, study: optuna.Study, config: Config, out: Path, gpus: float) -> None:
+    def __init__(
+        self, study: optuna.Study, config: Config, parameters: tuple[space.Parameter, ...], out: Path, gpus: float
+    ) -> None:
         self.study = study
         self.config = config
+        self.parameters = parameters
         self.out = out
         self.gpus = gpus
         self.written = 0.0
@@ -116,10 +118,15 @@ class Tables(ray.tune.Callback):
         self._end(trial.config["number"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Keep the error of a trial whose process died once too often."""
-        folder = one_trial.folder_of(self.out, trial.config["number"])
-        rundir.write_text(folder / one_trial.ERROR_FILE, Path(trial.error_file).read_text())
-        self._end(trial.config["number"])
+        """Keep the error of a trial whose process died; it has not ended if it will be handed out again."""
+        number = trial.config["number"]
+        rundir.write_text(
+            one_trial.folder_of(self.out, number) / one_trial.ERROR_FILE, Path(trial.error_file).read_text()
+        )
+        if self.study.get_trials(deepcopy=False)[number].state == TrialState.RUNNING:
+            log.info("* the process of trial %d died; the trial goes on from its last epoch", number)
+        else:
+            self._end(number)
 
     def _end(self, number: int) -> None:
         self.ended += 1
@@ -128,7 +135,7 @@ class Tables(ray.tune.Callback):
         log.info("%s", progress(self._write(), self.config, self.ended, time.monotonic() - self.begun))
 
     def _write(self) -> pd.DataFrame:
-        table = tables.write(self.study, self.config, self.out, self.gpus)
+        table = tables.write(self.study, self.config, self.parameters, self.out, self.gpus)
         self.written = time.monotonic()
         return table
 

@@ -9,9 +9,9 @@ study again, first with the trials found RUNNING, then with new ones.
 import math
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ ERROR = "error"
 """Key of a result that carries the text of an exception instead of metrics."""
 WORKER = "worker"
 """Key of where a trial ran: host and process."""
+DEATHS = "deaths"
+"""Attribute of a trial: how many of its processes died."""
 SECONDS = "seconds_total"
 """Key of the seconds a trial has taken so far, over all attempts."""
 
@@ -157,7 +159,9 @@ def sampler(config: TuneConfig, number: int) -> optuna.samplers.BaseSampler:
 class StudySearch(Searcher):
     """Hand a study's trials to Tune and carry their results back.
 
-    `suggest` gives {"number": the study's trial number, "params": dotted overrides}.
+    `suggest` gives {"number": the study's trial number, "params": dotted overrides}. A trial whose process died is
+    handed out again and goes on from its checkpoint, `resources.max_failures` times at most. Tune's own retries do not
+    cover a process that dies between two trials.
     """
 
     def __init__(self, study: optuna.Study, config: Config, parameters: tuple[space.Parameter, ...]) -> None:
@@ -168,17 +172,20 @@ class StudySearch(Searcher):
         self.unfinished = running(study)
         self.trials: dict[str, optuna.Trial] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """Return an interrupted trial again, or a new one; FINISHED when the study holds `tune.trials` trials."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return an interrupted trial again, or a new one; FINISHED when `tune.trials` have ended.
+
+        None asks Tune to come back: a trial that runs may yet have to be handed out again.
+        """
         begun = sum(t.state != TrialState.WAITING for t in self.study.get_trials(deepcopy=False))
         if self.unfinished:
             trial = self.unfinished.pop(0)
-        elif begun >= self.config.tune.trials:
-            return str(self.FINISHED)
-        else:
+        elif begun < self.config.tune.trials:
             self.study.sampler = sampler(self.config.tune, begun)
             trial = self.study.ask()
             trial.set_user_attr("started", _now())
+        else:
+            return None if self.trials else str(self.FINISHED)
         self.trials[trial_id] = trial
         # What was drawn before an interruption is returned again; only what was not is drawn now.
         return {"number": trial.number, "params": space.suggest(trial, self.parameters, self.config)}
@@ -195,7 +202,12 @@ class StudySearch(Searcher):
         """
         trial = self.trials.pop(trial_id)
         if error:
-            finish(trial, failed="the trial's process died")
+            deaths = trial.user_attrs.get(DEATHS, 0) + 1
+            trial.set_user_attr(DEATHS, deaths)
+            if deaths <= self.config.resources.max_failures:
+                self.unfinished.append(trial)
+            else:
+                finish(trial, failed=f"the trial's process died {deaths} time(s)")
         elif result and result.get("done"):
             report(trial, result, self.metric)
             conclude(trial, result, self.metric)
@@ -283,18 +295,18 @@ class StudyASHA(ASHAScheduler):
             stop_last_trials=False,
         )
         self._grace = min(config.tune.grace_epochs, steps)
-        self._history = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
-        for trial in self._history.values():
-            if trial.state in DONE:
-                stub = SimpleNamespace(trial_id=f"study-{trial.number}", config={"number": trial.number})
-                self.on_trial_add(None, stub)
+        for trial in study.get_trials(deepcopy=False):
+            self._replay(trial)
+
+    def _replay(self, trial: FrozenTrial) -> None:
+        key = _Key(str(trial.number))
+        super().on_trial_add(None, key)
+        for step, value in sorted(trial.intermediate_values.items()):
+            super().on_trial_result(None, key, {STEP: step, self._metric: value})
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Register a trial with the values it reported before this process began."""
-        super().on_trial_add(tune_controller, trial)
-        earlier: FrozenTrial | None = self._history.get(trial.config["number"])
-        for step, value in sorted(earlier.intermediate_values.items() if earlier else ()):
-            super().on_trial_result(tune_controller, trial, {STEP: step, self._metric: value})
+        """Register a trial under its number in the study, by which it is known when it comes back after a death."""
+        super().on_trial_add(tune_controller, _key(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Decide whether a trial goes on.
@@ -306,5 +318,24 @@ class StudyASHA(ASHAScheduler):
         if STEP in result and value is not None and not math.isfinite(value):
             over = result[STEP] >= self._grace
             return str(TrialScheduler.STOP if over else TrialScheduler.CONTINUE)
-        decision = str(super().on_trial_result(tune_controller, trial, result))
+        decision = str(super().on_trial_result(tune_controller, _key(trial), result))
         return str(TrialScheduler.CONTINUE) if trial.config["number"] == 0 else decision
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Take a trial's last result into account."""
+        super().on_trial_complete(tune_controller, _key(trial), result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """Forget a trial that never ran."""
+        super().on_trial_remove(tune_controller, _key(trial))
+
+
+@dataclass(frozen=True)
+class _Key:
+    """What ASHA looks at of a trial."""
+
+    trial_id: str
+
+
+def _key(trial: Any) -> _Key:
+    return _Key(str(trial.config["number"]))

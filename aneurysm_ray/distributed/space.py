@@ -111,6 +111,11 @@ def suggest(trial: optuna.Trial, parameters: tuple[Parameter, ...], base: Config
     return drawn
 
 
+def decode(params: Mapping[str, Any], parameters: tuple[Parameter, ...]) -> dict[str, Any]:
+    """Turn a trial's Optuna parameters back into dotted overrides."""
+    return {p.key: p.value(params[p.key]) for p in parameters if p.key in params}
+
+
 def point(
     values: Mapping[str, Any], parameters: tuple[Parameter, ...], base: Config
 ) -> tuple[dict[str, Any], list[str]]:

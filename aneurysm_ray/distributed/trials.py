@@ -18,7 +18,9 @@ from aneurysm_ray.config import Config
 from aneurysm_ray.distributed import search, space, trial
 
 
-def trials_table(study: optuna.Study, config: Config, out: Path, gpus: float) -> pd.DataFrame:
+def trials_table(
+    study: optuna.Study, config: Config, parameters: tuple[space.Parameter, ...], gpus: float
+) -> pd.DataFrame:
     """Return one row per trial that was begun, in order of number.
 
     Columns: trial, state, value (with several objectives `value/<metric>` too), `param/<key>` as the configuration
@@ -26,20 +28,19 @@ def trials_table(study: optuna.Study, config: Config, out: Path, gpus: float) ->
     trial is its last one.
     """
     begun = [frozen for frozen in study.get_trials(deepcopy=False) if frozen.state != TrialState.WAITING]
-    empty = list(_row(optuna.trial.create_trial(state=TrialState.RUNNING), config, out, gpus))
-    return pd.DataFrame([_row(frozen, config, out, gpus) for frozen in begun], columns=empty)
+    empty = list(_row(optuna.trial.create_trial(state=TrialState.RUNNING), config, parameters, gpus))
+    return pd.DataFrame([_row(frozen, config, parameters, gpus) for frozen in begun], columns=empty)
 
 
-def _row(frozen: FrozenTrial, config: Config, out: Path, gpus: float) -> dict[str, Any]:
+def _row(frozen: FrozenTrial, config: Config, parameters: tuple[space.Parameter, ...], gpus: float) -> dict[str, Any]:
     facts = frozen.user_attrs
-    folder = trial.folder_of(out, frozen.number)
     seconds = facts.get(search.SECONDS, 0.0)
-    own = rundir.read_config(folder) if (folder / rundir.CONFIG).exists() else config
+    drawn = space.decode(frozen.params, parameters)
     return {
         "trial": frozen.number,
         "state": frozen.state.name,
         **values(frozen, config),
-        **{f"param/{key}": _cell(space.field(own, key)) for key in config.tune.space},
+        **{f"param/{key}": drawn.get(key, space.field(config, key)) for key in config.tune.space},
         "epochs": facts.get(search.STEP, 0),
         "started": facts.get("started"),
         "ended": facts.get("ended"),
@@ -78,9 +79,11 @@ def curves_table(out: Path, numbers: list[int]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["trial", search.STEP, "epoch"])
 
 
-def write(study: optuna.Study, config: Config, out: Path, gpus: float) -> pd.DataFrame:
+def write(
+    study: optuna.Study, config: Config, parameters: tuple[space.Parameter, ...], out: Path, gpus: float
+) -> pd.DataFrame:
     """Write trials.csv and curves.csv; return the table of trials."""
-    table = trials_table(study, config, out, gpus)
+    table = trials_table(study, config, parameters, gpus)
     rundir.write_csv(out / rundir.TRIALS, table)
     rundir.write_csv(out / rundir.CURVES, curves_table(out, list(table["trial"])))
     return table
@@ -146,7 +149,3 @@ def _point(by_number: pd.DataFrame, number: int) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _cell(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -95,7 +95,7 @@ def run_search(out: Path, config: Config, fit: trial.Fit, *, resume: bool = Fals
     out, parameters = out.resolve(), check(config)
     need = room.per_worker(config.resources, session.resources())
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    at_once = room.trials_at_once(config.resources, need, nodes, session.growth(), config.tune.concurrent)
+    at_once = room.runs_at_once(config.resources, need, nodes, session.growth(), config.tune.concurrent)
     gpus = need.get("GPU", 0.0) * config.resources.workers
     with _only_driver(out):
         study = search.open_study(config.tune, out / rundir.JOURNAL, out.name, resume=resume)
@@ -109,10 +109,10 @@ def run_search(out: Path, config: Config, fit: trial.Fit, *, resume: bool = Fals
             *(max(left, 0), config.tune.trials, at_once, config.resources.workers),
             " and ".join(f"{amount:g} {name}s" for name, amount in need.items()),
         )
-        trials.write(study, config, out, gpus)
+        trials.write(study, config, parameters, out, gpus)
         if left > 0:
-            launch.launch(study, config, parameters, out, fit, need=need, at_once=at_once, left=left)
-        table = trials.write(study, config, out, gpus)
+            launch.launch(study, config, parameters, out, fit, need=need, at_once=at_once)
+        table = trials.write(study, config, parameters, out, gpus)
         best = trials.write_best(table, config, out)
         summary = trials.summary(study, table, config, best)
         rundir.write_json(out / rundir.SUMMARY, summary)
