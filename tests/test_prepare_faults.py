@@ -32,7 +32,14 @@ class Run:
         self.out = out
         self.mark = f"ANEURYSM_RAY_TEST={uuid.uuid4()}"
         name, value = self.mark.split("=")
-        command = [sys.executable, "-c", "from aneurysm_ray.cli import main; main()", "prepare", str(data), str(out)]
+        command = [
+            sys.executable,
+            "-c",
+            "import sys; from aneurysm_ray.cli import main; sys.exit(main())",
+            "prepare",
+            str(data),
+            str(out),
+        ]
         self.log = out.with_name(f"{out.name}.{uuid.uuid4().hex[:6]}.log").open("w+")
         self.process = subprocess.Popen(
             [*command, *SETTINGS, *more],
@@ -95,6 +102,8 @@ def cluster(place: Path) -> Iterator[Any]:
     """A cluster that outlives the drivers that are killed on it; starting one for each would take minutes."""
     from ray.cluster_utils import Cluster
 
+    (place / "ray").mkdir()
+    Path("/tmp/ray").mkdir(exist_ok=True)  # Cluster notes its address there, wherever its own folder is
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_task_oom_retries", "1")
         head = {"num_cpus": 2, "include_dashboard": False, "temp_dir": str(place / "ray")}

@@ -47,6 +47,22 @@ def test_equals_torchs_antialiased_interpolation_along_every_axis(wanted: tuple[
     np.testing.assert_allclose(ours, columns.permute(2, 0, 1).numpy(), atol=2e-2)
 
 
+@pytest.mark.parametrize(("pitch", "spacing"), [(0.45, 1.0), (0.45, 0.5), (1.0, 0.4), (0.5, 1.0)])
+@pytest.mark.parametrize("first", [-3.3, 0.0, 2.71, 17.2])
+def test_weights_within_a_slice_are_those_of_an_uneven_axis_with_even_steps(
+    pitch: float, spacing: float, first: float
+) -> None:
+    # One slice direction of a volume of ones in which only row r is 1 reads out the weights of row r.
+    count, targets = 40, np.arange(0.2, 15, spacing)
+    taps, value = weights(first + np.arange(count) * pitch, targets, spacing)
+    dense = np.zeros((len(targets), count))
+    np.add.at(dense, (np.arange(len(targets))[:, None], taps), value)
+    rows = np.stack([np.eye(count, dtype=np.float32)] * 2)
+    where = frame(np.arange(2.0), (pitch, 1.0), rows_mm=first)
+    (plane,) = resample(rows, where, (np.zeros(1), targets, np.arange(float(count))), (1.0, spacing, 1.0))
+    np.testing.assert_allclose(plane, dense, atol=1e-5)
+
+
 def test_weights_of_an_uneven_axis_are_those_of_the_definition() -> None:
     # Samples at 0, 1, 2, 5: at 1.25 linear between 1 and 2; at 3 linear over the gap of 3; at 0.9 with spacing 2 the
     # triangle of half-width 2 over stretches 1, 1, 2 gives 0.55, 0.95, 0.45 · 2 before they are made to sum to 1.

@@ -106,34 +106,43 @@ def weights(source_mm: Positions, target_mm: Positions, spacing_mm: float) -> tu
     return taps, value / np.where(total == 0, 1, total)[:, None]
 
 
-def _matrix(source_mm: Positions, target_mm: Positions, spacing_mm: float) -> tuple[slice, scipy.sparse.csr_array]:
-    """Return the span of samples that any target uses, and the (targets, width) matrix of their weights.
-
-    The matrix is 8 columns wider than the span where that is a multiple of 64: transposing rows of so many floats runs
-    into few cache sets and takes six times as long (measured at 512).
-    """
-    taps, value = weights(source_mm, target_mm, spacing_mm)
-    used = taps[value > 0]
-    first, stop = (int(used.min()), int(used.max()) + 1) if used.size else (0, 1)
-    indices = np.clip(taps - first, 0, stop - first - 1).astype(np.int32).ravel()
-    indptr = np.arange(0, taps.size + 1, taps.shape[1], dtype=np.int32)
-    shape = (len(target_mm), stop - first + (8 if (stop - first) % 64 == 0 else 0))
-    return slice(first, stop), scipy.sparse.csr_array((value.astype(np.float32).ravel(), indices, indptr), shape=shape)
-
-
 class _PlaneAxis:
-    """The weights along one axis of the slice plane, kept while neighbouring slices share their shift."""
+    """The weights along one axis of the slice plane, kept while neighbouring slices share their shift.
+
+    They are those of `weights` for even samples. With gantry tilt they are wanted for every slice, so they are written
+    into one matrix by arithmetic alone.
+    """
 
     def __init__(self, count: int, pitch_mm: float, targets_mm: Positions, spacing_mm: float) -> None:
-        self.steps_mm: Positions = np.arange(count, dtype=np.float64) * pitch_mm
-        self.targets_mm, self.spacing_mm = targets_mm, spacing_mm
+        self.count, self.pitch_mm = count, pitch_mm
+        self.targets = targets_mm / pitch_mm
+        self.half = max(1.0, spacing_mm / pitch_mm)
+        self.steps = np.arange(int(np.ceil(2 * self.half)) + 1)
+        reach = int(self.targets[-1] - self.targets[0] + 2 * self.half) + 3
+        self.length = min(count, reach)
+        # Transposing rows of a multiple of 64 floats runs into few cache sets and takes six times as long (at 512).
+        self.width = self.length + (8 if self.length % 64 == 0 else 0)
+        size = len(targets_mm) * len(self.steps)
+        indptr = np.arange(0, size + 1, len(self.steps), dtype=np.int32)
+        arrays = np.zeros(size, np.float32), np.zeros(size, np.int32), indptr
+        self.matrix = scipy.sparse.csr_array(arrays, shape=(len(targets_mm), self.width))
         self.first_mm = np.inf
+        self.span = slice(0, self.length)
 
     def at(self, first_mm: float) -> tuple[slice, scipy.sparse.csr_array]:
-        """Return the span of pixels used and their weights for a slice whose first pixel lies at `first_mm`."""
+        """Return the pixels used of a slice whose first pixel lies at `first_mm`, and the (targets, width) weights."""
         if abs(first_mm - self.first_mm) > SHIFT_TOLERANCE_MM:
             self.first_mm = first_mm
-            self.span, self.matrix = _matrix(self.steps_mm, self.targets_mm - first_mm, self.spacing_mm)
+            place = self.targets - first_mm / self.pitch_mm
+            taps = np.floor(place - self.half).astype(np.int32)[:, None] + (self.steps + 1)
+            value = np.maximum(1 - np.abs(taps - place[:, None]) / self.half, 0)
+            value *= (taps >= 0) & (taps < self.count)
+            value[(place < -0.5 - 1e-6) | (place > self.count - 0.5 + 1e-6)] = 0
+            total = value.sum(axis=1)
+            start = min(max(int(taps[0, 0]), 0), self.count - self.length)
+            self.span = slice(start, start + self.length)
+            self.matrix.data[:] = (value / np.where(total == 0, 1, total)[:, None]).ravel()
+            self.matrix.indices[:] = np.clip(taps - start, 0, self.length - 1).ravel()
         return self.span, self.matrix
 
 
@@ -156,7 +165,7 @@ def resample(
         last_use[taps[index, blend[index] > 0]] = index
     row_axis = _PlaneAxis(voxels.shape[1], frame.pitch_mm[0], targets_mm[1], spacing_mm[1])
     column_axis = _PlaneAxis(voxels.shape[2], frame.pitch_mm[1], targets_mm[2], spacing_mm[2])
-    slice_YX = np.zeros((0, 0), np.float32)
+    slice_YX = np.zeros((row_axis.width, column_axis.width), np.float32)
     planes_XY: dict[int, NDArray[np.float32]] = {}
     out_XY = np.empty((len(targets_mm[2]), len(targets_mm[1])), np.float32)
     scaled_XY = np.empty_like(out_XY)
@@ -167,8 +176,6 @@ def resample(
                 rows, down = row_axis.at(frame.rows_mm[k])
                 columns, across = column_axis.at(frame.columns_mm[k])
                 pixels = voxels[k, rows, columns]
-                if slice_YX.shape != (down.shape[1], across.shape[1]):
-                    slice_YX = np.zeros((down.shape[1], across.shape[1]), np.float32)
                 inside_YX = slice_YX[: pixels.shape[0], : pixels.shape[1]]
                 # Less the background, so that what lies outside the slice is 0 and needs no weight.
                 np.subtract(pixels, np.float32(background), out=inside_YX, dtype=np.float32)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from aneurysm_ray.config import VolumeConfig
-from aneurysm_ray.data import picture, sources, storage, store
+from aneurysm_ray.data import picture, places, sources, storage, store
 from aneurysm_ray.data.dataset import Localizer
 from aneurysm_ray.data.dicom import read_series
 from aneurysm_ray.data.preprocess import prepare_series
@@ -168,4 +168,4 @@ def _local(source: sources.Source) -> Iterator[Path]:
         yield Path(source.location)
         return
     with tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as folder:
-        yield sources.fetch(source.location, Path(folder))
+        yield places.fetch(source.location, Path(folder))
