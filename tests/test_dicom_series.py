@@ -14,6 +14,7 @@ from dicom_files import COLUMNS, ROWS, SERIES_UID, ct_slice, ramp, save, write_s
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import (
+    BasicTextSRStorage,
     ExplicitVRBigEndian,
     HTJ2KLossless,
     ImplicitVRLittleEndian,
@@ -163,6 +164,26 @@ def test_unsigned_padding_does_not_widen_the_volume(tmp_path: Path) -> None:
     np.testing.assert_array_equal(volume.voxels[1, 6:], ramp(1)[6:].astype(int) - 1024)
 
 
+def test_padding_of_a_ct_that_cannot_hold_air_becomes_its_lowest_value(tmp_path: Path) -> None:
+    images = [ramp(z) for z in range(2)]
+    for image in images:
+        image[5] = 4000
+    tags = {"PixelPaddingValue": 4000, "RescaleIntercept": None, "RescaleSlope": None}
+    volume = read_series(write_series(tmp_path, [ct_slice(z, image, **tags) for z, image in enumerate(images)]))
+    assert (volume.voxels[:, 5] == 0).all()
+    assert volume.padding == 4000
+
+
+def test_a_padding_range_is_padding_as_a_whole(tmp_path: Path) -> None:
+    images = [ramp(z) for z in range(2)]
+    for image in images:
+        image[5], image[6] = 4000, 4090
+    tags = {"PixelPaddingValue": 4090, "PixelPaddingRangeLimit": 3900}
+    volume = read_series(write_series(tmp_path, [ct_slice(z, image, **tags) for z, image in enumerate(images)]))
+    assert (volume.voxels[:, 5:7] == -1024).all()
+    np.testing.assert_array_equal(volume.voxels[1, 7:], ramp(1)[7:].astype(int) - 1024)
+
+
 def test_inverse_presentation_inverts_stored_values(tmp_path: Path) -> None:
     tags = {"PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": "INVERSE"}
     volume = read_series(write_series(tmp_path, slices(2, **tags)))
@@ -270,13 +291,18 @@ def test_missing_number_of_frames_is_taken_from_the_length(tmp_path: Path) -> No
 def test_junk_colour_and_damaged_files_are_left_out(tmp_path: Path) -> None:
     folder = write_series(tmp_path, slices(3))
     (folder / "notes.txt").write_text("patient moved")
+    report = ct_slice(9, Rows=None, Columns=None, PixelData=None, SOPClassUID=BasicTextSRStorage)
+    report.file_meta.MediaStorageSOPClassUID = BasicTextSRStorage
+    report.save_as(folder / "report.dcm", enforce_file_format=True)
     colour = ct_slice(5, np.zeros((ROWS, COLUMNS), np.uint8), SamplesPerPixel=3, PhotometricInterpretation="RGB")
     save(colour, folder / "screen.dcm")
     (folder / "half.dcm").write_bytes((folder / "000-0.dcm").read_bytes()[:600])
     volume = read_series(folder)
     assert volume.shape[0] == 3
     assert set(volume.quality) == {"junk_files", "colour_files", "unreadable_files"}
-    assert {name for name, _ in volume.dropped} == {"notes.txt", "screen.dcm", "half.dcm"}
+    (folder / "half.dcm").unlink()
+    assert set(read_series(folder).quality) == {"junk_files", "colour_files"}
+    assert {name for name, _ in volume.dropped} == {"notes.txt", "report.dcm", "screen.dcm", "half.dcm"}
 
 
 def test_a_damaged_duplicate_does_not_cost_the_slice(tmp_path: Path) -> None:

@@ -36,6 +36,15 @@ MAX_PYDICOM_READS = 300_000
 MAX_INFLATED_BYTES = 256 * 2**20
 """Largest data set that a deflated file may inflate to, checked against its own rows, columns and frames as well."""
 
+NO_IMAGES = (
+    "1.2.840.10008.1.3.10",  # directory
+    "1.2.840.10008.5.1.4.1.1.11.",  # presentation state
+    "1.2.840.10008.5.1.4.1.1.66",  # raw data, registration
+    "1.2.840.10008.5.1.4.1.1.88.",  # report, key objects
+    "1.2.840.10008.5.1.4.1.1.104.",  # document
+)
+"""SOP Classes of files that have no pixels and are no damaged images: what their UIDs begin with."""
+
 EXPLICIT, IMPLICIT = str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian)
 BIG_ENDIAN, DEFLATED = str(ExplicitVRBigEndian), str(DeflatedExplicitVRLittleEndian)
 
@@ -164,7 +173,8 @@ def _from_dataset(dataset: Dataset, file: "_BoundedFile", size: int, bare: bool)
     start = read_at(file.descriptor, place, min(12, size - place)).ljust(12, b"\0")
     group, element = struct.unpack_from(f"{order}HH", start)
     if (group, element) != (0x7FE0, 0x0010):
-        raise BadFile("no_images", "has no Pixel Data")
+        kind = str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID", ""))
+        raise BadFile("junk_files" if kind.startswith(NO_IMAGES) else "no_images", "has no Pixel Data")
     if implicit:
         vr, length, offset = b"", struct.unpack_from(f"{order}I", start, 4)[0], place + 8
     else:

@@ -87,8 +87,11 @@ def finish(frame: Frame, words: Words, out: NDArray[np.int16] | NDArray[np.float
 
 
 def background(frame: Frame) -> int:
-    """Return the value of voxels outside the scanned field."""
-    return CT_BACKGROUND if frame.modality == "CT" else 0
+    """Return the value of voxels outside the scanned field: air in a CT, or its lowest value if it cannot hold air."""
+    if frame.modality != "CT":
+        return 0
+    lowest = possible(frame).smallest if frame.stored.lut is None else int(frame.stored.lut[1].min())
+    return max(CT_BACKGROUND, round(lowest * frame.slope + frame.intercept))
 
 
 def _padding_mask(frame: Frame, words: Words) -> NDArray[np.bool_] | None:
