@@ -1,0 +1,121 @@
+"""Series in archives and in an object store."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import dicom_sets
+import fsspec
+import numpy as np
+import pytest
+
+from aneurysm_ray.config import VolumeConfig
+from aneurysm_ray.data import places, series, sources, storage, store
+from aneurysm_ray.errors import DatasetError
+from aneurysm_ray.labels import LABELS
+
+VOLUME = VolumeConfig(spacing_mm=(5, 5, 5)).model_dump(mode="json")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("places")
+    dicom_sets.write_set(root, 3, slices=12)
+    return root
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """A URL in a real S3-speaking server on the loopback."""
+    from moto.server import ThreadedMotoServer
+
+    with pytest.MonkeyPatch.context() as patch:
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        fsspec.filesystem("s3").mkdir("heads")
+        yield "s3://heads"
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        server.stop()
+
+
+def tasks(data: str, out: str, *, content: bool = False) -> list[series.Task]:
+    found, _ = sources.find_sources(data)
+    return [series.Task(source, out, VOLUME, "00", content) for source in found]
+
+
+def test_archives_stand_for_folders_and_keep_their_labels(data: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(data, root)
+    for number, kind in ((1, "zip"), (2, "tar")):
+        folder = root / "series" / dicom_sets.series_uid(number)
+        shutil.make_archive(str(folder), kind, folder)
+        shutil.rmtree(folder)
+    found = {source.key: source for source in sources.find_sources(str(root))[0]}
+    plain = {source.series_uid: source for source in sources.find_sources(str(data))[0]}
+    uids = [dicom_sets.series_uid(number) for number in range(3)]
+    assert sorted(found) == sorted([f"series/{uids[0]}", f"series/{uids[1]}.zip", f"series/{uids[2]}.tar"])
+    for source in found.values():
+        there = plain[source.series_uid]
+        assert (source.targets, source.points, source.modality) == (there.targets, there.points, there.modality)
+        assert source.voxel_bytes == there.voxel_bytes == 2 * 12 * 40 * 40
+
+
+def test_archives_of_a_folder_without_tables_are_series_too(data: Path, tmp_path: Path) -> None:
+    uids = [dicom_sets.series_uid(number) for number in range(2)]
+    (tmp_path / "site").mkdir()
+    shutil.make_archive(str(tmp_path / "site" / "head"), "zip", data / "series" / uids[0])
+    shutil.copytree(data / "series" / uids[1], tmp_path / "plain")
+    found = {source.key: source.series_uid for source in sources.find_sources(str(tmp_path))[0]}
+    assert found == {"site/head.zip": uids[0], "plain": uids[1]}
+
+
+def test_an_object_store_gives_the_same_volumes_as_a_folder(data: Path, bucket: str, tmp_path: Path) -> None:
+    filesystem = fsspec.filesystem("s3")
+    filesystem.put(f"{data}/", f"{bucket}/data", recursive=True)
+    uid = dicom_sets.series_uid(1)
+    local = {task.source.series_uid: series.prepare(task) for task in tasks(str(data), str(tmp_path))}
+    remote_tasks = tasks(f"{bucket}/data", f"{bucket}/volumes")
+    remote = {task.source.series_uid: series.prepare(task) for task in remote_tasks}
+    assert set(remote) == set(local) == {dicom_sets.series_uid(number) for number in range(3)}
+    there = store.read_volume(tmp_path / store.volume_path(uid))
+    here = store.read_volume(f"{bucket}/volumes/{store.volume_path(uid)}")
+    np.testing.assert_array_equal(here.voxels, there.voxels)
+    assert here.points == there.points and len(here.points) == 1
+    assert here.modality == "CTA" and here.targets[LABELS.index(LABELS[6])] == 1
+    assert storage.size_of(f"{bucket}/volumes/{store.picture_path(uid)}")
+    # Done is done: with the same ETags a second look finds every status good.
+    assert all(series.done_already(task, task.source.digest) for task in remote_tasks)
+    again = {task.source.series_uid: task for task in tasks(f"{bucket}/data", f"{bucket}/volumes")}
+    assert again[uid].source.digest == remote[uid]["digest"]
+    first = sorted(filesystem.find(f"{bucket}/data/series/{uid}"))[0]
+    filesystem.pipe_file(first, filesystem.cat_file(first) + b"\0\0")
+    changed = {task.source.series_uid: task for task in tasks(f"{bucket}/data", f"{bucket}/volumes")}
+    assert changed[uid].source.digest != again[uid].source.digest
+
+
+def test_objects_with_climbing_names_belong_to_no_series(bucket: str) -> None:
+    assert places._remote_series("series/../../etc/passwd", True) == (None, "")
+    assert places._remote_series("a/../b/1.dcm", False) == (None, "")
+    assert places._remote_series("series/1.2/x/1.dcm", True) == ("series/1.2", "x/1.dcm")
+    assert places._remote_series("site/1.zip", False) == ("site/1.zip", "1.zip")
+
+
+def test_a_bucket_that_is_not_there_is_a_sentence(bucket: str) -> None:
+    with pytest.raises(DatasetError, match=r"cannot be listed|holds no series"):
+        sources.find_sources("s3://no-such-bucket/data")
+
+
+def test_files_of_an_object_store_are_written_whole_and_read_back(bucket: str) -> None:
+    where = storage.join(f"{bucket}/set/", "a/b.bin")
+    assert where == f"{bucket}/set/a/b.bin"
+    assert storage.read_bytes(where) is None and storage.size_of(where) is None
+    storage.write_bytes(where, b"12345")
+    assert storage.read_bytes(where) == b"12345" and storage.size_of(where) == 5
+    assert storage.files_below(f"{bucket}/set") == [where]
+    storage.remove(where)
+    assert storage.files_below(f"{bucket}/set") == []
