@@ -175,7 +175,8 @@ def run_case(series: list[list[Path]], seed: int, case: int, folder: Path) -> tu
             scan_series(folder)
         volume = read_series(folder)
         outcome = "volume"
-        if volume.voxels.ndim != 3 or len(volume.voxels) < 2 or not abs(volume.affine).max() < 1e6:
+        placed = abs(volume.affine).max() < 1e6 and abs(volume.origins_mm).max() < 1e6  # false for NaN
+        if volume.voxels.ndim != 3 or len(volume.voxels) < 2 or not placed or not abs(volume.voxels[0]).max() < 1e15:
             outcome = "WRONG: a volume without sense"
     except SeriesError as error:
         outcome = error.reason

@@ -327,6 +327,8 @@ def test_a_damaged_duplicate_does_not_cost_the_slice(tmp_path: Path) -> None:
         ("no_geometry", {"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}),
         ("no_geometry", {"ImagePositionPatient": [0, 0, 1e9]}),
         ("unreadable_pixels", {"RescaleSlope": 0}),
+        ("unreadable_pixels", {"RescaleSlope": "1e30"}),
+        ("unreadable_pixels", {"RescaleIntercept": "-1e300"}),
         ("unsupported", {"BitsStored": 20, "HighBit": 19}),
         ("unsupported", {"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}),
         ("no_images", {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}),

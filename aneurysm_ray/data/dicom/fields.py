@@ -9,20 +9,31 @@ from aneurysm_ray.data.dicom.problems import BadFile
 
 SPACING_LIMITS_MM = (0.01, 50.0)
 """Pixel and slice spacings outside are taken for damage."""
+SLOPE_LIMITS = (1e-9, 1e9)
+"""Magnitudes of a Rescale Slope within which float32 holds the result."""
 MAX_COORDINATE_MM = 1e5
 """Positions farther from the origin are taken for damage."""
 ORTHONORMAL_TOLERANCE = 1e-3
 """Direction cosines off by more are repaired with a note: 0.1 mm at the edge of a 200 mm image."""
+MAX_TEXT_BYTES = 1024
+"""What is read of a text; the longest wanted one, Image Type, has a few dozen."""
 _SAFE_UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 Vector: TypeAlias = tuple[float, ...]
 
 
 def checked_slope(slope: float) -> float:
-    """Return a Rescale Slope that keeps the image; raises BadFile for 0, which would wipe it out."""
-    if slope == 0:
-        raise BadFile("unreadable_pixels", "has Rescale Slope 0")
+    """Return a Rescale Slope that keeps the image; raises BadFile for 0, which wipes it out, or one beyond float32."""
+    if not SLOPE_LIMITS[0] <= abs(slope) <= SLOPE_LIMITS[1]:
+        raise BadFile("unreadable_pixels", f"has Rescale Slope {slope:g}")
     return slope
+
+
+def checked_intercept(intercept: float) -> float:
+    """Return a Rescale Intercept that leaves the image its steps; raises BadFile."""
+    if abs(intercept) > SLOPE_LIMITS[1]:
+        raise BadFile("unreadable_pixels", f"has Rescale Intercept {intercept:g}")
+    return intercept
 
 
 def checked_spacing(spacing: Vector | None) -> Vector:
@@ -63,7 +74,7 @@ def _orthonormal(cosines: Vector) -> Vector:
 def text(values: dict[int, bytes], tag: int) -> str:
     """Return an element as text without padding; empty where absent."""
     value = values.get(tag)
-    return _clean(value) if value else ""
+    return _clean(value[:MAX_TEXT_BYTES]) if value else ""
 
 
 # Slices of a series share most of their values, so that parsing them again is a good part of a lean header's time.

@@ -11,6 +11,7 @@ from aneurysm_ray.data.dicom.codecs import CODECS, NATIVE
 from aneurysm_ray.data.dicom.elements import UNDEFINED
 from aneurysm_ray.data.dicom.fields import (
     Vector,
+    checked_intercept,
     checked_position,
     checked_slope,
     checked_spacing,
@@ -281,4 +282,5 @@ def describe_frame(stored: Stored, raw: RawHeader, kind: tuple[str, ...], notes:
 def _rescale(values: dict[int, bytes]) -> tuple[float, float, bool]:
     slope, intercept = text(values, tags.RESCALE_SLOPE), text(values, tags.RESCALE_INTERCEPT)
     factor = number(slope, "Rescale Slope") if slope else 1.0
-    return checked_slope(factor), number(intercept, "Rescale Intercept") if intercept else 0.0, bool(slope or intercept)
+    offset = number(intercept, "Rescale Intercept") if intercept else 0.0
+    return checked_slope(factor), checked_intercept(offset), bool(slope or intercept)

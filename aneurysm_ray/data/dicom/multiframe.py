@@ -10,6 +10,7 @@ from aneurysm_ray.data.dicom import elements as tags
 from aneurysm_ray.data.dicom.fields import (
     SPACING_LIMITS_MM,
     Vector,
+    checked_intercept,
     checked_position,
     checked_slope,
     checked_spacing,
@@ -62,7 +63,7 @@ def _placed(whole: Frame, index: int, levels: list[Any]) -> Frame:
         orientation=whole.orientation if orientation is None else orthonormal(orientation, notes),
         spacing_mm=checked_spacing(spacing or whole.spacing_mm or None),
         slope=whole.slope if slope is None else checked_slope(slope),
-        intercept=whole.intercept if intercept is None else intercept,
+        intercept=whole.intercept if intercept is None else checked_intercept(intercept),
         kind=(*(str(part).upper() for part in (kind or whole.kind)), *((str(component).upper(),) if component else ())),
         instance=index,
         acquisition=int(_number(levels, "FrameContentSequence", "FrameAcquisitionNumber") or whole.acquisition),
