@@ -36,10 +36,11 @@ class Head:
 
 def draw_head(rng: np.random.Generator, grid: Grid, pose: Pose, signal: Mapping[str, float]) -> Head:
     """Draw the head as it lies in a grid; `signal` is the value of each of `SOFT_TISSUES`."""
-    counts = [max(int(np.ceil(n * s / COARSE_MM)), 1) + 1 for n, s in zip(grid.shape, grid.spacing_mm, strict=True)]
+    sizes = [max(COARSE_MM, float(spacing)) for spacing in grid.spacing_mm]
+    counts = [int(np.ceil(n * s / c)) + 1 for n, s, c in zip(grid.shape, grid.spacing_mm, sizes, strict=True)]
     step = [(c - 1) / max(n - 1, 1) for c, n in zip(counts, grid.shape, strict=True)]
     x, y, z = _head_coordinates(grid, pose, counts, step)
-    noise = [_noise(rng, x.shape, sigma_mm) for sigma_mm in (3.0, 4.0, 8.0)]
+    noise = [_noise(rng, x.shape, [width_mm / size for size in sizes]) for width_mm in (3.0, 4.0, 8.0)]
     ripple = noise[2]
 
     brain = _brain_cavity(x, y, z) + 1.2 * ripple
@@ -115,9 +116,8 @@ def _head_coordinates(grid: Grid, pose: Pose, counts: Sequence[int], step: Seque
     return out[0], out[1], out[2]
 
 
-def _noise(rng: np.random.Generator, shape: tuple[int, ...], sigma_mm: float) -> F32:
-    """Smooth noise of unit variance."""
-    sigma = sigma_mm / COARSE_MM
+def _noise(rng: np.random.Generator, shape: tuple[int, ...], sigma: Sequence[float]) -> F32:
+    """Smooth noise of unit variance; `sigma` in voxels along each axis."""
     noise = gaussian_filter(rng.standard_normal(shape, dtype=np.float32), sigma, mode="wrap", truncate=2.5)
     return np.asarray(noise / noise.std(), np.float32)
 
