@@ -216,7 +216,8 @@ def _trials(search: SearchData) -> Section:
         "value": search.metrics[0]
     }
     names |= {PARAM + key: key for key in search.keys}
-    names |= {name: name for name in ("epochs", "seconds", "gpu_seconds", "worker", "origin") if name in search.trials}
+    facts = ("epochs", "seconds", *(("gpu_seconds",) if search.uses_gpus else ()), "worker", "origin")
+    names |= {name: name.replace("_", " ") for name in facts if name in search.trials}
     table = search.trials.assign(state=search.trials["state"].map(STATE_WORDS).fillna(search.trials["state"]))
     failed = search.trials[search.trials["state"] == "FAIL"]
     errors = pd.DataFrame(

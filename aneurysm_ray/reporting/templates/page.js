@@ -22,7 +22,8 @@
     const figure = JSON.parse(document.getElementById(holder.dataset.figure).textContent);
     figure.layout.template = template();
     await Plotly.newPlot(holder, figure.data, figure.layout,
-      {responsive: true, displaylogo: false, displayModeBar: "hover", modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"]});
+      {responsive: true, displaylogo: false, displayModeBar: "hover",
+       modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]]});
     const menu = document.querySelector(`[data-choose="${CSS.escape(holder.closest("figure").id)}"]`);
     if (menu) {
       choose(holder, menu.value);
