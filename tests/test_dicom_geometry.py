@@ -119,3 +119,15 @@ def test_orthonormal_by_hand() -> None:
     # a column leaning 0.1 along the row loses that part and is stretched back to length 1
     np.testing.assert_allclose(orthonormal((2.0, 0, 0, 0.1, 1, 0), notes), (1, 0, 0, 0, 1, 0))
     assert notes == ["orientation_repaired"]
+
+
+def test_thousands_of_orientations_are_no_trap(tmp_path: Path) -> None:
+    """A rotating projection has an orientation for each image; the stack beside it is found all the same."""
+    rng = np.random.default_rng(2)
+    stack = frames_at(tmp_path, [0, 1, 2])
+    turned = [rotation(rng) for _ in range(3000)]
+    around = [
+        replace(stack[0], orientation=(*axes[0].tolist(), *axes[1].tolist()), index=100 + index)
+        for index, axes in enumerate(turned)
+    ]
+    assert [slot[0].index for slot in choose(around + stack).slots] == [0, 1, 2]

@@ -32,6 +32,9 @@ SHIFT_MM = 0.1
 PASS_COVERAGE = 0.9
 """Share of a stack's positions that one echo or time point must cover to be a volume of its own."""
 
+COMPARED_STACKS = 100
+"""Stacks that a frame is compared with: a rotating projection has hundreds, and every pair would take minutes."""
+
 _PROJECTIONS = ("PROJECTION IMAGE", "MIP", "MINIP", "MAXIMUM", "MAX_IP", "MIN_IP")
 _PHASES = ("P", "PHASE", "PHASE MAP", "PHASE_MAP", "SW_P", "R", "REAL", "I", "IMAGINARY", "MIXED")
 
@@ -147,7 +150,7 @@ def _stacks(frames: list[Frame]) -> list[list[Frame]]:
         exact = (frame.shape, frame.spacing_mm, frame.orientation)
         stack = known.get(exact)
         if stack is None:
-            stack = next((stack for stack in stacks if _alike(stack[0], frame)), None)
+            stack = next((stack for stack in stacks[:COMPARED_STACKS] if _alike(stack[0], frame)), None)
             if stack is None:
                 stack = []
                 stacks.append(stack)
