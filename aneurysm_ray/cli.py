@@ -72,8 +72,8 @@ def _build(
     """Build the configuration of a command; a run that is resumed starts from its own."""
     from aneurysm_ray import overrides, rundir
 
-    begun = resumed is not None and (resumed / rundir.CONFIG).exists()
-    return overrides.load(preset, file, words or [], base=rundir.read_config(resumed) if begun else None, **flags)
+    base = rundir.read_config(resumed) if resumed and (resumed / rundir.CONFIG).exists() else None
+    return overrides.load(preset, file, words or [], base=base, **flags)
 
 
 def _run_name(*parts: str) -> Path:

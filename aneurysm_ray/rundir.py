@@ -111,12 +111,16 @@ def keep_log(folder: Path) -> Iterator[None]:
     handler = logging.FileHandler(folder / LOG, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
+    level = logger.level
+    if not logger.isEnabledFor(logging.INFO):
+        logger.setLevel(logging.INFO)
     try:
         yield
     except BaseException:
         handler.handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, "stopped by", (), sys.exc_info()))
         raise
     finally:
+        logger.setLevel(level)
         logger.removeHandler(handler)
         handler.close()
 

@@ -1,41 +1,53 @@
-"""Folds on Ray Train: what fits on a cluster, and real runs from prepared volumes to a summary."""
+"""Folds on Ray Train: real runs from prepared volumes to a summary, through deaths, on one worker and two."""
 
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
 import pytest
+from learning_sets import small_config, write_set
 
-from aneurysm_ray.config import ResourcesConfig
+from aneurysm_ray import overrides, rundir
+from aneurysm_ray.config import Config
+from aneurysm_ray.data import store
 from aneurysm_ray.distributed import train
-from aneurysm_ray.errors import RequestError
+from aneurysm_ray.errors import RequestError, RunDirError
+from aneurysm_ray.labels import LABELS
+from aneurysm_ray.learning import metrics
+
+TIMES = ["seconds", "patches_per_s", "data_wait_fraction"]
 
 
-@pytest.mark.parametrize(
-    ("resources", "cluster", "folds", "expected"),
-    [
-        ({}, {"CPU": 2}, 5, train.Plan(0.0, 2)),
-        ({"cpus_per_worker": 2}, {"CPU": 2}, 5, train.Plan(0.0, 1)),
-        ({}, {"CPU": 32, "GPU": 4}, 5, train.Plan(1.0, 4)),
-        ({"workers": 2}, {"CPU": 32, "GPU": 4}, 5, train.Plan(1.0, 2)),
-        ({"gpus_per_worker": 0.25}, {"CPU": 32, "GPU": 1}, 3, train.Plan(0.25, 3)),
-        ({"gpus_per_worker": 0}, {"CPU": 4, "GPU": 1}, 5, train.Plan(0.0, 4)),
-        ({"workers": 8, "min_workers": 2}, {"CPU": 4, "GPU": 4}, 5, train.Plan(1.0, 1)),
-    ],
-)
-def test_folds_run_side_by_side_where_there_is_room(
-    resources: dict[str, float], cluster: dict[str, float], folds: int, expected: train.Plan
-) -> None:
-    assert train.plan(ResourcesConfig.model_validate(resources), cluster, folds) == expected
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_set(tmp_path_factory.mktemp("set"), 12)
 
 
-@pytest.mark.parametrize(
-    ("resources", "sentence"),
-    [
-        ({"workers": 8}, r"8 workers with 1 GPUs each need 8 GPUs; the cluster has 4"),
-        ({"workers": 2, "cpus_per_worker": 9}, r"2 workers with 9 CPUs each need 18 CPUs; the cluster has 16"),
-        ({"workers": 9, "min_workers": 5}, r"5 workers with 1 GPUs each need 5 GPUs"),
-    ],
-)
-def test_what_cannot_fit_is_refused(resources: dict[str, float], sentence: str) -> None:
-    with pytest.raises(RequestError, match=sentence):
-        train.plan(ResourcesConfig.model_validate(resources), {"CPU": 16, "GPU": 4}, 1)
+def settings(folder: Path, **changes: object) -> Config:
+    return small_config(folder, folds__count=3, **changes)
+
+
+@pytest.fixture(scope="module")
+def straight(ray_session: None, volumes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One undisturbed fold of three epochs."""
+    out = tmp_path_factory.mktemp("runs") / "straight"
+    train.train(volumes, out, settings(volumes, optim__epochs=3), folds="1")
+    return out
+
+
+def same_numbers(first: Path, second: Path) -> None:
+    """Assert that two runs' histories and predictions agree to the last digit."""
+    for name in (rundir.METRICS, rundir.PREDICTIONS, rundir.CANDIDATES):
+        tables = [
+            rundir.read_csv(run / "fold_1" / name).drop(columns=TIMES, errors="ignore") for run in (first, second)
+        ]
+        pd.testing.assert_frame_equal(*tables, check_exact=True)
 
 
 @pytest.mark.parametrize(("text", "folds"), [("all", [0, 1, 2]), ("1", [1]), ("2,0", [0, 2]), ("1,1", [1])])
@@ -47,3 +59,104 @@ def test_folds_are_read(text: str, folds: list[int]) -> None:
 def test_wrong_folds_are_refused(text: str) -> None:
     with pytest.raises(RequestError, match="fold"):
         train.parse_folds(text, 3)
+
+
+def test_a_run_holds_what_it_promises(straight: Path, volumes: Path) -> None:
+    summary = rundir.read_json(straight / rundir.SUMMARY)
+    predictions = rundir.read_csv(straight / rundir.PREDICTIONS)
+    folds = rundir.read_csv(straight / rundir.FOLDS)
+    assert set(predictions["series_uid"]) == set(folds.loc[folds["fold"] == 1, "series_uid"])
+    assert not set(predictions["patient"]) & set(folds.loc[folds["fold"] != 1, "patient"])
+    assert list(predictions[list(LABELS)].columns) == list(LABELS)
+    targets, probabilities = metrics.targets_of(predictions), metrics.probabilities_of(predictions)
+    assert summary["score"]["value"] == pytest.approx(metrics.weighted_score(targets, probabilities), abs=1e-12)
+    assert [fold["fold"] for fold in summary["folds"]] == [1]
+    assert summary["folds"][0]["epochs"] == 3
+    assert len(rundir.read_csv(straight / "fold_1" / rundir.METRICS)) == 3
+    for uid in predictions["series_uid"]:
+        with np.load(straight / "fold_1" / rundir.HEATMAPS / f"{uid}.npz") as heatmap:
+            assert heatmap["grid"].ndim == 3
+            assert heatmap["affine"].shape == (4, 4)
+    assert "<html" in (straight / rundir.REPORT).read_text(encoding="utf-8")
+    assert "fold 1  epoch   3/3" in (straight / rundir.LOG).read_text()
+    assert rundir.read_json(straight / rundir.PROVENANCE)["volumes"] == str(volumes)
+
+
+def test_a_finished_run_is_neither_repeated_nor_overwritten(straight: Path, volumes: Path) -> None:
+    before = (straight / "fold_1" / rundir.PREDICTIONS).stat().st_mtime_ns
+    config = settings(volumes, optim__epochs=3)
+    with pytest.raises(RunDirError, match="add --resume"):
+        train.train(volumes, straight, config, folds="1")
+    train.train(volumes, straight, config, folds="1", resume=True)
+    assert (straight / "fold_1" / rundir.PREDICTIONS).stat().st_mtime_ns == before
+
+
+def test_a_set_without_labels_is_refused(volumes: Path) -> None:
+    frame = store.volumes_table(volumes)
+    with pytest.raises(
+        RequestError, match=r"no volume has labels to train on; prepare a data set that has a train\.csv"
+    ):
+        train.labelled(frame.assign(**{LABELS[-1]: np.nan}), volumes)
+
+
+def test_what_does_not_fit_is_refused_before_it_starts(ray_session: None, volumes: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"64 worker\(s\) with 1 CPUs each do not fit"):
+        train.train(volumes, tmp_path / "run", settings(volumes, resources__workers=64))
+
+
+def _kill_worker_after_first_epoch(out: Path, killed: list[int]) -> None:
+    """Wait for the first epoch's checkpoint, then kill -9 the Ray worker that trains."""
+    import psutil
+
+    deadline = time.monotonic() + 120
+    while not (out / "fold_1" / rundir.CHECKPOINT_LAST / "state.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        if " ".join(process.info["cmdline"] or []).startswith("ray::RayTrainWorker") and _is_ours(process):
+            os.kill(process.pid, signal.SIGKILL)
+            killed.append(process.pid)
+
+
+def _is_ours(process: object) -> bool:
+    """Whether a process belongs to the Ray this test session started."""
+    import psutil
+
+    ancestors = {parent.pid for parent in psutil.Process(process.pid).parents()}  # type: ignore[attr-defined]
+    return os.getpid() in ancestors
+
+
+def test_a_killed_worker_costs_no_digit(straight: Path, volumes: Path, tmp_path: Path) -> None:
+    out, killed = tmp_path / "killed", []
+    killer = threading.Thread(target=_kill_worker_after_first_epoch, args=(out, killed))
+    killer.start()
+    train.train(volumes, out, settings(volumes, optim__epochs=3), folds="1")
+    killer.join()
+    assert killed
+    same_numbers(straight, out)
+
+
+def test_two_workers_train_as_one(straight: Path, volumes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "two"
+    train.train(volumes, out, settings(volumes, optim__epochs=3, resources__workers=2), folds="1")
+    tables = [rundir.read_csv(run / "fold_1" / rundir.PREDICTIONS) for run in (straight, out)]
+    assert list(tables[0]["series_uid"]) == list(tables[1]["series_uid"])
+    # Sums of gradients are rounded in another order, and three epochs of Adam enlarge that a little.
+    np.testing.assert_allclose(tables[0][list(LABELS)], tables[1][list(LABELS)], rtol=0, atol=2e-3)
+    losses = [rundir.read_csv(run / "fold_1" / rundir.METRICS)["train/loss"] for run in (straight, out)]
+    np.testing.assert_allclose(*losses, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_killed_driver_costs_no_digit(straight: Path, volumes: Path, tmp_path: Path) -> None:
+    out, file = tmp_path / "run", tmp_path / "config.toml"
+    file.write_text(overrides.to_toml(settings(volumes, optim__epochs=3)))
+    words = [sys.executable, "-m", "aneurysm_ray.cli", "train", str(volumes), "--fold", "1", "--out", str(out)]
+    driver = subprocess.Popen([*words, "--config", str(file)])
+    deadline = time.monotonic() + 300
+    while not (out / "fold_1" / rundir.CHECKPOINT_LAST / "state.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    driver.kill()
+    driver.wait()
+    assert not (out / rundir.SUMMARY).exists()
+    subprocess.run([*words, "--resume"], check=True)
+    same_numbers(straight, out)

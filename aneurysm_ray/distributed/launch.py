@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from aneurysm_ray import rundir
 from aneurysm_ray.config import Config
-from aneurysm_ray.distributed import search, space
+from aneurysm_ray.distributed import search, space, train
 from aneurysm_ray.distributed import trial as one_trial
 from aneurysm_ray.distributed import trials as tables
 
@@ -55,11 +55,7 @@ def launch(
         scaling = None
         request = {name.lower(): amount for name, amount in need.items()}
     else:
-        scaling = ray.train.ScalingConfig(
-            num_workers=(resources.min_workers, resources.workers) if resources.min_workers else resources.workers,
-            use_gpu="GPU" in need,
-            resources_per_worker=dict(need),
-        )
+        scaling = train.scaling(resources, need)
         # The trial only waits for its workers: a CPU of its own could leave none for them. It waits on the head node,
         # the one whose loss ends the search anyway.
         request = {"node:__internal_head__": 0.001}

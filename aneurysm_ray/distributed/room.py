@@ -1,4 +1,4 @@
-"""How much of the cluster a trial takes, and how many trials fit at a time."""
+"""How much of the cluster a training run takes - a fold, or a trial of a search - and how many fit at a time."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,31 +21,32 @@ def workers_on(nodes: Sequence[Mapping[str, float]], need: Mapping[str, float]) 
     return sum(min(math.floor(node.get(name, 0.0) / amount + 1e-6) for name, amount in need.items()) for node in nodes)
 
 
-def trials_at_once(
+def runs_at_once(
     resources: ResourcesConfig,
     need: Mapping[str, float],
     nodes: Sequence[Mapping[str, float]],
     limit: Mapping[str, float] | None,
     asked: int,
 ) -> int:
-    """Return how many trials to run at a time: as many as fit, and no more than `asked` unless that is 0.
+    """Return how many runs to hold at a time: as many as fit, and no more than `asked` unless that is 0.
 
     `nodes` are the resources of each node of the cluster. `limit` is what the cluster can grow to, None when it does
-    not grow; trials of one worker then wait for nodes to come when more are asked for than fit.
-    Raises RequestError when not one trial fits, since Ray would wait for ever.
+    not grow; runs of one worker then wait for nodes to come when more are asked for than fit.
+    Raises RequestError when not one run fits, since Ray would wait for ever.
     """
-    fit = workers_on(nodes, need) // resources.workers
-    grown = workers_on([limit], need) // resources.workers if limit else fit
+    least = resources.min_workers or resources.workers
+    fit = workers_on(nodes, need) // least
+    grown = workers_on([limit], need) // least if limit else fit
     if max(fit, grown) < 1:
         wanted = " and ".join(f"{amount:g} {name}s" for name, amount in need.items())
         there = "; ".join(
             " and ".join(f"{node.get(name, 0.0):g} {name}s" for name in need) for node in (nodes or [{}])[:4]
         )
         raise RequestError(
-            f"a trial of {resources.workers} worker(s) with {wanted} each does not fit the cluster, whose nodes have "
+            f"{least} worker(s) with {wanted} each do not fit the cluster, whose nodes have "
             f"{there}. Use fewer resources.workers, or less resources.cpus_per_worker or resources.gpus_per_worker"
         )
     if not asked:
         return max(fit, 1)
-    # Trials of several workers each hold what they have while they wait for the rest, so more than fit could all wait.
+    # Runs of several workers each hold what they have while they wait for the rest, so more than fit could all wait.
     return min(asked, max(fit, 1)) if resources.workers > 1 or not limit else min(asked, max(fit, grown))

@@ -9,9 +9,9 @@ import concurrent.futures
 import logging
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import ray
@@ -22,49 +22,17 @@ from aneurysm_ray import provenance, rundir
 from aneurysm_ray.config import Config, ResourcesConfig
 from aneurysm_ray.data import folds as fold_tables
 from aneurysm_ray.data import store
-from aneurysm_ray.distributed import session
+from aneurysm_ray.distributed import room, session
 from aneurysm_ray.errors import AneurysmRayError, RequestError
 from aneurysm_ray.labels import LABELS
+
+if TYPE_CHECKING:
+    from aneurysm_ray.learning.engine import EpochResult
 
 log = logging.getLogger(__name__)
 
 FOLD_SUMMARY = rundir.SUMMARY
 _POLL_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one fold takes from the cluster, and how many folds fit side by side."""
-
-    gpus_per_worker: float
-    side_by_side: int
-
-
-def plan(resources: ResourcesConfig, cluster: dict[str, float], folds: int) -> Plan:
-    """Decide GPUs per worker and folds at a time from a cluster's total resources.
-
-    Raises RequestError when not even one fold fits, since Ray would wait for ever.
-    """
-    gpus, cpus = cluster.get("GPU", 0.0), cluster.get("CPU", 0.0)
-    per_worker = resources.gpus_per_worker
-    if per_worker < 0:
-        per_worker = 1.0 if gpus >= 1 else 0.0
-    least = resources.min_workers or resources.workers
-    if per_worker and least * per_worker > gpus:
-        raise RequestError(
-            f"{least} workers with {per_worker:g} GPUs each need {least * per_worker:g} GPUs; "
-            f"the cluster has {gpus:g}. Use fewer resources.workers or a smaller resources.gpus_per_worker"
-        )
-    if least * resources.cpus_per_worker > cpus:
-        raise RequestError(
-            f"{least} workers with {resources.cpus_per_worker:g} CPUs each need "
-            f"{least * resources.cpus_per_worker:g} CPUs; the cluster has {cpus:g}. "
-            "Use fewer resources.workers or a smaller resources.cpus_per_worker"
-        )
-    room = math.floor(cpus / (resources.workers * resources.cpus_per_worker))
-    if per_worker:
-        room = min(room, math.floor(gpus / (resources.workers * per_worker)))
-    return Plan(per_worker, max(1, min(room, folds)))
 
 
 def parse_folds(text: str, count: int) -> list[int]:
@@ -97,20 +65,18 @@ def train(volumes: Path, out: Path, config: Config, *, folds: str = "0", resume:
     assignment = fold_tables.assign(table, config.folds)
     rundir.write_csv(out / rundir.FOLDS, assignment)
     with rundir.keep_log(out), session.connect():
-        layout = plan(config.resources, session.resources(), len(chosen))
+        need = room.per_worker(config.resources, session.resources())
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        side_by_side = room.runs_at_once(config.resources, need, nodes, session.growth(), asked=len(chosen))
         unfinished = [fold for fold in chosen if not (rundir.fold_dir(out, fold) / FOLD_SUMMARY).exists()]
         log.info(
-            "* fold %s: %s, %d training / %d validation volumes, %d worker(s) with %g CPUs and %g GPUs",
-            folds,
-            config.model.name,
-            (assignment["fold"] != chosen[0]).sum(),
-            (assignment["fold"] == chosen[0]).sum(),
-            config.resources.workers,
-            config.resources.cpus_per_worker,
-            layout.gpus_per_worker,
+            "* fold %s: %s, %d training / %d validation volumes, %d worker(s) of %s, %d fold(s) at a time",
+            *(folds, config.model.name, (assignment["fold"] != chosen[0]).sum()),
+            *((assignment["fold"] == chosen[0]).sum(), config.resources.workers),
+            *(" and ".join(f"{amount:g} {name}s" for name, amount in need.items()), side_by_side),
         )
-        _run_folds(unfinished, layout, config, volumes, out)
-    return _finish(out, chosen, config, time.monotonic() - started)
+        _run_folds(unfinished, side_by_side, need, config, volumes, out)
+    return _finish(out, config, time.monotonic() - started)
 
 
 def labelled(table: pd.DataFrame, volumes: Path) -> pd.DataFrame:
@@ -132,12 +98,14 @@ def _transfer(config: Config) -> str:
     return str(checkpoint.transfer(models.build(config.model), checkpoint.read_weights(Path(config.init))))
 
 
-def _run_folds(folds: list[int], layout: Plan, config: Config, volumes: Path, out: Path) -> None:
+def _run_folds(
+    folds: list[int], side_by_side: int, need: Mapping[str, float], config: Config, volumes: Path, out: Path
+) -> None:
     """Run folds in threads that each wait for one Ray Train controller; log every epoch as it lands."""
-    pool = concurrent.futures.ThreadPoolExecutor(layout.side_by_side)
+    pool = concurrent.futures.ThreadPoolExecutor(side_by_side)
     shown: dict[int, int] = {}
     try:
-        running = {pool.submit(_run_fold, fold, layout, config, volumes, out): fold for fold in folds}
+        running = {pool.submit(_run_fold, fold, need, config, volumes, out): fold for fold in folds}
         while running:
             done, _ = concurrent.futures.wait(
                 running, timeout=_POLL_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED
@@ -176,55 +144,78 @@ def _log_epochs(out: Path, fold: int, epochs: int, shown: dict[int, int]) -> Non
     shown[fold] = len(table)
 
 
-def _run_fold(fold: int, layout: Plan, config: Config, volumes: Path, out: Path) -> None:
+def scaling(resources: ResourcesConfig, need: Mapping[str, float]) -> ray.train.ScalingConfig:
+    """Say to Ray Train how many workers to hold and what each needs."""
+    return ray.train.ScalingConfig(
+        num_workers=(resources.min_workers, resources.workers) if resources.min_workers else resources.workers,
+        use_gpu="GPU" in need,
+        resources_per_worker=dict(need),
+    )
+
+
+def _run_fold(fold: int, need: Mapping[str, float], config: Config, volumes: Path, out: Path) -> None:
     """Train one fold; returns when its summary is written. Raises Ray's TrainingFailedError."""
-    resources = config.resources
-    trainer = ray.train.torch.TorchTrainer(
+    failures = config.resources.max_failures
+    settings = {
+        "fold": fold,
+        "config": config.model_dump(mode="json"),
+        "volumes": str(volumes),
+        "out": str(out),
+    }
+    ray.train.torch.TorchTrainer(
         _worker,
-        train_loop_config={
-            "fold": fold,
-            "config": config.model_dump(mode="json"),
-            "volumes": str(volumes),
-            "out": str(out),
-        },
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=(resources.min_workers, resources.workers) if resources.min_workers else resources.workers,
-            use_gpu=layout.gpus_per_worker > 0,
-            resources_per_worker={
-                "CPU": resources.cpus_per_worker,
-                **({"GPU": layout.gpus_per_worker} if layout.gpus_per_worker else {}),
-            },
-        ),
+        train_loop_config=settings,
+        scaling_config=scaling(config.resources, need),
         run_config=ray.train.RunConfig(
             name=f"fold_{fold}",
             storage_path=str(out / "ray"),
-            failure_config=ray.train.FailureConfig(
-                max_failures=resources.max_failures, controller_failure_limit=resources.max_failures
-            ),
+            failure_config=ray.train.FailureConfig(max_failures=failures, controller_failure_limit=failures),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
-    )
-    trainer.fit()
+    ).fit()
 
 
 def _worker(settings: dict[str, Any]) -> None:
-    """Run one rank of one fold; torch is imported here, as Ray's controller loads this file too."""
+    """Run one rank of one fold, from where its last checkpoint stands to its end."""
+    from aneurysm_ray.learning import checkpoint
+
+    config = Config.model_validate(settings["config"])
+    fold, volumes, out = settings["fold"], Path(settings["volumes"]), Path(settings["out"])
+    folder = rundir.fold_dir(out, fold)
+    last = folder / rundir.CHECKPOINT_LAST
+    first = ray.train.get_context().get_world_rank() == 0
+    resume = checkpoint.load(last) if (last / checkpoint.STATE).exists() else None
+    for result in fit_fold(config, fold, resume, volumes=volumes, folds=out / rundir.FOLDS):
+        if first:
+            _write_epoch(folder, result)
+        ray.train.report(result.metrics)
+    if first:
+        _write_fold_summary(folder, fold)
+
+
+def fit_fold(
+    config: Config, fold: int, resume: dict[str, Any] | None, *, volumes: Path, folds: Path
+) -> Iterator["EpochResult"]:
+    """Train one fold of prepared volumes in this process: alone, or as one rank of a Ray Train group.
+
+    `folds` is the table of series and folds; `resume` the state of an earlier epoch. torch is imported here, since
+    Ray's controller loads this file too and should stay small.
+    """
+    import ray.train.torch
     import torch
 
     from aneurysm_ray.learning import checkpoint, engine
 
-    config = Config.model_validate(settings["config"])
-    fold, volumes, out = settings["fold"], Path(settings["volumes"]), Path(settings["out"])
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(max(1, int(config.resources.cpus_per_worker)))
     table = store.volumes_table(volumes)
-    assignment = rundir.read_csv(out / rundir.FOLDS).set_index("series_uid")["fold"]
+    assignment = rundir.read_csv(folds).set_index("series_uid")["fold"]
     table = table[table["series_uid"].isin(assignment.index)].reset_index(drop=True)
     held_out = table["series_uid"].map(assignment) == fold
-    folder = rundir.fold_dir(out, fold)
-    last = folder / rundir.CHECKPOINT_LAST
-    results = engine.fit(
+    rank, world, device = 0, 1, "cuda" if torch.cuda.is_available() else "cpu"
+    if config.resources.workers > 1:
+        context = ray.train.get_context()
+        rank, world, device = context.get_world_rank(), context.get_world_size(), str(ray.train.torch.get_device())
+    return engine.fit(
         config,
         volumes,
         table[~held_out].reset_index(drop=True),
@@ -232,17 +223,12 @@ def _worker(settings: dict[str, Any]) -> None:
         fold=fold,
         rank=rank,
         world_size=world,
-        device=str(ray.train.torch.get_device()),
-        wrap=ray.train.torch.prepare_model if world > 1 else lambda model: model,
-        resume=checkpoint.load(last) if (last / checkpoint.STATE).exists() else None,
+        device=device,
+        # An elastic group may be down to one worker, which has nobody to be parallel with.
+        wrap=ray.train.torch.prepare_model if world > 1 else lambda network: network,
+        resume=resume,
         init=checkpoint.read_weights(Path(config.init)) if config.init else None,
     )
-    for result in results:
-        if rank == 0:
-            _write_epoch(folder, result)
-        ray.train.report(result.metrics)
-    if rank == 0:
-        _write_fold_summary(folder, fold)
 
 
 def _write_epoch(folder: Path, result: Any) -> None:
@@ -270,7 +256,7 @@ def _write_fold_summary(folder: Path, fold: int) -> None:
             "fold": fold,
             "score": _number(last["val/score"]),
             "auc_present": _number(last["val/auc_present"]),
-            "best_epoch": int(history["val/score"].fillna(-1).idxmax()),
+            "best_epoch": int(history["val/score"].fillna(-1).to_numpy().argmax()),
             "epochs": len(history),
             "seconds": float(history["seconds"].sum()),
             "data_wait_fraction": _number(history["data_wait_fraction"].mean()),
@@ -282,7 +268,7 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
-def _finish(out: Path, folds: list[int], config: Config, seconds: float) -> dict[str, Any]:
+def _finish(out: Path, config: Config, seconds: float) -> dict[str, Any]:
     """Join the folds' out-of-fold tables, compute the score with its interval, and write the summary and the page."""
     from aneurysm_ray.learning import metrics
     from aneurysm_ray.reporting import pages

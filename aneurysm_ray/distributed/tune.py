@@ -7,10 +7,9 @@ import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
-import ray.train
 
 from aneurysm_ray import overrides, provenance, rundir
 from aneurysm_ray.config import Config
@@ -19,9 +18,6 @@ from aneurysm_ray.data import store
 from aneurysm_ray.distributed import launch, room, search, session, space, train, trial, trials
 from aneurysm_ray.errors import AneurysmRayError, ConfigError, RequestError, did_you_mean
 from aneurysm_ray.labels import LABELS
-
-if TYPE_CHECKING:
-    from aneurysm_ray.learning.engine import EpochResult
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +44,7 @@ def tune(volumes: Path, out: Path, config: Config, *, resume: bool = False, then
     open_directory(out, config, provenance.describe("tune", **facts), resume=resume)
     rundir.write_csv(out / rundir.FOLDS, fold_tables.assign(table, config.folds))
     with rundir.keep_log(out), session.connect(dashboard=config.resources.workers > 1):
-        fit = functools.partial(fit_fold, volumes=volumes, folds=out / rundir.FOLDS)
+        fit = functools.partial(train.fit_fold, volumes=volumes, folds=out / rundir.FOLDS)
         summary = run_search(out, config, fit, resume=resume)
         if then_train and not summary["interrupted"] and summary["best"]:
             summary["train"] = _train_best(volumes, out, resume=resume)
@@ -118,40 +114,6 @@ def run_search(out: Path, config: Config, fit: trial.Fit, *, resume: bool = Fals
         rundir.write_json(out / rundir.SUMMARY, summary)
     shutil.rmtree(out / "ray", ignore_errors=True)
     return summary
-
-
-def fit_fold(
-    config: Config, fold: int, resume: dict[str, Any] | None, *, volumes: Path, folds: Path
-) -> Iterator["EpochResult"]:
-    """Train one fold of prepared volumes in this process: alone, or as one rank of a Ray Train group."""
-    import ray.train.torch
-    import torch
-
-    from aneurysm_ray.learning import checkpoint, engine
-
-    torch.set_num_threads(max(1, int(config.resources.cpus_per_worker)))
-    table = store.volumes_table(volumes)
-    assignment = rundir.read_csv(folds).set_index("series_uid")["fold"]
-    table = table[table["series_uid"].isin(assignment.index)].reset_index(drop=True)
-    held_out = table["series_uid"].map(assignment) == fold
-    rank, world, device = 0, 1, "cuda" if torch.cuda.is_available() else "cpu"
-    if config.resources.workers > 1:
-        context = ray.train.get_context()
-        rank, world, device = context.get_world_rank(), context.get_world_size(), str(ray.train.torch.get_device())
-    return engine.fit(
-        config,
-        volumes,
-        table[~held_out].reset_index(drop=True),
-        table[held_out].reset_index(drop=True),
-        fold=fold,
-        rank=rank,
-        world_size=world,
-        device=device,
-        # An elastic group may be down to one worker, which has nobody to be parallel with.
-        wrap=ray.train.torch.prepare_model if world > 1 else lambda network: network,
-        resume=resume,
-        init=checkpoint.read_weights(Path(config.init)) if config.init else None,
-    )
 
 
 def _train_best(volumes: Path, out: Path, *, resume: bool) -> dict[str, Any]:

@@ -46,7 +46,8 @@ def labels(data: Path) -> pd.DataFrame:
     for column, label in enumerate(LABELS):
         frame[f"target/{label}"] = targets[:, column]
     frame["series_uid"] = frame["series_uid"].astype("string")
-    return frame[~np.isnan(targets[:, -1])].reset_index(drop=True)
+    known: pd.DataFrame = frame[~np.isnan(targets[:, -1])]
+    return known.reset_index(drop=True)
 
 
 def render(summary: dict[str, Any]) -> str:
