@@ -2,12 +2,12 @@
 
     nice -n 10 python benchmarks/predict.py [RUN] [SERIES...] [--rounds 3]
 
-Both get the same DICOM folders and the same network. Ours: `read_series`, `prepare_series`, `score_volume`. MONAI's,
-as its tutorials write it: LoadImage(PydicomReader) → Orientation → Spacing → ScaleIntensityRange →
-sliding_window_inference with the same window, overlap and batch, on the whole scan, since it has no region of interest;
-and, to be fair to it, on a volume cropped to about our region before Spacing. CPU seconds of all threads, so that a busy
-machine changes little; one torch thread; medians over rounds in turn. Without arguments: untrained weights, phantoms
-made on the spot. Prints markdown.
+Both get the same DICOM folders and the same network. Ours: `read_series`, `prepare_series`, `score_volume`.
+MONAI's, as its tutorials write it: LoadImage(PydicomReader) → Orientation → Spacing → ScaleIntensityRange →
+sliding_window_inference with the same window, overlap and batch, on the whole scan, since it has no region of
+interest; and, to be fair to it, on a volume cropped to about our region before Spacing. CPU seconds of all
+threads, so that a busy machine changes little; one torch thread; medians over rounds in turn. Without arguments:
+untrained weights, phantoms made on the spot. Prints markdown.
 """
 
 import argparse

@@ -130,7 +130,7 @@ def test_ray_gives_the_same_tables(
     run: Path, data: Path, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predict.predict(run, [str(data / "axial"), str(data / "junk")], tmp_path / "alone", {})
-    monkeypatch.setattr(predict, "FEW", 0)
+    monkeypatch.setattr(predict, "FEW", 1)
     predict.predict(run, [str(data / "axial"), str(data / "junk")], tmp_path / "ray", {})
     for name in (rundir.PREDICTIONS, rundir.CANDIDATES):
         assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
@@ -163,7 +163,7 @@ def test_resume_with_other_models_is_refused(run: Path, data: Path, done: Path, 
 def test_series_lost_with_its_worker_is_answered(
     run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def none(left: Any, order: Any) -> Iterator[dict[str, str]]:
+    def none(left: Any, order: Any, trained: Any) -> Iterator[dict[str, str]]:
         return iter(())
 
     monkeypatch.setattr(predict, "_rows", none)

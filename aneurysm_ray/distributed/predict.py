@@ -143,7 +143,7 @@ def _score(left: Sequence[Item], order: Order, trained: Ensemble) -> None:
     total_bytes = sum(max(item.bytes, 1) for item in left)
     sizes = {item.name: max(item.bytes, 1) for item in left}
     with progress.shown() as show:
-        for row in _rows(left, order):
+        for row in _rows(left, order, trained):
             done, failed, done_bytes = done + 1, failed + bool(row["reason"]), done_bytes + sizes[row["name"]]
             show(progress.Status(len(left), done, failed, total_bytes, done_bytes, time.monotonic() - begun))
     for item in left:
@@ -151,10 +151,10 @@ def _score(left: Sequence[Item], order: Order, trained: Ensemble) -> None:
             scoring.lost(item, order, trained)
 
 
-def _rows(left: Sequence[Item], order: Order) -> Iterator[dict[str, str]]:
+def _rows(left: Sequence[Item], order: Order, trained: Ensemble) -> Iterator[dict[str, str]]:
     if len(left) > FEW:
         with session.connect():
-            yield from _distributed(left, order)
+            yield from _distributed(left, order, trained.config.prepare.timeout_seconds)
     elif left:
         scorer = scoring.Scorer(order, _device())
         try:
@@ -167,15 +167,12 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _distributed(left: Sequence[Item], order: Order) -> Iterator[dict[str, str]]:
+def _distributed(left: Sequence[Item], order: Order, timeout_seconds: float) -> Iterator[dict[str, str]]:
     cluster = session.resources()
     gpus, cpus = int(cluster.get("GPU", 0)), cluster.get("CPU", 1.0)
-    context = ray.data.DataContext.get_current()
-    context.max_errored_blocks = -1  # a series whose worker dies is answered by the driver
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    # An actor on the CPU has a core for its child, which reads, and one for the network.
-    actors = min(len(left), gpus or max(1, int(cpus) // 2))
+    # An actor on the CPU has a core for its child, which reads, and one for the network. Loading takes an actor as long
+    # as a few series do.
+    actors = min(-(-len(left) // max(FEW, 1)), gpus or max(1, int(cpus) // 2))
     pool = ray.data.ActorPoolStrategy(
         size=actors,
         max_tasks_in_flight_per_actor=2 * READERS_PER_GPU if gpus else 2,
@@ -189,7 +186,9 @@ def _distributed(left: Sequence[Item], order: Order) -> Iterator[dict[str, str]]
         num_gpus=1 if gpus else 0,
         num_cpus=0 if gpus else 1,
     )
-    yield from rows.iter_rows()
+    # A series whose worker dies is left to the driver, which answers for it.
+    with session.quiet_data(max(1800.0, 3 * timeout_seconds)):
+        yield from rows.iter_rows()
 
 
 class _Actor:

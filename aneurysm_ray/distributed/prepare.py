@@ -164,7 +164,7 @@ def _run(tasks: Sequence[Task], config: Config, data: str) -> Iterator[dict[str,
     counts: Counter[str] = Counter()
     left = {task.source.key: task for task in tasks}
     total_bytes = sum(task.source.bytes for task in tasks)
-    with shown() as show, _quiet_data(config):
+    with shown() as show, session.quiet_data(max(1800.0, 3 * config.prepare.timeout_seconds)):
         for memory, tier in _tiers(tasks):
             for result in _results(tier, memory, config):
                 if result["failed"]:
@@ -237,28 +237,6 @@ def _prepare_row(row: dict[str, Any], memory_mb: int, timeout_seconds: float) ->
 def _guard(memory_mb: int) -> Guard:
     """Return this worker's guard; kept for the worker's life."""
     return Guard(memory_mb)
-
-
-@contextlib.contextmanager
-def _quiet_data(config: Config) -> Iterator[None]:
-    """Let Ray Data show nothing of its own, and lose a task that cannot be run in place of the job."""
-    context = ray.data.DataContext.get_current()
-    wanted = {
-        "enable_progress_bars": False,
-        "max_errored_blocks": -1,
-        "execution_no_progress_timeout_s": max(1800.0, 3 * config.prepare.timeout_seconds),
-    }
-    before = {name: getattr(context, name) for name in wanted}
-    level = logging.getLogger("ray.data").level
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    try:
-        for name, value in wanted.items():
-            setattr(context, name, value)
-        yield
-    finally:
-        logging.getLogger("ray.data").setLevel(level)
-        for name, value in before.items():
-            setattr(context, name, value)
 
 
 def _check_data_is_there(data: str) -> None:

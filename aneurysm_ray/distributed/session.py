@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 
 import ray
+import ray.data
 
 from aneurysm_ray.errors import RequestError
 
@@ -69,6 +70,31 @@ def connect(*, dashboard: bool = False) -> Iterator[None]:
         for name in missing:
             os.environ.pop(name, None)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def quiet_data(no_progress_seconds: float) -> Iterator[None]:
+    """Let Ray Data show nothing of its own, and lose a task that cannot be run in place of the job.
+
+    Ray Data gives up when nothing has come of a job for `no_progress_seconds`.
+    """
+    context = ray.data.DataContext.get_current()
+    wanted = {
+        "enable_progress_bars": False,
+        "max_errored_blocks": -1,
+        "execution_no_progress_timeout_s": no_progress_seconds,
+    }
+    before = {name: getattr(context, name) for name in wanted}
+    level = logging.getLogger("ray.data").level
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    try:
+        for name, value in wanted.items():
+            setattr(context, name, value)
+        yield
+    finally:
+        logging.getLogger("ray.data").setLevel(level)
+        for name, value in before.items():
+            setattr(context, name, value)
 
 
 def resources() -> dict[str, float]:
