@@ -28,6 +28,30 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return synthetic_runs.write_run(root / "run", root / "volumes", table)
 
 
+@pytest.fixture(scope="module")
+def report(run: Path) -> Path:
+    """The run's page as a file."""
+    return pages.write_report(run)
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> Page:
+    """The run's page."""
+    return run_page.page(run)
+
+
+@pytest.fixture(scope="module")
+def set_report(run: Path) -> Path:
+    """The page of the run's prepared set as a file."""
+    return pages.write_report(run.parent / "volumes")
+
+
+@pytest.fixture(scope="module")
+def set_of_run(run: Path) -> Page:
+    """The page of the run's prepared set."""
+    return set_page.page(run.parent / "volumes")
+
+
 def blocks(page: Page) -> dict[str, object]:
     return {block.key: block for section in page.sections for block in section.blocks}
 
@@ -39,19 +63,17 @@ def test_browser_check_sees_errors(tmp_path: Path) -> None:
     assert "missing is not defined" in console
 
 
-def test_run_page_opens_without_an_error(run: Path) -> None:
-    path = pages.write_report(run)
-    assert path == run / rundir.REPORT
-    dom = check_in_browser(path)
+def test_run_page_opens_without_an_error(run: Path, report: Path) -> None:
+    assert report == run / rundir.REPORT
+    dom = check_in_browser(report)
     assert "data-overlay" in dom
-    text = path.read_text(encoding="utf-8").replace(get_plotlyjs(), "")
+    text = report.read_text(encoding="utf-8").replace(get_plotlyjs(), "")
     assert len(text) < 3_000_000
     assert re.findall(r"(?:src|href)=\"https?://|url\(|@import", text) == []
     assert "hunter2" not in text
 
 
-def test_run_page_has_every_figure_and_speaks_the_scores(run: Path) -> None:
-    page = run_page.page(run)
+def test_run_page_has_every_figure_and_speaks_the_scores(run: Path, page: Page) -> None:
     found = blocks(page)
     for key in ("roc", "pr", "froc", "reliability", "probabilities", "labels", "subgroups", "loss", "score"):
         assert found[key].figure is not None, key  # type: ignore[attr-defined]
@@ -65,11 +87,11 @@ def test_run_page_has_every_figure_and_speaks_the_scores(run: Path) -> None:
     )
 
 
-def test_most_wrong_cases_are_the_most_wrong(run: Path) -> None:
+def test_most_wrong_cases_are_the_most_wrong(run: Path, page: Page) -> None:
     predictions = rundir.read_csv(run / rundir.PREDICTIONS)
     positive = predictions[f"target/{PRESENT}"] == 1
     worst = predictions[positive].sort_values(PRESENT)["series_uid"].iloc[0]
-    found = blocks(run_page.page(run))
+    found = blocks(page)
     assert found["missed"].cases[0].title == worst  # type: ignore[attr-defined]
     assert len(found["alarms"].cases) == 6  # type: ignore[attr-defined]
 
@@ -131,22 +153,20 @@ def test_run_with_one_class_has_a_page(tmp_path: Path) -> None:
     pages.write_report(run)
 
 
-def test_set_page_opens_and_lists_every_series(run: Path) -> None:
-    volumes = run.parent / "volumes"
-    dom = check_in_browser(pages.write_report(volumes))
+def test_set_page_opens_and_lists_every_series(set_report: Path, set_of_run: Page) -> None:
+    dom = check_in_browser(set_report)
     assert "90 series, page 1 of 3" in dom
     assert dom.count('<figure class="picture">') == 36  # the other 54 stay data
-    page = set_page.page(volumes)
-    found = blocks(page)
+    found = blocks(set_of_run)
     for key in ("modality", "plane", "sites", "reasons", "quality", "slices", "spacing_mm", "height_mm", "intensity"):
         assert found[key].figure is not None, key  # type: ignore[attr-defined]
     assert len(found["rejected"].rows) == 7  # type: ignore[attr-defined]
-    assert page.summary[0] == "90 series of 90 patients became volumes; 7 series were refused."
-    assert "positions or spacing are missing, not finite or absurd (5)" in page.summary[2]
+    assert set_of_run.summary[0] == "90 series of 90 patients became volumes; 7 series were refused."
+    assert "positions or spacing are missing, not finite or absurd (5)" in set_of_run.summary[2]
 
 
-def test_most_suspicious_series_come_first(run: Path) -> None:
-    items = blocks(set_page.page(run.parent / "volumes"))["series"].items  # type: ignore[attr-defined]
+def test_most_suspicious_series_come_first(set_of_run: Page) -> None:
+    items = blocks(set_of_run)["series"].items  # type: ignore[attr-defined]
     flags = [len(item["flags"]) for item in items]
     assert flags == sorted(flags, reverse=True)
     assert items[0]["flags"] == ["duplicate positions", "missing slices"]
@@ -233,7 +253,7 @@ def probe(page: Path, script: str, copy: Path) -> dict[str, str]:
     return dict(re.findall(r'<i data-probe="([^"]+)">([^<]*)</i>', opened.dom))
 
 
-def test_tables_sort_and_filter_and_menus_choose(run: Path, tmp_path: Path) -> None:
+def test_tables_sort_and_filter_and_menus_choose(run: Path, report: Path, tmp_path: Path) -> None:
     script = """
     const rows = table => [...table.tBodies[0].rows].filter(row => !row.hidden);
     const column = (table, index) => rows(table).map(row => row.cells[index].textContent);
@@ -260,7 +280,7 @@ def test_tables_sort_and_filter_and_menus_choose(run: Path, tmp_path: Path) -> N
     box.click();
     done("overlay", `${before} ${seen()}`);
     """
-    found = probe(pages.write_report(run), script, tmp_path / "probe.html")
+    found = probe(report, script, tmp_path / "probe.html")
     labels = metrics.per_label(rundir.read_csv(run / rundir.PREDICTIONS))
     counts = sorted(labels["n_positive"], reverse=True)
     assert found["down"] == ",".join(map(str, counts))
@@ -271,7 +291,7 @@ def test_tables_sort_and_filter_and_menus_choose(run: Path, tmp_path: Path) -> N
     assert found["overlay"] == "block/none none/block"
 
 
-def test_gallery_filters_finds_and_turns_pages(run: Path, tmp_path: Path) -> None:
+def test_gallery_filters_finds_and_turns_pages(set_report: Path, tmp_path: Path) -> None:
     script = """
     const where = () => document.querySelector("[data-where]").textContent;
     const first = () => document.querySelector(".picture .uid").textContent;
@@ -294,7 +314,7 @@ def test_gallery_filters_finds_and_turns_pages(run: Path, tmp_path: Path) -> Non
     done("none", where());
     """
     uid = synthetic_runs.uid(17)
-    found = probe(pages.write_report(run.parent / "volumes"), script % uid, tmp_path / "probe.html")
+    found = probe(set_report, script % uid, tmp_path / "probe.html")
     assert found["second"] == "90 series, page 2 of 3 false false"
     assert found["third"] == "90 series, page 3 of 3 18 true"
     assert found["filtered"] == "23 series, page 1 of 1"
