@@ -1,6 +1,6 @@
 """Is prediction from DICOM at least twice as fast as MONAI's usual pipeline with the same weights?
 
-    nice -n 10 python benchmarks/predict.py [RUN] [SERIES...] [--rounds 3]
+    nice -n 10 python benchmarks/predict.py [SERIES...] [--run RUN] [--rounds 3]
 
 Both get the same DICOM folders and the same network. Ours: `read_series`, `prepare_series`, `score_volume`.
 MONAI's, as its tutorials write it: LoadImage(PydicomReader) → Orientation → Spacing → ScaleIntensityRange →
@@ -92,8 +92,8 @@ def median(rounds: list[Stages]) -> Stages:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", nargs="?", type=Path)
     parser.add_argument("series", nargs="*", type=Path)
+    parser.add_argument("--run", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -179,15 +179,15 @@ def _distributed(left: Sequence[Item], order: Order, timeout_seconds: float) -> 
         max_concurrent_calls_per_actor=READERS_PER_GPU if gpus else 2,
         enable_true_multi_threading=True,
     )
-    rows = ray.data.from_items([asdict(item) for item in left], override_num_blocks=len(left)).map(
-        _Actor,
-        fn_constructor_args=(asdict(order), int(max(1, cpus // actors - 1))),
-        compute=pool,
-        num_gpus=1 if gpus else 0,
-        num_cpus=0 if gpus else 1,
-    )
-    # A series whose worker dies is left to the driver, which answers for it.
+    # Ray Data reads its settings when a job is put together. A series whose worker dies is left to the driver.
     with session.quiet_data(max(1800.0, 3 * timeout_seconds)):
+        rows = ray.data.from_items([asdict(item) for item in left], override_num_blocks=len(left)).map(
+            _Actor,
+            fn_constructor_args=(asdict(order), int(max(1, cpus // actors - 1))),
+            compute=pool,
+            num_gpus=1 if gpus else 0,
+            num_cpus=0 if gpus else 1,
+        )
         yield from rows.iter_rows()
 
 
