@@ -24,14 +24,16 @@ SETTINGS = ["volume.spacing_mm=[4,4,4]", "prepare.patient_key=a-test's-key"]
 KILLS = int(os.environ.get("ANEURYSM_RAY_KILLS", "3"))
 """Runs of the kill test: driver, worker and child in turn. Set it to 20 for the long form."""
 
+MARK = "ANEURYSM_RAY_TEST"
+"""Variable by which the processes of these tests are told from all others on this machine."""
+
 
 class Run:
     """`aneurysm-ray prepare` in a process of its own, whose workers can be told from all others on this machine."""
 
     def __init__(self, data: Path, out: Path, *more: str, **environment: str) -> None:
         self.out = out
-        self.mark = f"ANEURYSM_RAY_TEST={uuid.uuid4()}"
-        name, value = self.mark.split("=")
+        self.mark = f"{MARK}={out.parent}"
         command = [
             sys.executable,
             "-c",
@@ -43,7 +45,7 @@ class Run:
         self.log = out.with_name(f"{out.name}.{uuid.uuid4().hex[:6]}.log").open("w+")
         self.process = subprocess.Popen(
             [*command, *SETTINGS, *more],
-            env={**os.environ, name: value, **environment},
+            env={**os.environ, MARK: str(out.parent), **environment},
             stdout=self.log,
             stderr=self.log,
             start_new_session=True,
@@ -106,6 +108,8 @@ def cluster(place: Path) -> Iterator[Any]:
     Path("/tmp/ray").mkdir(exist_ok=True)  # Cluster notes its address there, wherever its own folder is
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_task_oom_retries", "1")
+        patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv(MARK, str(place))
         head = {"num_cpus": 2, "include_dashboard": False, "temp_dir": str(place / "ray")}
         cluster = Cluster(initialize_head=True, head_node_args=head)
     yield cluster

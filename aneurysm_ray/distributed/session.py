@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 
@@ -26,6 +27,20 @@ _LOCAL_DEFAULTS = {
 }
 
 
+def _check_answers(address: str) -> None:
+    """Raise RequestError when nothing listens at `[scheme://]host:port`: Ray itself waits more than a minute."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise RequestError(
+            f"no Ray cluster answers at {address} ({error}); start one with `ray start --head`, or unset "
+            "RAY_ADDRESS to use this machine alone"
+        ) from error
+
+
 @contextlib.contextmanager
 def connect(*, dashboard: bool = False) -> Iterator[None]:
     """Join the cluster that RAY_ADDRESS names or that runs this job, else start a local Ray and stop it at the end.
@@ -39,6 +54,7 @@ def connect(*, dashboard: bool = False) -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS") or ("auto" if os.environ.get("RAY_JOB_ID") else None)
     if address:
+        _check_answers(address)
         try:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError) as error:

@@ -1,0 +1,315 @@
+"""What does preparation cost, where does the time go, and what would the real data set take?
+
+Parts, each a table: (a) Ray Data against a plain process pool, (b) one worker against two, (c) CPU per stage with its
+floor and peak memory, (d) the real data set extrapolated, (e) MONAI and dcm2niix on the same series. All on synthetic
+CT series that the script writes into a temporary folder. Run: python benchmarks/prepare.py [abcde]
+"""
+
+import os
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pyarrow as pa
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless
+
+from aneurysm_ray.config import Config, VolumeConfig
+from aneurysm_ray.data import picture, series, sources, store
+from aneurysm_ray.data.dicom import read_series
+from aneurysm_ray.data.preprocess import prepare_series
+from aneurysm_ray.data.region import head_box, tissue_threshold
+from aneurysm_ray.data.resample import frame_of
+
+SMALL_COUNT, SMALL = 200, (30, 192, 192)
+LARGE = (400, 512, 512)
+REAL_SERIES, REAL_BYTES = 4348, 311e9
+SMALL_VOLUME = VolumeConfig(spacing_mm=(2.0, 1.0, 1.0)).model_dump(mode="json")
+VOLUME = VolumeConfig()
+
+
+def head(shape: tuple[int, int, int], seed: int) -> np.ndarray:
+    """Stored values of a noisy CT head that fills most of the field."""
+    z, y, x = np.ogrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j, -1 : 1 : shape[2] * 1j]
+    radius = np.sqrt((z / 1.05) ** 2 + (y / 0.85) ** 2 + (x / 0.7) ** 2)
+    values = np.where(radius < 0.92, 1064, np.where(radius < 1, 2200, 24)).astype(np.int16)
+    noise = np.random.default_rng(seed).normal(0, 12, (8, *shape[1:])).astype(np.int16)
+    for index in range(shape[0]):
+        values[index] += noise[index % 8]
+    return values
+
+
+def rle(plane: np.ndarray) -> bytes:
+    """One frame in RLE Lossless (PS3.5 G): high bytes, then low bytes, each packed row by row."""
+    parts = [imagecodecs.packbits_encode(np.ascontiguousarray(plane.view(np.uint8)[:, first::2])) for first in (1, 0)]
+    parts = [part + b"\0" * (len(part) % 2) for part in parts]
+    return struct.pack("<16I", 2, 64, 64 + len(parts[0]), *[0] * 13) + b"".join(parts)
+
+
+def write(folder: Path, uid: str, shape: tuple[int, int, int], spacing: tuple[float, float], packed: bool) -> None:
+    folder.mkdir(parents=True)
+    for index, plane in enumerate(head(shape, int(uid.rsplit(".", 1)[-1]))):
+        image = Dataset()
+        image.file_meta = FileMetaDataset()
+        image.file_meta.TransferSyntaxUID = RLELossless if packed else ExplicitVRLittleEndian
+        image.file_meta.MediaStorageSOPClassUID, image.file_meta.MediaStorageSOPInstanceUID = (
+            CTImageStorage,
+            f"{uid}.{index}",
+        )
+        image.SOPClassUID, image.SOPInstanceUID, image.SeriesInstanceUID = CTImageStorage, f"{uid}.{index}", uid
+        image.Modality, image.PatientID, image.InstanceNumber = "CT", uid, index + 1
+        image.Rows, image.Columns = plane.shape
+        image.PixelSpacing, image.ImageOrientationPatient = [spacing[1]] * 2, [1, 0, 0, 0, 1, 0]
+        image.ImagePositionPatient = [
+            -spacing[1] * plane.shape[1] / 2,
+            -spacing[1] * plane.shape[0] / 2,
+            spacing[0] * index,
+        ]
+        image.BitsAllocated = image.BitsStored = 16
+        image.HighBit, image.PixelRepresentation, image.SamplesPerPixel = 15, 1, 1
+        image.PhotometricInterpretation, image.RescaleSlope, image.RescaleIntercept = "MONOCHROME2", 1, -1024
+        image.PixelData = encapsulate([rle(plane)]) if packed else plane.tobytes()
+        image.save_as(folder / f"{uid}.{index}.dcm", enforce_file_format=True)
+
+
+def small_set(root: Path) -> list[sources.Source]:
+    for number in range(SMALL_COUNT):
+        uid = f"1.2.{1000 + number}"
+        write(root / "series" / uid, uid, SMALL, (5.0, 1.1), packed=False)
+    return sources.find_sources(str(root))[0]
+
+
+def tasks_for(found: Iterable[sources.Source], out: Path) -> list[series.Task]:
+    return [series.Task(source, str(out), SMALL_VOLUME, "00", False) for source in found]
+
+
+def steady_rate(arrivals: Iterable[Any]) -> float:
+    """Series per second between the 10th and the last result: workers have started by then."""
+    times = [time.monotonic() for _ in arrivals]
+    return (len(times) - 10) / (times[-1] - times[9])
+
+
+def by_pool(tasks: list[series.Task], workers: int) -> float:
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        return steady_rate(as_completed([pool.submit(series.prepare, task) for task in tasks]))
+
+
+def by_ray(tasks: list[series.Task], workers: int, data: str) -> float:
+    import logging
+
+    import ray
+
+    from aneurysm_ray.distributed import prepare as preparation
+
+    folder = tempfile.mkdtemp(prefix="ar", dir="/tmp")
+    # Ray's workers give way to other processes unless told not to, which a pool's do not.
+    os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", RAY_worker_niceness="0")
+    ray.init(
+        address="local",
+        num_cpus=workers,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        object_store_memory=2**28,
+        _temp_dir=folder,
+    )
+    try:
+        return steady_rate(preparation._run(tasks, Config(), data))
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def against_a_pool(folder: Path) -> None:
+    found = small_set(folder / "small")
+    print(
+        f"\n(a, b) {SMALL_COUNT} series of {SMALL[0]} × {SMALL[1]} × {SMALL[2]}, series per second in the steady state"
+    )
+    print("| workers | process pool | Ray Data | wall, Ray / pool |")
+    print("|---|---|---|---|")
+    rates: dict[tuple[str, int], list[float]] = {}
+    for turn in range(2):
+        for workers in (1, 2):
+            pool = by_pool(tasks_for(found, folder / f"pool{workers}{turn}"), workers)
+            with_ray = by_ray(tasks_for(found, folder / f"ray{workers}{turn}"), workers, str(folder))
+            rates.setdefault(("pool", workers), []).append(pool)
+            rates.setdefault(("ray", workers), []).append(with_ray)
+    best = {key: max(values) for key, values in rates.items()}
+    for workers in (1, 2):
+        pool, with_ray = best["pool", workers], best["ray", workers]
+        print(f"| {workers} | {pool:.2f} | {with_ray:.2f} | {pool / with_ray:.2f} |")
+    print(f"1 → 2 workers: pool × {best['pool', 2] / best['pool', 1]:.2f}, Ray × {best['ray', 2] / best['ray', 1]:.2f}")
+
+
+def cpu(call: Callable[[], Any], rounds: int = 3) -> tuple[float, Any]:
+    """Return the least CPU seconds of a call, its children's included, and its result."""
+    least, result = np.inf, None
+    for _ in range(rounds):
+        before = sum(resource.getrusage(who).ru_utime + resource.getrusage(who).ru_stime for who in (0, -1))
+        result = call()
+        after = sum(resource.getrusage(who).ru_utime + resource.getrusage(who).ru_stime for who in (0, -1))
+        least = min(least, after - before)
+    return least, result
+
+
+def peak_mb(task: series.Task) -> tuple[int, int]:
+    """Prepare a series in this process; return its peak memory before and after, in MB."""
+    before = high_water_mb()
+    series.prepare(task)
+    return before, high_water_mb()
+
+
+def high_water_mb() -> int:
+    """Return this process's largest resident memory; getrusage's would include what its parent had."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
+
+
+def by_stage(folder: Path) -> dict[str, float]:
+    path = folder / "large" / "1.2.5"
+    if not path.exists():
+        write(path, "1.2.5", LARGE, (0.5, 0.45), packed=True)
+    files = sorted(path.iterdir())
+    config = VOLUME
+    seconds: dict[str, tuple[float, float]] = {}
+
+    read_floor, data = cpu(lambda: [file.read_bytes() for file in files])
+    frames = [rle(plane) for plane in head(LARGE, 5)[:40]]
+    unpacked = [
+        (frame[64 : struct.unpack_from("<3I", frame)[2]], frame[struct.unpack_from("<3I", frame)[2] :])
+        for frame in frames
+    ]
+    codec, _ = cpu(lambda: [imagecodecs.packbits_decode(part) for parts in unpacked for part in parts])
+    read, volume = cpu(lambda: read_series(path))
+    seconds["read"] = (read_floor, read_floor)
+    seconds["decode"] = (read - read_floor, codec * len(files) / 40)
+
+    frame, threshold = frame_of(volume), tissue_threshold(volume)
+    region, _ = cpu(lambda: head_box(volume, frame, config.extent_mm, tissue_threshold(volume)))
+    seconds["region"] = (region, 0.0)
+    del threshold
+    whole, prepared = cpu(lambda: prepare_series(volume, config))
+    buffer = np.empty(LARGE[1:], np.float32)
+    touch, _ = cpu(lambda: [np.subtract(plane, np.float32(0), out=buffer) for plane in volume.voxels])
+    out = np.zeros(prepared.voxels.shape[1:], np.float32)
+    clip, _ = cpu(lambda: [np.clip(out, 0, 255).astype(np.uint8) for _ in range(prepared.voxels.shape[0])])
+    seconds["resample and window"] = (whole - region, touch + clip)
+    compress, encoded = cpu(lambda: store.encode(prepared, "{}"))
+    floor, _ = cpu(lambda: pa.compress(prepared.voxels.tobytes(), "zstd", asbytes=True))
+    seconds["compress"] = (compress, floor)
+    draw, _ = cpu(lambda: picture.draw(prepared, config))
+    seconds["picture"] = (draw, 0.0)
+    written, _ = cpu(lambda: store.write_volume(folder / "stages", prepared, "{}"))
+    plain, _ = cpu(lambda: (folder / "plain").write_bytes(encoded))
+    seconds["write"] = (max(written - compress, 0.0), plain)
+
+    print(f"\n(c) CPU seconds per stage, {LARGE[0]} × {LARGE[1]} × {LARGE[2]} RLE, {sum(map(len, data)) / 1e6:.0f} MB")
+    print("| stage | seconds | floor |")
+    print("|---|---|---|")
+    for stage, (spent, least) in seconds.items():
+        print(f"| {stage} | {spent:.3f} | {least:.3f} |")
+    total = sum(spent for spent, _ in seconds.values())
+    print(f"| all | {total:.3f} | {sum(least for _, least in seconds.values()):.3f} |")
+
+    source = sources.find_sources(str(path.parent))[0][0]
+    task = series.Task(source, str(folder / "peak"), VOLUME.model_dump(mode="json"), "00", False)
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        before, after = pool.submit(peak_mb, task).result()
+    volume_mb = 2 * np.prod(LARGE) / 2**20
+    print(
+        f"peak memory of a worker's child: {after} MB ({before} MB before it read); "
+        f"limit 3 × {volume_mb:.0f} + 500 = {3 * volume_mb + 500:.0f} MB"
+    )
+    return {"total": total, "bytes": sum(map(len, data)), "written": len(encoded)}
+
+
+def extrapolate(large: dict[str, float]) -> None:
+    rate = large["bytes"] / large["total"]
+    hours = REAL_BYTES / rate / 3600
+    print("\n(d) the real data set")
+    print(
+        f"{large['bytes'] / 1e6:.0f} MB in {large['total']:.2f} CPU s = {rate / 1e6:.0f} MB per CPU s; "
+        f"{REAL_BYTES / 1e9:.0f} GB / {rate / 1e6:.0f} MB/s = {hours:.2f} CPU h; "
+        f"on 16 cores {60 * hours / 16:.1f} min, if the disk gives {REAL_BYTES / (3600 * hours / 16) / 1e6:.0f} MB/s"
+    )
+    per_series = large["total"]
+    print(
+        f"as {REAL_SERIES} series of this size instead: {REAL_SERIES} × {per_series:.2f} s / 16 = "
+        f"{REAL_SERIES * per_series / 16 / 60:.1f} min; the mean series has 236 files, this one {LARGE[0]}"
+    )
+
+
+def monai(path: Path, folder: Path) -> None:
+    import torch
+    from monai.data import PersistentDataset
+    from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, ScaleIntensityRanged, Spacingd
+
+    torch.set_num_threads(1)
+    reader = {"reader": "PydicomReader"} if path.is_dir() else {}
+    steps = Compose(
+        [
+            LoadImaged("image", **reader),
+            EnsureChannelFirstd("image"),
+            Spacingd("image", VOLUME.spacing_mm[::-1], mode="bilinear"),
+            ScaleIntensityRanged("image", *VOLUME.window_hu, 0.0, 1.0, clip=True),
+        ]
+    )
+    PersistentDataset([{"image": str(path)}], steps, cache_dir=folder)[0]
+
+
+def by_dcm2niix(path: Path, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    subprocess.run(["dcm2niix", "-z", "n", "-b", "n", "-f", "x", "-o", folder, path], check=True, capture_output=True)
+    monai(next(folder.glob("x*.nii")), folder / "cache")
+
+
+def peers(folder: Path) -> None:
+    path = folder / "large" / "1.2.5"
+    if not path.exists():
+        write(path, "1.2.5", LARGE, (0.5, 0.45), packed=True)
+    source = sources.find_sources(str(path.parent))[0][0]
+    ours, _ = cpu(
+        lambda: series.prepare(
+            series.Task(source, tempfile.mkdtemp(dir=folder), VOLUME.model_dump(mode="json"), "00", False)
+        )
+    )
+    slow, _ = cpu(lambda: monai(path, Path(tempfile.mkdtemp(dir=folder))), rounds=1)
+    other, _ = cpu(lambda: by_dcm2niix(path, Path(tempfile.mkdtemp(dir=folder)) / "n"), rounds=1)
+    print("\n(e) CPU seconds from DICOM to a stored volume at 0.8 × 0.5 × 0.5 mm")
+    print("| way | CPU s | of ours |")
+    print("|---|---|---|")
+    for name, spent in {
+        "aneurysm_ray": ours,
+        "MONAI: LoadImage(PydicomReader), Spacing, ScaleIntensityRange, PersistentDataset": slow,
+        "dcm2niix, nibabel, then the same of MONAI": other,
+    }.items():
+        print(f"| {name} | {spent:.2f} | {spent / ours:.1f} |")
+
+
+def main() -> None:
+    parts = sys.argv[1] if len(sys.argv) > 1 else "abcde"
+    with tempfile.TemporaryDirectory(prefix="ar") as name:
+        folder = Path(name)
+        if "a" in parts or "b" in parts:
+            against_a_pool(folder)
+        if "c" in parts or "d" in parts:
+            large = by_stage(folder)
+            extrapolate(large)
+        if "e" in parts:
+            peers(folder)
+
+
+if __name__ == "__main__":
+    main()

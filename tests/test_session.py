@@ -1,0 +1,36 @@
+"""Connecting to Ray."""
+
+import os
+import socket
+
+import pytest
+
+from aneurysm_ray.distributed import session
+from aneurysm_ray.errors import RequestError
+
+
+def test_a_cluster_that_does_not_answer_is_a_sentence_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    for written in (address, f"ray://{address}"):
+        monkeypatch.setenv("RAY_ADDRESS", written)
+        with pytest.raises(RequestError, match=f"no Ray cluster answers at {written}"), session.connect():
+            pass
+
+
+def test_a_running_ray_is_used_and_left_running(ray_session: None) -> None:
+    import ray
+
+    before = dict(os.environ)
+    with session.connect():
+        assert session.resources()["CPU"] == 4
+    assert ray.is_initialized()
+    assert dict(os.environ) == before
+
+
+def test_more_than_the_cluster_has_is_refused_with_a_cure(ray_session: None) -> None:
+    session.require({"CPU": 4}, "this needs", "Ask for less.")
+    with pytest.raises(RequestError, match=r"5 folds need 40 CPU; the cluster has 4\. Use fewer folds\."):
+        session.require({"CPU": 40}, "5 folds need", "Use fewer folds.")
