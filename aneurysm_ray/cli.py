@@ -161,7 +161,12 @@ def prepare(
     if dry_run:
         print(out)
         return
-    _next(f"aneurysm-ray inspect {out}", f"aneurysm-ray train {out}")
+    steps = [f"aneurysm-ray inspect {out}", f"aneurysm-ray train {out}"]
+    if "://" not in out:
+        from aneurysm_ray.reporting import pages
+
+        steps.insert(0, f"open {pages.write_report(Path(out))}")
+    _next(*steps)
     print(out)
     if summary.rejected:
         raise _PartlyFailed(f"{summary.rejected} series rejected; {out}/rejected.csv says why")

@@ -13,6 +13,7 @@ from typing import Any
 from aneurysm_ray import overrides, rundir
 from aneurysm_ray.data import phantom
 from aneurysm_ray.distributed import prepare, session, train, tune
+from aneurysm_ray.reporting import pages
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +50,14 @@ def run(out: Path, seed: int = 0) -> dict[str, Any]:
             )
         log.info("* decoding them to volumes")
         prepare.prepare(str(data), str(volumes), config)
+        pages.write_report(volumes)
         log.info("* training one fold")
         summary = train.train(volumes, out / "train", config, folds="0", resume=(out / "train").exists())
         log.info("* searching %d short trials", TRIALS)
-        search = overrides.build({"tune.trials": TRIALS, "optim.epochs": TRIAL_EPOCHS}, base=config)
+        # The depths of the default space are for GPUs.
+        space = {key: words for key, words in config.tune.space.items() if key != "model.name"}
+        short = {"tune.trials": TRIALS, "optim.epochs": TRIAL_EPOCHS, "tune.grace_epochs": 1, "tune.space": space}
+        search = overrides.build(short, base=config)
         tune.tune(volumes, out / "tune", search, resume=(out / "tune").exists(), then_train=False)
     log.info("* done in %d:%02d", *divmod(round(time.monotonic() - started), 60))
     return summary
