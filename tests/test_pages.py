@@ -161,6 +161,7 @@ def test_set_page_opens_and_lists_every_series(set_report: Path, set_of_run: Pag
     for key in ("modality", "plane", "sites", "reasons", "quality", "slices", "spacing_mm", "height_mm", "intensity"):
         assert found[key].figure is not None, key  # type: ignore[attr-defined]
     assert len(found["rejected"].rows) == 7  # type: ignore[attr-defined]
+    assert found["rejected"].rows[0] == ("no_geometry", "it is so", "series/0")  # type: ignore[attr-defined]
     assert set_of_run.summary[0] == "90 series of 90 patients became volumes; 7 series were refused."
     assert "positions or spacing are missing, not finite or absurd (5)" in set_of_run.summary[2]
 

@@ -185,12 +185,17 @@ def _refused(table: pd.DataFrame, rejected: pd.DataFrame) -> Section:
             "rejected",
             "Refused series",
             "The same list is in rejected.csv.",
-            rejected,
-            {"reason": "reason", "message": "message", "series_uid": "series", "path": "path"},
+            rejected.assign(message=[_without(path, text) for path, text in rejected[["path", "message"]].to_numpy()]),
+            {"reason": "reason", "message": "message", "path": "series"},
             missing="No series was refused.",
         ),
     )
     return Section("refused", "What was refused or repaired", "", blocks)
+
+
+def _without(path: Any, message: Any) -> str:
+    """Return a message without the path it begins with, which stands in a column of its own."""
+    return str(message).removeprefix(f"{path}: ")
 
 
 def _shapes(folder: Path, table: pd.DataFrame) -> Section:
