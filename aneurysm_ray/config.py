@@ -140,7 +140,7 @@ class LossConfig(Section):
     max_class_weight: Positive = 20.0
     """Ceiling of a class weight."""
     positive_weight: Positive = 1.0
-    """Weight of every positive target, on top of class weights."""
+    """Weight of every positive target of the head's grid, on top of class weights."""
     present_weight: Positive = 1.0
     """Weight of the series-level label against the mean of the 13 locations."""
     series_weight: Annotated[float, Field(ge=0)] = 0.3
@@ -238,8 +238,8 @@ class TuneConfig(Section):
     """tpe: multivariate tree-structured Parzen estimator (Bergstra et al. 2011). random: the baseline."""
     startup_trials: Annotated[int, Field(ge=1)] = 8
     """Random trials before the estimator takes over."""
-    grace_epochs: Annotated[int, Field(ge=1)] = 2
-    """No trial is stopped before this many epochs."""
+    grace_epochs: Annotated[int, Field(ge=1)] = 4
+    """No trial is stopped before this many epochs; networks that are slow at first would be lost to fewer."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     """ASHA: one trial in this many is promoted at each rung (Li et al. 2020)."""
     prune: bool = True

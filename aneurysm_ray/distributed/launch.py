@@ -102,6 +102,10 @@ class Tables(ray.tune.Callback):
         self.begun = time.monotonic()
         self.ended = 0
 
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Show a trial from its start."""
+        self._write()
+
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
