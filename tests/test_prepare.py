@@ -369,3 +369,32 @@ def test_nothing_a_file_says_of_a_person_is_in_any_output(tmp_path: Path, ray_se
         texts += repr([{**row, "voxels": b""} for row in pq.read_table(path).to_pylist()]).encode()
         texts += b"".join(row.get("voxels", b"") for row in pq.read_table(path).to_pylist())
     assert [secret for secret in PLANTED if secret in texts] == []
+
+
+def sized(number: int, voxel_bytes: int) -> series.Task:
+    source = sources.Source(str(number), "/nowhere", None, None, (None,) * 14, (), voxel_bytes=voxel_bytes)
+    return series.Task(source, "/nowhere", {}, "00", False)
+
+
+def test_series_too_large_for_every_cpu_at_once_run_first_and_fewer_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    gib = 2**30
+    node = {"Alive": True, "Resources": {"CPU": 4.0, "memory": 8.0 * gib}}
+    dead = {"Alive": False, "Resources": {"CPU": 1.0, "memory": 1.0}}
+    monkeypatch.setattr("ray.nodes", lambda: [node, dead])
+    tasks = [sized(0, 9 * gib), sized(1, gib), sized(2, gib // 4), sized(3, 0)]
+    (large, first), (small, rest) = preparation._tiers(tasks)
+    assert [task.source.key for task in first] == ["0", "1"]
+    assert [task.source.key for task in rest] == ["2", "3"]
+    assert large == 8 * gib, "no task asks for more than a node has, or Ray would wait for ever"
+    assert small == int(preparation.WORKER_BYTES + preparation.VOLUME_COPIES * gib / 4) <= 2 * gib
+
+
+def test_a_series_that_ray_gives_up_is_rejected_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparation, "_tiers", lambda tasks: [(1, tasks)])
+    monkeypatch.setattr(preparation, "_results", lambda tasks, memory, config: iter(()))
+    task = one_task(tmp_path, tmp_path / "out")
+    (status,) = preparation._run([task], CONFIG, str(tmp_path))
+    assert status["reason"] == "crash"
+    assert series.done_already(task, "00") is None

@@ -31,17 +31,11 @@ MARK = "ANEURYSM_RAY_TEST"
 class Run:
     """`aneurysm-ray prepare` in a process of its own, whose workers can be told from all others on this machine."""
 
-    def __init__(self, data: Path, out: Path, *more: str, **environment: str) -> None:
+    def __init__(self, data: Path, out: Path, *more: str, urls: tuple[str, ...] = (), **environment: str) -> None:
         self.out = out
         self.mark = f"{MARK}={out.parent}"
-        command = [
-            sys.executable,
-            "-c",
-            "import sys; from aneurysm_ray.cli import main; sys.exit(main())",
-            "prepare",
-            str(data),
-            str(out),
-        ]
+        program = "import sys; from aneurysm_ray.cli import main; sys.exit(main())"
+        command = [sys.executable, "-c", program, "prepare", *(urls or (str(data), str(out)))]
         self.log = out.with_name(f"{out.name}.{uuid.uuid4().hex[:6]}.log").open("w+")
         self.process = subprocess.Popen(
             [*command, *SETTINGS, *more],
@@ -260,3 +254,41 @@ def guard_node(pid: int) -> int:
 def parent(pid: int) -> int:
     # The second field is the name in parentheses, and may hold spaces.
     return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
+def test_from_one_bucket_to_another_through_the_command_line(place: Path) -> None:
+    import fsspec
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    account = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+    }
+    dicom_sets.write_set(place / "local", 4)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in account.items():
+                patch.setenv(name, value)
+            filesystem = fsspec.filesystem("s3")
+            for bucket in ("hospital", "research"):
+                filesystem.mkdir(bucket)
+            filesystem.put(f"{place / 'local'}/", "hospital/data", recursive=True)
+            run = Run(
+                place / "unused", place / "bucket", urls=("s3://hospital/data", "s3://research/volumes"), **account
+            )
+            assert run.end() == 0, run.text()
+            table = store.volumes_table("s3://research/volumes")
+            assert table["series_uid"].tolist() == [dicom_sets.series_uid(number) for number in range(4)]
+            assert sum(len(points) for points in table["points"]) == 2
+            again = Run(
+                place / "unused", place / "bucket", urls=("s3://hospital/data", "s3://research/volumes"), **account
+            )
+            assert again.end() == 0, again.text()
+            assert "4 done already" in again.text()
+    finally:
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        server.stop()
