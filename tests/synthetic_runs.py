@@ -157,7 +157,8 @@ def write_search(folder: Path, table: pd.DataFrame, *, trials: int = 24, seed: i
         "model.name": {"choice": ["resnet3d10", "resnet3d18"]},
         "optim.weight_decay": {"loguniform": [1e-5, 1e-1]},
     }
-    config = overrides.build({"tune.trials": trials, "tune.space": space, "optim.epochs": 9})
+    early = {"tune.grace_epochs": 2, "tune.startup_trials": 8}
+    config = overrides.build({"tune.trials": trials, "tune.space": space, "optim.epochs": 9, **early})
     rundir.create(folder, config, {"kind": "tune", "started": "2026-11-24T21:00:00", "versions": {"optuna": "5"}})
     rng = np.random.default_rng(seed)
     rows, curves = [], []
