@@ -197,8 +197,9 @@ def _start(
     torch.manual_seed(_torch_seed(config.seed, fold, 0, 0))
     network = models.build(config.model)
     patches, cells = positive_frequencies(cases, _plan(cases, config, fold, 0, ()), config, network)
-    series_weights = losses.positive_weights(config.loss, patches)
-    weights = series_weights if network.pooled else losses.positive_weights(config.loss, cells)
+    weights = losses.positive_weights(config.loss, patches if network.pooled else cells)
+    # Half of the patches are positive by the sampler's choice; only cells are rare and need a weight of their own.
+    series_weights = losses.positive_weights(config.loss.model_copy(update={"positive_weight": 1.0}), patches)
     models.set_prior(network, patches if network.pooled else cells, weights)
     if init is not None:
         checkpoint.transfer(network, init)
