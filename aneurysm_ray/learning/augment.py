@@ -97,10 +97,13 @@ def move(batch: Batch, chosen: NDArray[np.int64], draws: Draws) -> Batch:
         return batch
     device = batch.image_BZYX.device
     index = torch.from_numpy(chosen).to(device)
-    forward = torch.from_numpy(_matrices(draws.angles_deg[chosen], draws.scale[chosen])).float().to(device)
     spacing = batch.spacing_B3[index]
     # In voxels: mm to voxels after the turn, voxels to mm before it, so that anisotropic voxels keep shapes rigid.
-    forward = forward * (spacing[:, None, :] / spacing[:, :, None])
+    to_voxels = spacing[:, None, :] / spacing[:, :, None]
+    matrix, scale = _matrices(draws.angles_deg[chosen], draws.scale[chosen]), draws.scale[chosen, None, None]
+    forward = torch.from_numpy(matrix).float().to(device) * to_voxels
+    # The inverse of a scaled rotation is its transpose over the square; torch.linalg.inv would make a GPU wait.
+    inverse = torch.from_numpy(matrix.transpose(0, 2, 1) / scale**2).float().to(device) * to_voxels
     size = torch.tensor(batch.image_BZYX.shape[1:], device=device, dtype=torch.float32)
     centre = (size - 1) / 2
     shift = torch.from_numpy(draws.shift[chosen]).float().to(device) * size
@@ -108,7 +111,6 @@ def move(batch: Batch, chosen: NDArray[np.int64], draws: Draws) -> Batch:
     points[index] = torch.einsum("bij,bpj->bpi", forward, points[index] - centre) + (centre + shift)[:, None]
 
     # grid_sample asks where each output voxel comes from, in units of half the size, x first.
-    inverse = torch.linalg.inv(forward)
     offset = -torch.einsum("bij,bj->bi", inverse, shift)
     theta = torch.cat([inverse * (size[None, None, :] / size[None, :, None]), (offset * 2 / size)[..., None]], 2)
     theta = torch.cat([theta[:, :, :3].flip(1, 2), theta[:, :, 3:].flip(1)], 2)
