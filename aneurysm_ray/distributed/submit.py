@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 import aneurysm_ray
@@ -104,21 +105,22 @@ def connect(address: str | None) -> JobSubmissionClient:
     Raises RequestError when it does not answer or refuses the token.
     """
     where = address or os.environ.get("RAY_ADDRESS") or "this machine"
+    # Uploads and closed sockets are Ray's own affair.
+    for name in ("ray.dashboard", "ray._private.runtime_env"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        client = JobSubmissionClient(address)
-        client.list_jobs()  # the first request that a dashboard checks the token of
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        text = str(error)
-        if any(word in text for word in ("401", "403", "oken")):
-            raise RequestError(
-                f"the cluster at {where} refuses the token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or the file "
-                "~/.ray/auth_token to what `ray get-auth-token` prints on its head node"
-            ) from error
+        return JobSubmissionClient(address)
+    except AuthenticationError as error:
         raise RequestError(
-            f"no dashboard answers at {where} ({text.splitlines()[0] if text else type(error).__name__}); "
-            "give --address http://HEAD:8265, or start `ray dashboard cluster.yaml`"
+            f"the cluster at {where} refuses the token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or the file "
+            "~/.ray/auth_token to what `ray get-auth-token` prints on its head node"
         ) from error
-    return client
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise RequestError(
+            f"no dashboard answers at {where} ({reason}); give --address http://HEAD:8265, or start "
+            "`ray dashboard cluster.yaml`"
+        ) from error
 
 
 async def _follow(client: JobSubmissionClient, name: str) -> None:
