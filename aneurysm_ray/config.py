@@ -143,8 +143,9 @@ class LossConfig(Section):
     """Weight of every positive target of the head's grid, on top of class weights."""
     present_weight: Positive = 1.0
     """Weight of the series-level label against the mean of the 13 locations."""
-    series_weight: Annotated[float, Field(ge=0)] = 0.3
-    """grid head: weight of the loss of the patch's pooled logits, beside the loss of its cells."""
+    series_weight: Annotated[float, Field(ge=0)] = 0.05
+    """grid head: weight of the loss of the patch's pooled logits, beside the loss of its cells. That loss is ten times
+    the cells' own at first: a weight of 0.5 kept a small network from learning where lesions are."""
 
 
 class OptimConfig(Section):
