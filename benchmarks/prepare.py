@@ -33,7 +33,7 @@ from aneurysm_ray.data.preprocess import prepare_series
 from aneurysm_ray.data.region import head_box, tissue_threshold
 from aneurysm_ray.data.resample import frame_of
 
-SMALL_COUNT, SMALL = 200, (30, 192, 192)
+SMALL_COUNT, SMALL, TURNS = 200, (30, 192, 192), 1
 LARGE = (400, 512, 512)
 REAL_SERIES, REAL_BYTES = 4348, 311e9
 SMALL_VOLUME = VolumeConfig(spacing_mm=(2.0, 1.0, 1.0)).model_dump(mode="json")
@@ -140,7 +140,7 @@ def against_a_pool(folder: Path) -> None:
     print("| workers | process pool | Ray Data | wall, Ray / pool |")
     print("|---|---|---|---|")
     rates: dict[tuple[str, int], list[float]] = {}
-    for turn in range(2):
+    for turn in range(TURNS):
         for workers in (1, 2):
             pool = by_pool(tasks_for(found, folder / f"pool{workers}{turn}"), workers)
             with_ray = by_ray(tasks_for(found, folder / f"ray{workers}{turn}"), workers, str(folder))

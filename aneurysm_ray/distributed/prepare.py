@@ -31,7 +31,7 @@ from aneurysm_ray.data.series import Task
 from aneurysm_ray.data.storage import OutputError
 from aneurysm_ray.distributed import estimate, session
 from aneurysm_ray.distributed.progress import Status, shown
-from aneurysm_ray.errors import AneurysmRayError, RequestError, RunDirError, SeriesError
+from aneurysm_ray.errors import SERIES_REASONS, AneurysmRayError, RequestError, RunDirError, SeriesError
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class PrepareSummary:
     rejected: int
     """Series of the data set that are no volume."""
     kept: int
-    """Of both, those that were done before this run."""
+    """Of both, those that were done before this run; 0 with `prepare.digest=content`, where workers find out."""
     removed: tuple[str, ...]
     """Series that the set has and the data set has no more; their files stay, the table leaves them out."""
     notes: tuple[str, ...]
@@ -85,19 +85,9 @@ def prepare(data: str, out: str, config: Config, *, dry_run: bool = False) -> Pr
     }
     _begin(out, described)
     tasks = [Task(source, out, volume, key, config.prepare.digest == "content") for source in found]
-    with ThreadPoolExecutor(sources.LISTING_THREADS) as pool:
-        there = list(
-            pool.map(lambda task: None if task.hash_content else series.done_already(task, task.source.digest), tasks)
-        )
-    statuses = {status["key"]: status for status in there if status is not None}
-    left = [task for task, status in zip(tasks, there, strict=True) if status is None]
-    log.info(
-        "%s series, %.1f GB; %s done already",
-        f"{len(tasks):,}",
-        sum(s.bytes for s in found) / 1e9,
-        f"{len(statuses):,}",
-    )
+    statuses, left = _done_and_left(tasks)
     kept = len(statuses)
+    log.info("%s series, %.1f GB; %s done already", f"{len(tasks):,}", sum(s.bytes for s in found) / 1e9, f"{kept:,}")
 
     def close(complete: bool) -> PrepareSummary:
         return _write_tables(out, described, statuses.values(), found, kept, notes, begun, complete)
@@ -115,11 +105,23 @@ def prepare(data: str, out: str, config: Config, *, dry_run: bool = False) -> Pr
     return close(complete=True)
 
 
+def _done_and_left(tasks: Sequence[Task]) -> tuple[dict[str, dict[str, Any]], list[Task]]:
+    """Return the statuses of the series that are done, by key, and the tasks that are not."""
+    with ThreadPoolExecutor(sources.LISTING_THREADS) as pool:
+        # With a digest of the content the workers find out, as they must read the files for it.
+        there = list(
+            pool.map(lambda task: None if task.hash_content else series.done_already(task, task.source.digest), tasks)
+        )
+    done = {status["key"]: status for status in there if status is not None}
+    return done, [task for task in tasks if task.source.key not in done]
+
+
 def _check_same_settings(out: str, volume: dict[str, Any], key: str) -> None:
     """Raise RunDirError when `out` holds something else, or a set made with other settings or another patient key."""
     text = storage.read_bytes(storage.join(out, rundir.PREPARE))
     if text is None:
-        if not storage.is_url(out) and os.path.isdir(out) and os.listdir(out):
+        foreign = os.path.isdir(out) and os.listdir(out) and not os.path.isdir(storage.join(out, series.STATUS))
+        if not storage.is_url(out) and foreign:
             raise RunDirError(f"{out} is not empty and holds no prepared set; choose another OUT")
         return
     try:
@@ -269,12 +271,18 @@ def _write_tables(
     storage.write_bytes(storage.join(out, rundir.VOLUMES), store.encode_table(rows))
     storage.write_bytes(storage.join(out, rundir.REJECTED), table.to_csv(index=False).encode())
     summary = PrepareSummary(len(rows), len(rejected), kept, removed, tuple(notes), time.monotonic() - begun)
+    reasons = dict(Counter(str(status["reason"]) for status in rejected).most_common())
+    log.info("%s volumes, %s series rejected", f"{len(rows):,}", f"{len(rejected):,}")
+    for reason, count in reasons.items():
+        log.info("%8s  %s", f"{count:,}", SERIES_REASONS[reason])
+    if removed:
+        log.info("%s series are in the set and no more in the data; the table leaves them out", f"{len(removed):,}")
     facts = {
         "complete": complete,
         "series": len(found),
         "prepared": len(rows),
         "rejected": len(rejected),
-        "reasons": dict(sorted(Counter(status["reason"] for status in rejected).items())),
+        "reasons": dict(sorted(reasons.items())),
         "removed": list(removed),
         "notes": list(notes),
         "seconds": round(summary.seconds, 1),
