@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("ladder.md"))
     parser.add_argument("settings", nargs="*", help="key=value overrides, after the presets")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     torch.set_num_threads(options.threads)
     extra = dict(overrides.parse_override(text) for text in options.settings)
     base = {**SMALL, "folds.count": options.folds, "feed.cache_dir": str(options.work / "cache"), **extra}

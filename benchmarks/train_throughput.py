@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--loaders", type=int, default=2, help="worker processes of MONAI's DataLoader")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's threads on the CPU")
     parser.add_argument("settings", nargs="*", help="key=value overrides")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     torch.set_num_threads(options.threads)
     folder = Path(tempfile.mkdtemp(prefix="throughput"))
     try:
