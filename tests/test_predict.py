@@ -19,7 +19,7 @@ from aneurysm_ray.data import reading, store
 from aneurysm_ray.distributed import predict, scoring
 from aneurysm_ray.errors import RequestError, RunDirError
 from aneurysm_ray.labels import LABELS
-from aneurysm_ray.learning import checkpoint, models
+from aneurysm_ray.learning import checkpoint, export, inference, models
 from aneurysm_ray.reporting import predict_page
 
 CONFIG = overrides.build(
@@ -170,6 +170,24 @@ def test_series_lost_with_its_worker_is_answered(
     summary = predict.predict(run, [str(data / "axial")], tmp_path / "out", {})
     assert summary["reasons"] == {"crash": 1}
     assert table(tmp_path / "out")[list(LABELS)].to_numpy(float) == pytest.approx(0.25)
+
+
+def test_bug_that_one_series_brings_out_spares_the_others(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = inference.score
+
+    def score(trained: export.Ensemble, series: reading.Reading, device: str) -> inference.Answer:
+        if series.prepared.plane == "axial":
+            raise ZeroDivisionError("a bug")
+        return real(trained, series, device)
+
+    monkeypatch.setattr(inference, "score", score)
+    predict.predict(run, [str(data / name) for name in ("axial", "coronal")], tmp_path / "out", {})
+    rows = table(tmp_path / "out").set_index("path")
+    assert rows.loc[str(data / "axial"), "reason"] == "crash"
+    assert "ZeroDivisionError" in str(rows.loc[str(data / "axial"), "message"])
+    assert rows.loc[str(data / "coronal"), "status"] == "ok"
 
 
 def test_fast_asks_one_network(run: Path, data: Path, tmp_path: Path) -> None:

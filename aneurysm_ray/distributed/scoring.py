@@ -3,6 +3,7 @@
 A folder with a `result.json` is done. The folder holds the page, the heat map, and on request the files for viewers.
 """
 
+import logging
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from aneurysm_ray.learning import ensemble, export, inference
 from aneurysm_ray.learning.export import Ensemble
 from aneurysm_ray.learning.inference import Answer
 from aneurysm_ray.reporting import page, pictures, predict_page
+
+log = logging.getLogger(__name__)
 
 SERIES = "series"
 RESULT = "result.json"
@@ -84,8 +87,13 @@ class Scorer:
                 answer = inference.score(self.trained, series, self.device)
         except SeriesError as error:
             answer = inference.fall_back(self.trained, error)
-        except torch.cuda.OutOfMemoryError as error:
-            answer = inference.fall_back(self.trained, SeriesError("memory", f"{item.location}: {error}"))
+        # As in the guard: a bug that one series brings out must not end the other thousands.
+        except Exception as error:
+            log.warning("%s: %s", item.location, error, exc_info=True)
+            reason = "memory" if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) else "crash"
+            answer = inference.fall_back(
+                self.trained, SeriesError(reason, f"{item.location}: {type(error).__name__} while it was scored")
+            )
         self._write(item, series, answer, guard)
         return {"name": item.name, "reason": answer.reason}
 
