@@ -97,6 +97,9 @@ class SamplerConfig(Section):
     """False: volumes are drawn uniformly and patches are centred anywhere, so positives are as rare as they are."""
     location_balance: Fraction = 0.5
     """0: points are drawn as frequently as they occur; 1: every location equally often."""
+    site_fraction: Fraction = 0.5
+    """Share of the other patches taken at sites of points of other series: without them a network learns to tell the
+    arteries from the rest of the head, and not an aneurysm from an artery."""
     hard_negative_fraction: Fraction = 0.0
     """Share of the negative patches taken where the model scored high on negative series."""
     hard_negative_every: Annotated[int, Field(ge=1)] = 5

@@ -7,7 +7,7 @@ from aneurysm_ray.errors import RequestError
 from aneurysm_ray.labels import LOCATIONS
 from aneurysm_ray.learning import sampler
 from aneurysm_ray.learning.cases import Case
-from aneurysm_ray.learning.sampler import BACKGROUND, HARD, POINT, HardNegative, plan_epoch, rank_batches
+from aneurysm_ray.learning.sampler import BACKGROUND, HARD, POINT, SITE, HardNegative, plan_epoch, rank_batches
 
 SIZE, BORDER_MM = (16, 16, 16), 2.0
 
@@ -87,13 +87,31 @@ def test_patches_lie_inside_and_points_inside_by_the_border() -> None:
 def test_background_keeps_away_from_points_and_from_series_that_may_hide_one() -> None:
     cases = [*_cases(), _case(200, (7,), pointless=True), _case(201, known=False)]
     plan = plan_epoch(cases, SamplerConfig(positive_fraction=0.2, patches_per_volume=20), SIZE, BORDER_MM, 8, (0, 0, 0))
-    background = plan.kind == BACKGROUND
+    background = (plan.kind == BACKGROUND) | (plan.kind == SITE)
     near = [
         _inside(cases[c], s, -BORDER_MM) for c, s in zip(plan.case[background], plan.start[background], strict=True)
     ]
     assert sum(near) == 0
     assert not set(plan.case) & {90, 91}
     assert set(plan.case[background]) == set(range(90))
+
+
+def test_sites_of_points_are_seen_without_one_too() -> None:
+    cases = [_case(i, (0,) if i < 4 else ()) for i in range(60)]
+    for case in cases[:4]:
+        case.points[:] = [[20, 24, 8]]
+    object.__setattr__(cases[59], "shape", (80, 96, 88))
+    config = SamplerConfig(positive_fraction=0.5, site_fraction=0.6, patches_per_volume=10)
+    plan = plan_epoch(cases, config, SIZE, BORDER_MM, 8, (0, 0, 0))
+    sites = plan.kind == SITE
+    assert sites.sum() == round(0.6 * (len(plan) - round(0.5 * len(plan))))
+    negative = sites & (plan.case >= 4)
+    scale = np.where(plan.case[negative, None] == 59, 2, 1)
+    relative = np.array([[20, 24, 8]]) * scale - plan.start[negative]
+    assert ((relative >= 0) & (relative <= 15)).all() and negative.sum() > 50
+    assert len(set(plan.case[negative])) > 40
+    none = plan_epoch(cases, config.model_copy(update={"site_fraction": 0.0}), SIZE, BORDER_MM, 8, (0, 0, 0))
+    assert not (none.kind == SITE).any()
 
 
 def test_without_oversampling_every_labelled_series_comes_equally_often() -> None:

@@ -18,8 +18,9 @@ from aneurysm_ray.config import SamplerConfig
 from aneurysm_ray.errors import RequestError
 from aneurysm_ray.learning.cases import Case
 
-BACKGROUND, POINT, HARD = 0, 1, 2
-"""Kinds of patch: anywhere without a point, around a point, where the model was wrong on a negative series."""
+BACKGROUND, POINT, HARD, SITE = 0, 1, 2, 3
+"""Kinds of patch: anywhere without a point, around a point, where the model was wrong on a negative series, without a
+point at a place where another series has one."""
 
 TRIES = 20
 """How often a background patch is drawn again because a point lies in it or near it."""
@@ -48,7 +49,7 @@ class Plan:
     start: NDArray[np.int64]
     """(N, 3): first voxel (z, y, x) of the patch."""
     kind: NDArray[np.int64]
-    """(N,): BACKGROUND, POINT or HARD."""
+    """(N,): BACKGROUND, POINT, HARD or SITE."""
 
     def __len__(self) -> int:
         return len(self.case)
@@ -104,11 +105,14 @@ def plan_epoch(
             case_index.append(i)
             start.append(_near(cases[i], np.array([h.z, h.y, h.x]), size, rng))
             kind.append(HARD)
-    for index in _systematic(np.ones(len(clean)), count - n_points - n_hard, rng):
+    n_others = count - n_points - n_hard
+    n_sites = round(config.site_fraction * n_others) if points else 0
+    for number, index in enumerate(_systematic(np.ones(len(clean)), n_others, rng)):
         i = clean[index]
+        places = _sites(cases, points, cases[i], rng) if number < n_sites else []
         case_index.append(i)
-        start.append(_away(cases[i], size, border_mm, rng))
-        kind.append(BACKGROUND)
+        start.append(_away(cases[i], size, border_mm, rng, places))
+        kind.append(SITE if number < n_sites else BACKGROUND)
     order = rng.permutation(count)
     return Plan(np.array(case_index)[order], np.array(start, np.int64)[order], np.array(kind)[order])
 
@@ -172,12 +176,27 @@ def _near(
     return np.asarray(np.clip(start, 0, _last_start(case, size)))
 
 
-def _away(case: Case, size: tuple[int, int, int], border_mm: float, rng: np.random.Generator) -> NDArray[np.int64]:
+def _sites(
+    cases: Sequence[Case], points: Sequence[tuple[int, int]], case: Case, rng: np.random.Generator
+) -> list[NDArray[np.float32]]:
+    """Return places of a series where some others have a point, at the same share of the region's size."""
+    drawn = [points[k] for k in rng.integers(len(points), size=TRIES)]
+    return [cases[i].points[j] / np.array(cases[i].shape, np.float32) * np.array(case.shape) for i, j in drawn]
+
+
+def _away(
+    case: Case,
+    size: tuple[int, int, int],
+    border_mm: float,
+    rng: np.random.Generator,
+    places: Sequence[NDArray[np.float32]] = (),
+) -> NDArray[np.int64]:
+    """Draw a patch without a point in or near it: around one of the places while they last, else anywhere."""
     border = border_mm / case.spacing_mm
     start = _anywhere(case, size, rng)
-    for _ in range(TRIES):
+    for number in range(TRIES):
+        start = _around(case, places[number], size, border_mm, rng) if places else _anywhere(case, size, rng)
         relative = case.points - start
         if not ((relative >= -0.5 - border) & (relative <= np.array(size) - 0.5 + border)).all(1).any():
-            break
-        start = _anywhere(case, size, rng)
+            return start
     return start
