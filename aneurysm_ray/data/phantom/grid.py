@@ -84,5 +84,5 @@ def make_grid(plane: str, centre_mm: Array, extent_mm: Array, spacing_mm: Array,
 
 def draw_pose(rng: np.random.Generator) -> Pose:
     """Draw a head's size, the way it lies and where."""
-    rotation = Rotation.from_euler("xyz", rng.normal(0, (5, 3, 4)), degrees=True).as_matrix()
+    rotation = Rotation.from_euler("xyz", rng.normal(0, (4, 2, 2.5)), degrees=True).as_matrix()
     return Pose(rotation * rng.uniform(0.94, 1.06), rng.normal(0, (6, 8, 20)))

@@ -1,7 +1,9 @@
 """Saccular aneurysms: where they sit, how large they are, and their shape.
 
-Sizes are log-normal with median 4.5 mm and sigma 0.45 (1,373 CTA lesions of the literature), shapes follow published
-aspect ratios and necks. A dome stands on the wall of its parent vessel, its centre outside every lumen.
+Sizes are log-normal with median 4.5 mm and sigma 0.45 (1,373 CTA lesions of the literature), necks follow published
+ones. Domes are rounder than published (longest to shortest axis 1.35 in the median, not 1.65), so that the small ones
+can be seen at the coarse voxels a demonstration uses. A dome stands on the wall of its parent vessel, its centre
+outside every lumen.
 """
 
 from collections.abc import Sequence
@@ -104,7 +106,7 @@ def grow(rng: np.random.Generator, site: Site, diameter_mm: float, tubes: Sequen
     `size` is the head's: head coordinates are that much smaller than patient mm, in which the diameter is given.
     """
     longest = diameter_mm / 2 / size
-    ratio = float(np.clip(rng.lognormal(np.log(1.5), 0.15), 1.1, 2.3))
+    ratio = float(np.clip(rng.lognormal(np.log(1.35), 0.13), 1.05, 2.0))
     radii = np.array([longest, longest / np.sqrt(ratio), longest / ratio])
     upright = rng.random() < 0.65
     height = radii[0] if upright else radii[1]
@@ -117,15 +119,15 @@ def grow(rng: np.random.Generator, site: Site, diameter_mm: float, tubes: Sequen
     for _ in range(16):
         direction = site.direction + rng.normal(0, 0.35, 3)
         direction /= np.linalg.norm(direction)
-        centre = site.origin + direction * (site.parent_radius_mm + 0.82 * height)
+        centre = site.origin + direction * (site.parent_radius_mm + 0.9 * height)
         to_parent = np.min(np.linalg.norm(parent.points - centre, axis=1) - parent.radii_mm)
         to_others = np.min(np.linalg.norm(other_points - centre, axis=1) - other_radii)
         room = min(to_parent - 0.75 * height, to_others - 0.6 * height)
         if room > best_room:
             best, best_room = direction, room
-    centre = site.origin + best * (site.parent_radius_mm + 0.82 * height)
+    centre = site.origin + best * (site.parent_radius_mm + 0.9 * height)
     neck_mm = float(np.clip(rng.lognormal(np.log(3.2), 0.2), 1.8, 4.8)) / size
-    neck_radius = min(neck_mm / 2, 0.85 * radii[1], 1.3 * site.parent_radius_mm)
+    neck_radius = min(neck_mm / 2, 0.8 * radii[1], 1.3 * site.parent_radius_mm)
     bleb = None
     if diameter_mm > 4 and rng.random() < 0.3:
         aside = best + rng.normal(0, 0.5, 3)

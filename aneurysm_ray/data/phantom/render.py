@@ -54,14 +54,14 @@ def draw_appearance(rng: np.random.Generator, modality: str) -> Appearance:
     if modality == "CTA":
         artery = rng.uniform(220, 460)
         tissue = dict(zip(SOFT_TISSUES, np.array(soft) + rng.normal(0, 3, len(soft)), strict=True))
-        vein = 40 + rng.uniform(0.3, 0.9) * (artery - 40)
+        vein = 40 + rng.uniform(0.3, 0.75) * (artery - 40)
         bone = rng.uniform(0.8, 1.25)
-        return Appearance(tissue, cortical * bone, marrow * bone, artery, vein, rng.uniform(10, 25), 0, 0)
+        return Appearance(tissue, cortical * bone, marrow * bone, artery, vein, rng.uniform(10, 22), 0, 0)
     scale = rng.uniform(0.6, 1.6)
     tissue = dict(zip(SOFT_TISSUES, scale * np.array(soft) * rng.normal(1, 0.05, len(soft)), strict=True))
     white = tissue["white"]
     artery, vein, noise = {
-        "MRA": (rng.uniform(2.5, 4.0), rng.uniform(0.8, 1.6), rng.uniform(0.08, 0.16)),
+        "MRA": (rng.uniform(2.5, 4.0), rng.uniform(0.75, 1.25), rng.uniform(0.08, 0.14)),
         "MRI T2": (rng.uniform(0.05, 0.25), rng.uniform(0.15, 0.5), rng.uniform(0.04, 0.09)),
         "MRI T1post": (rng.uniform(1.2, 2.6), rng.uniform(2.2, 3.2), rng.uniform(0.05, 0.1)),
     }[modality]

@@ -68,7 +68,7 @@ _LENTICULOSTRIATE = ((21, -3, 6.6), (22, 0, 13), (24, 4, 22))
 
 def draw_arteries(rng: np.random.Generator) -> tuple[Tube, ...]:
     """Draw one head's arteries, look-alikes of aneurysms among them."""
-    bend = rng.uniform(0.4, 1.1)
+    bend = rng.uniform(0.3, 0.75)
     calibre = rng.normal(1, 0.07)
     join = _jitter(rng, np.array([_BASILAR[0], _BASILAR[-1]], float), bend)
     anterior = rng.normal(0, (0.5, 1.2, 1.0))
@@ -142,26 +142,26 @@ def _one_side(
     ica_low = make("ICA petrous", infra, _ICA_INFRA, (2.5, 2.45), end=petrous, strength=0.95)
     siphon = make("ICA siphon", infra, _ICA_CAVERNOUS, (2.45, 2.2), start=petrous, end=clinoid)
     carotid = make("ICA supra", supra, _ICA_SUPRA, (2.1, 1.8), start=clinoid, end=terminus)
-    m1 = make("M1", mca, _M1, (1.55, 1.4), start=terminus, end=fork, looping=0.1)
-    upper = make("M2 superior", mca, _M2_SUPERIOR, (1.2, 0.75), start=fork, strength=0.9, looping=0.35)
-    lower = make("M2 inferior", mca, _M2_INFERIOR, (1.2, 0.75), start=fork, strength=0.9, looping=0.35)
-    a1 = make("A1", aca, _A1, (wide_a1, wide_a1), start=terminus, end=front, looping=0.1)
+    m1 = make("M1", mca, _M1, (1.55, 1.4), start=terminus, end=fork, looping=0.03)
+    upper = make("M2 superior", mca, _M2_SUPERIOR, (1.2, 0.75), start=fork, strength=0.9, looping=0.1)
+    lower = make("M2 inferior", mca, _M2_INFERIOR, (1.2, 0.75), start=fork, strength=0.9, looping=0.1)
+    a1 = make("A1", aca, _A1, (wide_a1, wide_a1), start=terminus, end=front, looping=0.03)
     a2 = make("A2", aca, _A2, (1.15, 1.05), start=front, end=genu)
-    a3 = make("A3", aca, _A3, (0.95, 0.6), start=genu, strength=0.85, looping=0.2)
+    a3 = make("A3", aca, _A3, (0.95, 0.6), start=genu, strength=0.85, looping=0.1)
     p1 = make("P1", other, _P1, (wide_p1, wide_p1), start=top, end=union)
-    p2 = make("P2", other, _P2, (1.15, 0.65), start=union, strength=0.9, looping=0.2)
+    p2 = make("P2", other, _P2, (1.15, 0.65), start=union, strength=0.9, looping=0.1)
     dominance = rng.uniform(0.7, 1.1)
-    v4 = make("V4", other, _V4, (1.9 * dominance, 1.6 * dominance), end=low, looping=0.25)
+    v4 = make("V4", other, _V4, (1.9 * dominance, 1.6 * dominance), end=low, looping=0.06)
     tubes = [ica_low, siphon, carotid, m1, upper, lower, a1, a2, a3, p1, p2, v4]
     origin = carotid.points[int(0.55 * len(carotid.points))] * flip
     if wide_pcom:
         bridge = make("PCom", pcom, _PCOM, (wide_pcom, wide_pcom), start=origin, end=union)
-        tubes.append(_infundibulum(rng, bridge) if rng.random() < 0.3 else bridge)
+        tubes.append(_infundibulum(rng, bridge) if rng.random() < 0.15 else bridge)
     leaving = v4.points[int(0.62 * len(v4.points))] * flip
     tubes += [
         make("SCA", other, _SCA, (0.75, 0.5), start=top + (top - low) * -0.09, strength=0.8),
         make("AICA", other, _AICA, (0.55, 0.4), start=low + (top - low) * rng.uniform(0.2, 0.5), strength=0.7),
-        make("PICA", other, _PICA, (0.75, 0.45), start=leaving, strength=0.75, looping=0.5),
+        make("PICA", other, _PICA, (0.75, 0.45), start=leaving, strength=0.75, looping=0.15),
         make("ophthalmic", None, _OPHTHALMIC, (0.65, 0.5), start=carotid.points[0] * flip, strength=0.8),
         make("anterior choroidal", None, _CHOROIDAL, (0.45, 0.35), start=carotid.points[-3] * flip, strength=0.7),
         make("callosomarginal", None, _CALLOSOMARGINAL, (0.75, 0.45), start=genu, strength=0.75),
@@ -171,7 +171,7 @@ def _one_side(
         make("lenticulostriate", None, _LENTICULOSTRIATE, (0.35, 0.25), start=m1.points[len(m1.points) // 2] * flip),
     ]
     parents = [tube for tube in tubes if tube.name[:2] in ("M1", "M2", "A2", "A3", "P2")]
-    return [*tubes, *(_twig(rng, parents[rng.integers(len(parents))], number) for number in range(8))]
+    return [*tubes, *(_twig(rng, parents[rng.integers(len(parents))], number) for number in range(4))]
 
 
 def _jitter(rng: np.random.Generator, nodes: Array, size: float) -> Array:
@@ -220,7 +220,7 @@ def _loop(rng: np.random.Generator, tube: Tube) -> Tube:
 def _infundibulum(rng: np.random.Generator, tube: Tube) -> Tube:
     """Widen the origin of a vessel to a cone of at most 3 mm, as the posterior communicating artery's often is."""
     distance = np.arange(len(tube.points)) * STEP_MM
-    cone = rng.uniform(0.9, 1.45) * np.clip(1 - distance / rng.uniform(2.5, 4.5), 0, 1)
+    cone = rng.uniform(0.8, 1.3) * np.clip(1 - distance / rng.uniform(2.5, 4.5), 0, 1)
     return replace(tube, radii_mm=np.maximum(tube.radii_mm, cone))
 
 
