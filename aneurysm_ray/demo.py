@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 PATIENTS = 120
 SETTINGS: dict[str, Any] = {
-    # A slab around the Circle of Willis, as of a time-of-flight angiogram: it holds every artery that the phantom draws.
+    # A slab around the Circle of Willis, as of a time-of-flight angiogram: it holds all the arteries of the phantom.
     "volume.extent_mm": [96.0, 128.0, 112.0],
     "volume.spacing_mm": [1.0, 1.0, 1.0],
     "folds.count": 4,
