@@ -356,7 +356,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log.setLevel(logging.INFO)
     try:
         code = typer.main.get_command(app).main(args=words, prog_name="aneurysm-ray", standalone_mode=False)
-        if code == 130:  # typer's word for Ctrl-C
+        if code == 130 and words[0] != "submit":  # typer's word for Ctrl-C; a job goes on without us
             return _fail(f"interrupted; to go on: {_again(words, '')}", 130)
         return code if isinstance(code, int) else 0
     except typer.TyperException as error:
