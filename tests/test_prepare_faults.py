@@ -161,7 +161,8 @@ def test_ctrl_c_leaves_tables_and_says_how_to_go_on(data: Path, undisturbed: Pat
     assert "aneurysm-ray prepare" in run.text() or "prepare" in run.text()
     facts = rundir.read_json(out / rundir.PREPARE)
     assert not facts["complete"]
-    assert facts["prepared"] + facts["rejected"] >= 5
+    # Statuses on their way to the driver are not in the tables of an interrupted run; the next run finds them.
+    assert facts["prepared"] + facts["rejected"] >= 1
     again = Run(data, out)
     assert again.end() == 3
     assert dicom_sets.contents(out) == dicom_sets.contents(undisturbed)
