@@ -100,12 +100,7 @@ def demo(
     """Synthetic DICOM → prepare → train → search → report, on this machine, in minutes."""
     from aneurysm_ray import demo as demonstration
 
-    summary = demonstration.run(out, seed)
-    present = summary["auc_present"]
-    print(
-        f"Aneurysm Present AUC {present['value']:.3f} [{present['low']:.3f}, {present['high']:.3f}] "
-        f"on {summary['n']} held-out patients, {summary['n_positive']} with an aneurysm"
-    )
+    print(demonstration.sentence(demonstration.run(out, seed)))
     _next(f"open {out}/train/report.html and {out}/tune/report.html", "aneurysm-ray prepare YOUR_DICOM_FOLDER volumes")
     print(out)
 

@@ -89,3 +89,12 @@ def run(out: Path, seed: int = 0) -> dict[str, Any]:
         tune.tune(volumes, out / "tune", search, resume=(out / "tune").exists())
     log.info("* done in %d:%02d", *divmod(round(time.monotonic() - started), 60))
     return summary
+
+
+def sentence(summary: dict[str, Any]) -> str:
+    """Say what the trained fold makes of patients it has not seen."""
+    present = summary["auc_present"]
+    return (
+        f"Aneurysm Present AUC {present['value']:.3f} [{present['low']:.3f}, {present['high']:.3f}] "
+        f"on {summary['n']} held-out patients, {summary['n_positive']} with an aneurysm"
+    )

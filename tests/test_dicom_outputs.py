@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -167,7 +168,8 @@ def test_structured_report_without_candidates_is_valid(tmp_path: Path) -> None:
 def test_attributes_the_source_has_wrong_are_not_handed_on(tmp_path: Path) -> None:
     _, headers = series("axial")
     for header in headers:
-        header.PatientAge, header.PatientSex, header.PatientName = "42", "unknown", "Müller^Zoë"
+        with warnings.catch_warnings(action="ignore"):
+            header.PatientAge, header.PatientSex, header.PatientName = "42", "unknown", "Müller^Zoë"
         header.SpecificCharacterSet = "ISO 2022 IR 100"
         header.PatientIdentityRemoved, header.DeidentificationMethod = "YES", ""
     none = pd.DataFrame(columns=["sop_uid", "frame", "row", "column", "probability", "location"])

@@ -72,6 +72,10 @@ class Guard:
             self._pipe.close()
         self._child = self._pipe = None
 
+    def __del__(self) -> None:
+        """End the child with its guard: whoever drops one, such as a worker at its end, need not think of it."""
+        self.close()
+
     def _call(self, function: Callable[..., T], args: tuple[Any, ...], timeout_seconds: float) -> T:
         pipe = self.start()
         try:

@@ -35,8 +35,8 @@ class Volume:
     instances: tuple[tuple[str, int], ...] = ()
     """(SOP Instance UID, frame index from 0) of each slice, in slice order."""
     padding: int | None = None
-    """Value that voxels outside the scanned field had, after rescale; they hold background now (-1024 HU in CT, else 0).
-    None where there are none."""
+    """Value that voxels outside the scanned field had, after rescale; they hold background now (-1024 HU in CT, else
+    0). None where there are none."""
     dropped: tuple[tuple[str, str], ...] = ()
     """(file name, why) of everything in the series that is not in the volume."""
 

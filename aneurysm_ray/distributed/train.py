@@ -54,8 +54,8 @@ def train(volumes: Path, out: Path, config: Config, *, folds: str = "0", resume:
     Raises RequestError for a set without labels, a run directory that is taken, or resources that do not fit;
     AneurysmRayError when a fold fails more often than `resources.max_failures`.
     """
-    volumes, out = volumes.resolve(), out.resolve()
     table = labelled(store.volumes_table(volumes), volumes)
+    volumes, out = volumes.resolve(), out.resolve()
     chosen = parse_folds(folds, config.folds.count)
     started = time.monotonic()
     if config.init:
