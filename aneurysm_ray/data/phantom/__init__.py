@@ -13,6 +13,8 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+import threadpoolctl
+
 from aneurysm_ray.data.phantom.options import PhantomOptions, SeriesPlan, plan_series
 from aneurysm_ray.data.phantom.tables import SeriesRows, store_series, write_tables
 from aneurysm_ray.errors import RequestError
@@ -52,5 +54,11 @@ def _stored(folder: Path, options: PhantomOptions, plans: tuple[SeriesPlan, ...]
         yield from map(one, plans)
         return
     # Forked children of a process with threads can hang, and those of Ray or torch have many: spawn.
-    with ProcessPoolExecutor(min(options.workers, len(plans)), mp_context=get_context("spawn")) as pool:
+    workers = min(options.workers, len(plans))
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_use_one_thread) as pool:
         yield from pool.map(one, plans)
+
+
+def _use_one_thread() -> None:
+    # As many BLAS threads in every process as there are cores spend more than half of the time waiting for each other.
+    threadpoolctl.threadpool_limits(1)
