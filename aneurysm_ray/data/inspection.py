@@ -22,9 +22,10 @@ def inspect(path: Path, limit: int = 100) -> dict[str, Any]:
         return _prepared(path)
     if found:
         return {"kind": found, "path": str(path), **rundir.read_json(path / rundir.SUMMARY)}
-    if path.is_file() or any(child.is_file() and child.suffix != ".csv" for child in path.iterdir()):
-        return {"kind": "series", "path": str(path), **_series(path)}
-    return _dataset(path, limit)
+    # A series' folder holds files only; notes may lie beside the folders of a data set.
+    if path.is_dir() and any(child.is_dir() for child in path.iterdir()):
+        return _dataset(path, limit)
+    return {"kind": "series", "path": str(path), **_series(path)}
 
 
 def _series(path: Path) -> dict[str, Any]:
