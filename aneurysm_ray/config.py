@@ -278,8 +278,6 @@ class Config(Section):
     """shuffle: labels are permuted among the training patients, so an honest score must come out at 0.5."""
     init: str = ""
     """Checkpoint whose matching weights training starts from."""
-    tensorboard: bool = False
-    """Also write TensorBoard event files into the run directory."""
     volume: VolumeConfig = VolumeConfig()
     prepare: PrepareConfig = PrepareConfig()
     folds: FoldsConfig = FoldsConfig()
