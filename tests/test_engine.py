@@ -178,11 +178,11 @@ def test_two_workers_equal_one_within_float_noise(volumes: Path, tmp_path: Path)
 def test_it_overfits_eight_volumes(volumes: Path) -> None:
     table = store.volumes_table(volumes)[:8]
     config = small_config(
-        volumes, optim__epochs=12, sampler__patches_per_volume=12, augment__flip=0, optim__lr=3e-3, loss__name="bce"
+        volumes, optim__epochs=20, sampler__patches_per_volume=12, augment__flip=0, optim__lr=3e-3, loss__name="bce"
     )
     results = list(fit(config, volumes, table, table))
     assert results[-1].metrics["val/auc_present"] == 1.0
-    assert results[-1].metrics["val/score"] > 0.95
+    assert results[-1].metrics["val/score"] > 0.97
     assert results[-1].metrics["train/loss"] < 0.25 * results[0].metrics["train/loss"]
 
 
