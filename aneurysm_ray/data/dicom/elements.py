@@ -106,8 +106,11 @@ def walk(head: bytes, position: int, explicit: bool) -> tuple[dict[int, bytes], 
         for _ in range(MAX_ELEMENTS):
             if explicit:
                 tag, vr, length = read_explicit(head, position)
-                if vr in short_vrs and tag not in wanted:  # three elements of four, so they are not called for
-                    position += 8 + length
+                if vr in short_vrs:  # nine elements of ten, so nothing is called for them
+                    position += 8
+                    if tag in wanted:  # cut short by the end of `head`, it is found out at the next element
+                        values[wanted[tag]] = head[position : position + length]
+                    position += length
                     continue
             tag, vr, length, position = _element(head, position, explicit)
             if tag in wanted:

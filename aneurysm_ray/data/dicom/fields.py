@@ -54,21 +54,23 @@ def checked_position(position: Vector) -> Vector:
 
 def orthonormal(cosines: Vector, notes: list[str]) -> Vector:
     """Return direction cosines made orthonormal, noting a visible repair; raises BadFile where they span no plane."""
-    repaired = _orthonormal(cosines)
-    if max(abs(a - b) for a, b in zip(repaired, cosines, strict=True)) > ORTHONORMAL_TOLERANCE:
+    repaired, moved = _orthonormal(cosines)
+    if moved > ORTHONORMAL_TOLERANCE:
         notes.append("orientation_repaired")
     return repaired
 
 
 @lru_cache(maxsize=256)
-def _orthonormal(cosines: Vector) -> Vector:
+def _orthonormal(cosines: Vector) -> tuple[Vector, float]:
+    """Return orthonormal cosines and the largest change of one."""
     row, column = cosines[:3], cosines[3:]
     lengths = math.hypot(*row), math.hypot(*column)
     overlap = sum(r * c for r, c in zip(row, column, strict=True))
     if min(lengths) < 0.5 or max(lengths) > 2 or abs(overlap) > 0.5 * lengths[0] * lengths[1]:
         raise BadFile("no_geometry", f"has Image Orientation (Patient) {cosines}")
     square = [c - r * overlap / lengths[0] ** 2 for r, c in zip(row, column, strict=True)]
-    return (*(value / lengths[0] for value in row), *(value / math.hypot(*square) for value in square))
+    repaired = (*(value / lengths[0] for value in row), *(value / math.hypot(*square) for value in square))
+    return repaired, max(abs(a - b) for a, b in zip(repaired, cosines, strict=True))
 
 
 def text(values: dict[int, bytes], tag: int) -> str:
