@@ -39,6 +39,8 @@ WORKER_BYTES = 700 * 2**20
 """A worker and its child with everything imported, and the prepared volume in their hands."""
 VOLUME_COPIES = 2.5
 """Peak memory of a series beyond that, in int16 volumes of its size."""
+TASKS_PER_CPU = 2
+"""Ray Data looks ten times a second whether tasks are done; a core that had one alone would idle till then."""
 
 
 @dataclass(frozen=True)
@@ -197,12 +199,12 @@ def _run(tasks: Sequence[Task], config: Config, data: str) -> Iterator[dict[str,
 
 
 def _tiers(tasks: Sequence[Task]) -> Iterator[tuple[int, list[Task]]]:
-    """Split tasks, largest first, into those too large to run on every CPU of a node at once, and the rest.
+    """Split tasks, largest first, into those too large to fill every CPU of a node at once, and the rest.
 
     Yields the bytes that a task of the tier may take, and its tasks.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    share = min(int(node["memory"] / node["CPU"]) for node in nodes)
+    share = min(int(node["memory"] / node["CPU"] / TASKS_PER_CPU) for node in nodes)
     largest = max(int(node["memory"]) for node in nodes)
     need = {task.source.key: int(WORKER_BYTES + VOLUME_COPIES * task.source.voxel_bytes) for task in tasks}
     for tier in (
@@ -217,7 +219,7 @@ def _tiers(tasks: Sequence[Task]) -> Iterator[tuple[int, list[Task]]]:
 def _results(tasks: Sequence[Task], memory: int, config: Config) -> Iterator[dict[str, Any]]:
     rows = ray.data.from_items([{"task": task.to_json()} for task in tasks], override_num_blocks=len(tasks))
     limits = {"memory_mb": config.prepare.memory_mb, "timeout_seconds": config.prepare.timeout_seconds}
-    done = rows.map(_prepare_row, fn_kwargs=limits, num_cpus=1, memory=memory)
+    done = rows.map(_prepare_row, fn_kwargs=limits, num_cpus=1 / TASKS_PER_CPU, memory=memory)
     yield from done.iter_rows()
 
 
