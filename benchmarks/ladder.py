@@ -1,11 +1,13 @@
 """Does each rung of the ladder, `--preset v1` to `v5`, detect better than the one before, on phantoms?
 
     python benchmarks/ladder.py WORK [--count 240] [--folds 3] [--presets v1,v2,v3,v4,v5] [key=value ...]
+    python benchmarks/ladder.py WORK --geometry TREES            # real vessel trees in place of the spline ones
+    python benchmarks/ladder.py WORK --count 600 --transfer TREES --presets v5    # splines teach, real trees test
 
 Writes CTA and MRA phantoms as DICOM, prepares them, and trains every preset on one fold with the same small settings,
 the same patches per epoch and the same number of epochs; the test patients are scored once, at the end. Presets that
 differ in inference alone share one training. What WORK already holds is used again. The table goes to
-benchmarks/ladder.md.
+benchmarks/ladder.md, or to a file of its own with `--out`.
 """
 
 import argparse
@@ -35,16 +37,22 @@ from aneurysm_ray.learning.cases import from_table
 from aneurysm_ray.learning.validation import score_cases, validate
 
 SMALL: dict[str, Any] = {
-    "volume.spacing_mm": (1.0, 1.0, 1.0),
-    "model.width": 8,
-    "patch.size": (48, 48, 48),
-    "sampler.patches_per_volume": 8,
-    "optim.epochs": 3,
+    "volume.spacing_mm": (1.25, 1.25, 1.25),
+    "volume.extent_mm": (96.0, 128.0, 112.0),
+    "model.width": 16,
+    "patch.size": (40, 40, 40),
+    "sampler.patches_per_volume": 10,
+    "optim.epochs": 8,
     "optim.batch_size": 8,
-    "optim.lr": 2e-3,
+    "optim.lr": 3e-3,
     "augment.affine_probability": 0.0,
+    "inference.overlap": 0.25,
+    "feed.threads": 1,
 }
-"""What makes a rung cheap enough for two cores: coarse voxels, an eighth of the width, few epochs."""
+"""What makes a rung cheap enough for two cores: coarse voxels of a slab, a quarter of the width, few epochs."""
+
+TRANSFER_COUNT = 160
+"""Renderings of real trees that test what splines taught: of 40 trees, each with and without its aneurysm, twice."""
 
 
 def main() -> None:
@@ -53,6 +61,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=240)
     parser.add_argument("--folds", type=int, default=3, help="the first of so many folds is the test")
     parser.add_argument("--presets", default="v1,v2,v3,v4,v5")
+    parser.add_argument("--lesions", default="6,15", help="smallest and largest diameter in mm of spline phantoms")
+    parser.add_argument("--geometry", type=Path, help="folder of NIfTI vessel trees to render and learn from")
+    parser.add_argument("--transfer", type=Path, help="folder of NIfTI vessel trees to render and test on")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -62,32 +73,39 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     extra = dict(overrides.parse_override(text) for text in options.settings)
     base = {**SMALL, "folds.count": options.folds, "feed.cache_dir": str(options.work / "cache"), **extra}
-    volumes = _volumes(options, overrides.build(base))
+    volumes = _volumes(options, overrides.build(base), "", options.count, options.geometry)
     table = store.volumes_table(volumes)
+    if options.transfer:
+        tested = _volumes(options, overrides.build(base), "-trees", TRANSFER_COUNT, options.transfer)
+        train, test = table, store.volumes_table(tested)
+    else:
+        tested = volumes
+        train, test = _split(overrides.build(base), table)
     rows, trained = [], {}
     for name in options.presets.split(","):
         config = overrides.build(base, overrides.preset(name), extra)
         # Presets that differ in how a volume is scored have one network between them.
         key = config.model_copy(update={"inference": None, "preset": ""}).model_dump_json()
         if key not in trained:
-            trained[key] = _train(config, volumes, table, options.device)
-        rows.append(_score(config, volumes, table, trained[key], options.device))
+            trained[key] = _train(config, volumes, train, options.device)
+        rows.append(_score(config, tested, test, trained[key], options))
         print(rows[-1], flush=True)
-    _write(options, overrides.build(base), table, pd.DataFrame(rows))
+    _write(options, overrides.build(base), train, test, pd.DataFrame(rows))
 
 
-def _volumes(options: argparse.Namespace, config: Config) -> Path:
-    """Return the prepared set in WORK, written first where it is not there."""
-    dicom, volumes = options.work / "dicom", options.work / "volumes"
+def _volumes(options: argparse.Namespace, config: Config, suffix: str, count: int, geometry: Path | None) -> Path:
+    """Return a prepared set in WORK, written first where it is not there."""
+    dicom, volumes = options.work / f"dicom{suffix}", options.work / f"volumes{suffix}"
     if (volumes / rundir.VOLUMES).exists():
         return Path(volumes)
     if not (dicom / "train.csv").exists():
         spacing = min(config.volume.spacing_mm)
+        smallest, largest = map(float, options.lesions.split(","))
         phantom.write_dataset(
             dicom,
             phantom.PhantomOptions(
-                count=options.count, modalities=("CTA", "MRA"), min_mm=3.0, max_mm=9.0, spacing_mm=spacing,
-                positive_fraction=0.5, workers=options.workers,
+                count=count, modalities=("CTA", "MRA"), min_mm=smallest, max_mm=largest, spacing_mm=spacing,
+                positive_fraction=0.5, geometry=geometry, workers=options.workers,
             ),
         )  # fmt: skip
     one = partial(_prepare, volumes=volumes, config=config)
@@ -99,9 +117,10 @@ def _volumes(options: argparse.Namespace, config: Config) -> Path:
 
 def _prepare(entry: SeriesEntry, volumes: Path, config: Config) -> dict[str, Any]:
     assert entry.series_uid is not None
+    volume = read_series(entry.path)
     prepared = prepare_series(
-        read_series(entry.path), config.volume, targets=entry.targets, localizers=entry.points,
-        modality=entry.modality, series_uid=entry.series_uid, patient=entry.series_uid,
+        volume, config.volume, targets=entry.targets, localizers=entry.points,
+        modality=entry.modality, series_uid=entry.series_uid, patient=volume.patient_id,
     )  # fmt: skip
     path = store.write_volume(volumes, prepared, overrides.volume_identity(config))
     return store.table_row(prepared, path.stat().st_size)
@@ -112,11 +131,10 @@ def _split(config: Config, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFr
     return table[~test], table[test]
 
 
-def _train(config: Config, volumes: Path, table: pd.DataFrame, device: str) -> tuple[models.Network, float]:
+def _train(config: Config, volumes: Path, train: pd.DataFrame, device: str) -> tuple[models.Network, float]:
     """Return the averaged network after the last epoch and the seconds of training."""
-    train, test = _split(config, table)
     started = time.monotonic()
-    for result in engine.fit(config, volumes, train, test[:0], device=device):
+    for result in engine.fit(config, volumes, train, train[:0], device=device):
         state, loss, waited = result.state, result.metrics["train/loss"], result.metrics["data_wait_fraction"]
         print(f"{config.preset} epoch {result.epoch} loss {loss:.4f} waited {waited:.3f}", flush=True)
     network = models.build(config.model)
@@ -125,14 +143,17 @@ def _train(config: Config, volumes: Path, table: pd.DataFrame, device: str) -> t
 
 
 def _score(
-    config: Config, volumes: Path, table: pd.DataFrame, trained: tuple[models.Network, float], device: str
+    config: Config,
+    volumes: Path,
+    test: pd.DataFrame,
+    trained: tuple[models.Network, float],
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     network, seconds = trained
-    _, test = _split(config, table)
     cases = from_table(test, volumes)
     started = time.monotonic()
     cache = open_cache(volumes, config.feed, config.volume)
-    scores = dict(score_cases([network], cases, cache, config, torch.device(device)))
+    scores = dict(score_cases([network], cases, cache, config, torch.device(options.device)))
     found = validate(cases, scores, fold=0)
     score = metrics.bootstrap(
         metrics.targets_of(found.predictions),
@@ -153,16 +174,21 @@ def _score(
     }
 
 
-def _write(options: argparse.Namespace, config: Config, table: pd.DataFrame, rows: pd.DataFrame) -> None:
-    train, test = _split(config, table)
+def _write(
+    options: argparse.Namespace, config: Config, train: pd.DataFrame, test: pd.DataFrame, rows: pd.DataFrame
+) -> None:
     default = {row["key"]: row["value"] for row in overrides.describe()}
     changed = [f"{r['key']}={r['value']}" for r in overrides.describe(config=config) if r["value"] != default[r["key"]]]
     settings = " ".join(text for text in changed if not text.startswith("feed."))
+    splines = "aneurysms of {} to {} mm on spline trees".format(*options.lesions.split(","))
+    learnt = "renderings of real vessel trees" if options.geometry else splines
+    tested = "renderings of real vessel trees" if options.transfer else f"fold 0 of {config.folds.count}"
     lines = [
-        "# The ladder on phantoms\n",
-        f"{datetime.date.today()}, {options.device}, {options.threads} torch threads. {len(table)} series "
-        f"({table['modality'].value_counts().to_dict()}), aneurysms of 3-9 mm; fold 0 of {config.folds.count}: "
-        f"{len(train)} training and {len(test)} test series, {int(test[PRESENT].sum())} of these with an aneurysm.\n",
+        f"# The ladder: {'from splines to real trees' if options.transfer else learnt}\n",
+        f"{datetime.date.today()}, {options.device}, {options.threads} torch threads. Training: {len(train)} series of "
+        f"{train['patient'].nunique()} patients ({train['modality'].value_counts().to_dict()}), {learnt}. Test: "
+        f"{len(test)} series of {test['patient'].nunique()} patients, {int(test[PRESENT].sum())} series with an "
+        f"aneurysm, {tested}.\n",
         f"Changes to the presets' defaults: `{settings}`. Presets that differ in inference alone share one training; "
         "intervals are 95 % over patients; sensitivity is at 1 false positive per scan.\n",
         "| preset | network | parameters | present AUC | score | sensitivity | training s | scoring s/series |",

@@ -138,9 +138,7 @@ def by_ray(tasks: list[series.Task], workers: int, data: str) -> float:
 
 def against_a_pool(folder: Path) -> None:
     found = linked_set(folder / "linked")
-    print(
-        f"\n(a, b) {COUNT} series of {MEAN[0]} × {MEAN[1]} × {MEAN[2]} RLE, series per second in the steady state"
-    )
+    print(f"\n(a, b) {COUNT} series of {MEAN[0]} × {MEAN[1]} × {MEAN[2]} RLE, series per second in the steady state")
     print("| cores | process pool | Ray Data | wall, Ray / pool |")
     print("|---|---|---|---|")
     rates: dict[tuple[str, int], list[float]] = {}
