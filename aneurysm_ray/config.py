@@ -278,6 +278,8 @@ class Config(Section):
     """shuffle: labels are permuted among the training patients, so an honest score must come out at 0.5."""
     init: str = ""
     """Checkpoint whose matching weights training starts from."""
+    tensorboard: bool = False
+    """Also write every epoch's metrics as TensorBoard files, in `tensorboard/` of each fold."""
     volume: VolumeConfig = VolumeConfig()
     prepare: PrepareConfig = PrepareConfig()
     folds: FoldsConfig = FoldsConfig()

@@ -37,8 +37,26 @@ def settings(folder: Path, **changes: object) -> Config:
 def straight(ray_session: None, volumes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One undisturbed fold of three epochs."""
     out = tmp_path_factory.mktemp("runs") / "straight"
-    train.train(volumes, out, settings(volumes, optim__epochs=3), folds="1")
+    train.train(volumes, out, settings(volumes, optim__epochs=3, tensorboard=True), folds="1")
     return out
+
+
+def events(folder: Path) -> dict[str, dict[int, float]]:
+    """Read TensorBoard's files, oldest first: tag -> step -> value; a restart at a step forgets what came after it."""
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    found: dict[str, dict[int, float]] = {}
+    for file in sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime_ns):
+        data, at = file.read_bytes(), 0
+        while at < len(data):
+            length = int.from_bytes(data[at : at + 8], "little")
+            event = Event.FromString(data[at + 12 : at + 12 + length])
+            at += 16 + length
+            if event.session_log.status == SessionLog.START:
+                found = {tag: {s: v for s, v in row.items() if s < event.step} for tag, row in found.items()}
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = value.simple_value
+    return found
 
 
 def same_numbers(first: Path, second: Path) -> None:
@@ -82,9 +100,19 @@ def test_a_run_holds_what_it_promises(straight: Path, volumes: Path) -> None:
     assert rundir.read_json(straight / rundir.PROVENANCE)["volumes"] == str(volumes)
 
 
+def test_tensorboard_files_hold_every_epochs_metrics(straight: Path) -> None:
+    written = events(straight / "fold_1" / rundir.TENSORBOARD)
+    history = rundir.read_csv(straight / "fold_1" / rundir.METRICS).set_index("epoch")
+    assert {"train/loss", "val/loss", "val/auc_present", "lr"} <= written.keys()
+    for name, steps in written.items():
+        known = history[name].dropna()
+        assert list(steps) == [int(epoch) for epoch in known.index]
+        np.testing.assert_allclose(list(steps.values()), known.to_numpy(), rtol=1e-6)
+
+
 def test_a_finished_run_is_neither_repeated_nor_overwritten(straight: Path, volumes: Path) -> None:
     before = (straight / "fold_1" / rundir.PREDICTIONS).stat().st_mtime_ns
-    config = settings(volumes, optim__epochs=3)
+    config = settings(volumes, optim__epochs=3, tensorboard=True)
     with pytest.raises(RunDirError, match="add --resume"):
         train.train(volumes, straight, config, folds="1")
     train.train(volumes, straight, config, folds="1", resume=True)
@@ -129,10 +157,11 @@ def test_a_killed_worker_costs_no_digit(straight: Path, volumes: Path, tmp_path:
     out, killed = tmp_path / "killed", []
     killer = threading.Thread(target=_kill_worker_after_first_epoch, args=(out, killed))
     killer.start()
-    train.train(volumes, out, settings(volumes, optim__epochs=3), folds="1")
+    train.train(volumes, out, settings(volumes, optim__epochs=3, tensorboard=True), folds="1")
     killer.join()
     assert killed
     same_numbers(straight, out)
+    assert events(out / "fold_1" / rundir.TENSORBOARD).keys() == events(straight / "fold_1" / rundir.TENSORBOARD).keys()
 
 
 def test_two_workers_train_as_one(straight: Path, volumes: Path, tmp_path: Path) -> None:

@@ -188,6 +188,8 @@ def _worker(settings: dict[str, Any]) -> None:
     for result in fit_fold(config, fold, resume, volumes=volumes, folds=out / rundir.FOLDS):
         if first:
             _write_epoch(folder, result)
+            if config.tensorboard:
+                _write_events(folder / rundir.TENSORBOARD, result.metrics)
         ray.train.report(result.metrics)
     if first:
         _write_fold_summary(folder, fold)
@@ -244,6 +246,17 @@ def _write_epoch(folder: Path, result: Any) -> None:
     if history["val/score"].iloc[-1] >= history["val/score"].max():
         checkpoint.save(folder / rundir.CHECKPOINT_BEST, result.state)
     checkpoint.save(folder / rundir.CHECKPOINT_LAST, result.state)
+
+
+def _write_events(folder: Path, metrics: Mapping[str, float]) -> None:
+    """Write an epoch's metrics for TensorBoard; one that is repeated after a loss replaces what it wrote before."""
+    from tensorboardX import SummaryWriter  # a part of ray[tune]
+
+    epoch = int(metrics["epoch"])
+    with SummaryWriter(str(folder), purge_step=epoch, filename_suffix=f".epoch{epoch:04d}") as writer:
+        for name, value in metrics.items():
+            if name != "epoch" and not math.isnan(value):
+                writer.add_scalar(name, value, epoch)
 
 
 def _write_fold_summary(folder: Path, fold: int) -> None:
