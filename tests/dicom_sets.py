@@ -67,9 +67,9 @@ def write_set(root: Path, count: int = 5, *, slices: int = 24) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a prepared set but the run's own record, which holds times."""
+    """Every file of a prepared set but the run's own record and the page made of it, which hold times."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "prepare.json"
+        if path.is_file() and path.name not in ("prepare.json", "report.html")
     }
