@@ -244,7 +244,7 @@ class TuneConfig(Section):
     """Random trials before the estimator takes over."""
     grace_epochs: Annotated[int, Field(ge=1)] = 4
     """No trial is stopped before this many epochs; networks that are slow at first would be lost to fewer."""
-    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    reduction_factor: Annotated[int, Field(ge=2)] = 4
     """ASHA: one trial in this many is promoted at each rung (Li et al. 2020)."""
     prune: bool = True
     """False: every trial runs to its end."""

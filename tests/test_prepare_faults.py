@@ -1,5 +1,6 @@
 """Whatever dies while a data set is prepared, the set ends the same: real processes, real kills. Slow."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -87,8 +88,8 @@ def place() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def data(place: Path) -> Path:
-    """At least 60 series with the faults of real folders."""
-    options = phantom.PhantomOptions(count=60, seed=5, spacing_mm=3.0, faults=True, workers=2)
+    """At least 60 series with the faults of real folders, large enough that a run outlasts the waits of these tests."""
+    options = phantom.PhantomOptions(count=60, seed=5, spacing_mm=1.2, faults=True, workers=2)
     phantom.write_dataset(place / "data", options)
     return place / "data"
 
@@ -126,11 +127,11 @@ def test_a_kill_costs_nothing_but_the_series_in_hand(
     out = place / f"killed{number}"
     total = len(list((undisturbed / "status").glob("*/*.json")))
     run = Run(data, out, RAY_ADDRESS=cluster.address)
-    done = run.wait_for(draw.randrange(1, total - 2))
-    assert run.process.poll() is None, run.text()
+    run.wait_for(draw.randrange(1, total * 3 // 4))
     target = ("driver", "worker", "child")[number % 3]
-    # A second of chance, so that the blow falls anywhere in a series.
-    time.sleep(draw.random())
+    # A little chance, so that the blow falls anywhere in a series.
+    time.sleep(draw.random() / 2)
+    assert run.process.poll() is None, run.text()
     done = run.statuses()
     if target == "driver":
         os.kill(run.process.pid, signal.SIGKILL)
@@ -236,9 +237,10 @@ def test_a_node_that_dies_is_replaced_by_the_other(data: Path, undisturbed: Path
     out = place / "nodes"
     node = cluster.add_node(num_cpus=2)
     run = Run(data, out, RAY_ADDRESS=cluster.address)
-    done = run.wait_for(20)
-    assert run.process.poll() is None, run.text()
-    assert len({guard_node(pid) for pid in run.guards()}) == 2, "both nodes should be at work"
+    while len(nodes_at_work(run)) < 2:
+        assert run.process.poll() is None, "both nodes should be at work"
+        time.sleep(0.02)
+    done = run.statuses()
     cluster.remove_node(node, allow_graceful=False)
     assert run.end() == 3, run.text()
     assert {path: time for path, time in run.statuses().items() if path in done} == done
@@ -247,9 +249,13 @@ def test_a_node_that_dies_is_replaced_by_the_other(data: Path, undisturbed: Path
     assert uids.is_unique and len(uids) == len(store.volumes_table(undisturbed))
 
 
-def guard_node(pid: int) -> int:
-    """Return the process that started the worker of a guard: its raylet."""
-    return parent(parent(pid))
+def nodes_at_work(run: Run) -> set[int]:
+    """Return the raylets whose workers have guards: a worker is a child of its raylet, a guard of its worker."""
+    found = set()
+    for pid in run.guards():
+        with contextlib.suppress(OSError):
+            found.add(parent(parent(pid)))
+    return found
 
 
 def parent(pid: int) -> int:
