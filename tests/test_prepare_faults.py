@@ -233,8 +233,11 @@ def test_three_poisonous_series_are_three_rows_and_exit_code_3(place: Path) -> N
     assert rejected == {"1.2.1": "crash", "1.2.2": "timeout", "1.2.3": "memory"}
 
 
-def test_a_node_that_dies_is_replaced_by_the_other(data: Path, undisturbed: Path, place: Path, cluster: Any) -> None:
+def test_a_node_that_dies_is_replaced_by_the_other(
+    data: Path, undisturbed: Path, place: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = place / "nodes"
+    monkeypatch.setenv(MARK, str(place))  # a worker has the environment of its node
     node = cluster.add_node(num_cpus=2)
     run = Run(data, out, RAY_ADDRESS=cluster.address)
     while len(nodes_at_work(run)) < 2:
