@@ -14,7 +14,6 @@ from pathlib import Path
 
 import dicom_sets
 import pandas as pd
-import psutil
 import pytest
 from learning_sets import SMALL, write_set
 
@@ -52,6 +51,8 @@ class Nodes:
         self.address = f"http://127.0.0.1:{self.dashboard}"
         self.environment = {
             **os.environ,
+            # Jobs are started with the `python` of the node's path.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_task_oom_retries": "1",
@@ -71,8 +72,8 @@ class Nodes:
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-c", RAY, "start", "--block", "--num-cpus", "1", "--disable-usage-stats", *words]
-        log = (self.place / f"{len(list(self.place.glob('*.node')))}.node").open("wb")
-        return subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+        with (self.place / f"{secrets.token_hex(4)}.node").open("wb") as log:
+            return subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
 
     def add(self) -> subprocess.Popen[bytes]:
         """Start another node and return its process once its raylet runs and the cluster counts it."""
@@ -118,6 +119,9 @@ class Nodes:
 
 def kill_tree(process: subprocess.Popen[bytes]) -> None:
     """Kill -9 a process and its descendants, the parents first, so that nothing is started in their place."""
+    import ray  # noqa: F401 - brings its own psutil
+    import psutil  # isort: skip
+
     root = psutil.Process(process.pid)
     for each in [root, *root.children(recursive=True)]:
         try:
