@@ -77,7 +77,9 @@ class Nodes:
 
     def add(self) -> subprocess.Popen[bytes]:
         """Start another node and return its process once its raylet runs and the cluster counts it."""
-        node = self.start("--address", f"127.0.0.1:{self.port}")
+        # On a machine of its own a node has a folder of its own; in a shared one it would clear away the jobs' folders.
+        folder = Path(tempfile.mkdtemp(prefix="n", dir=self.place))
+        node = self.start("--address", f"127.0.0.1:{self.port}", "--temp-dir", str(folder))
         wait_for(lambda: self.alive() == 2, "the second node")
         return node
 
