@@ -171,7 +171,7 @@ def test_the_default_is_never_stopped_and_a_trial_without_a_number_is(tmp_path):
 
 
 def test_after_a_restart_halving_decides_as_if_there_had_been_none(tmp_path):
-    config = settings(grace_epochs=1)
+    config = settings(grace_epochs=1, reduction_factor=3)
     searcher = opened(tmp_path, config)
     straight = search.StudyASHA(searcher.study, config)
     for number, values in enumerate([[0.5, 0.5, 0.6], [0.9, 0.9, 0.9], [0.8, 0.8]]):

@@ -69,7 +69,7 @@ def predict(
     facts = {"run": str(run), "model": trained.digest, "models": len(trained.models), "paths": [str(p) for p in paths]}
     _begin(out, trained, facts, resume=resume)
     left = [item for item in items if not (out / scoring.SERIES / item.name / scoring.RESULT).exists()]
-    log.info("* %d series, %d to score, %d networks", len(items), len(left), len(trained.models))
+    log.info("* %d series, %d to score, %d network(s)", len(items), len(left), len(trained.models))
     _score(left, order, trained)
     summary = _finish(out, items, facts, time.monotonic() - begun)
     page.write(predict_page.index_page(out), out / rundir.REPORT)

@@ -8,6 +8,7 @@ import optuna
 import pandas as pd
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
+from aneurysm_ray.reporting import words
 from aneurysm_ray.reporting.search_data import PARAM, SearchData
 
 REPEATS = 8
@@ -91,7 +92,7 @@ def subjects(search: SearchData) -> dict[str, "pd.Series[float]"]:
     if metric in search.curves and len(final) < len(search.trials):
         at_rung = search.curves[search.curves["step"] == grace].drop_duplicates("trial", keep="last")
         early = at_rung.set_index("trial")[metric].astype(float).dropna()
-        result[f"score after {grace} epochs ({len(early)} trials)"] = early
+        result[f"score after {words.count(grace, 'epoch')} ({len(early)} trials)"] = early
     if len(final) < ENOUGH:
         return dict(sorted(result.items(), key=lambda item: len(item[1]), reverse=True))
     return result

@@ -18,7 +18,7 @@ from aneurysm_ray.data.dicom import QUALITY
 from aneurysm_ray.data.store import PreparedVolume
 from aneurysm_ray.errors import SERIES_REASONS
 from aneurysm_ray.labels import LABELS, PRESENT, SHORT_NAMES
-from aneurysm_ray.reporting import pictures, provenance_blocks
+from aneurysm_ray.reporting import pictures, provenance_blocks, words
 from aneurysm_ray.reporting.page import Case, Cases, Column, Link, Page, Section, Table, Tile
 from aneurysm_ray.reporting.pictures import HeatMap
 
@@ -109,7 +109,7 @@ def index_page(folder: Path) -> Page:
     return Page(
         title=folder.resolve().name,
         kind="prediction",
-        subtitle=f"model {summary['model'][:12]} of {summary['run']}, {summary['models']} networks",
+        subtitle=f"model {summary['model'][:12]} of {summary['run']}, {words.count(summary['models'], 'network')}",
         summary=(
             f"{len(table):,} series were scored"
             + (f", {len(failed):,} of them could not be read." if len(failed) else "."),
