@@ -103,6 +103,7 @@ def test_a_run_holds_what_it_promises(straight: Path, volumes: Path) -> None:
 def test_tensorboard_files_hold_every_epochs_metrics(straight: Path) -> None:
     written = events(straight / "fold_1" / rundir.TENSORBOARD)
     history = rundir.read_csv(straight / "fold_1" / rundir.METRICS).set_index("epoch")
+    history.columns = history.columns.str.replace(" ", "_")  # TensorBoard's names have no spaces
     assert {"train/loss", "val/loss", "val/auc_present", "lr"} <= written.keys()
     for name, steps in written.items():
         known = history[name].dropna()

@@ -256,7 +256,7 @@ def _write_events(folder: Path, metrics: Mapping[str, float]) -> None:
     with SummaryWriter(str(folder), purge_step=epoch, filename_suffix=f".epoch{epoch:04d}") as writer:
         for name, value in metrics.items():
             if name != "epoch" and not math.isnan(value):
-                writer.add_scalar(name, value, epoch)
+                writer.add_scalar(name.replace(" ", "_"), value, epoch)
 
 
 def _write_fold_summary(folder: Path, fold: int) -> None:
