@@ -378,14 +378,14 @@ def sized(number: int, voxel_bytes: int) -> series.Task:
 
 def test_series_too_large_for_every_cpu_at_once_run_first_and_fewer_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     gib = 2**30
-    node = {"Alive": True, "Resources": {"CPU": 4.0, "memory": 8.0 * gib}}
+    node = {"Alive": True, "Resources": {"CPU": 4.0, "memory": 16.0 * gib}}  # eight tasks at a time, 2 GiB each
     dead = {"Alive": False, "Resources": {"CPU": 1.0, "memory": 1.0}}
     monkeypatch.setattr("ray.nodes", lambda: [node, dead])
     tasks = [sized(0, 9 * gib), sized(1, gib), sized(2, gib // 4), sized(3, 0)]
     (large, first), (small, rest) = preparation._tiers(tasks)
     assert [task.source.key for task in first] == ["0", "1"]
     assert [task.source.key for task in rest] == ["2", "3"]
-    assert large == 8 * gib, "no task asks for more than a node has, or Ray would wait for ever"
+    assert large == 16 * gib, "no task asks for more than a node has, or Ray would wait for ever"
     assert small == int(preparation.WORKER_BYTES + preparation.VOLUME_COPIES * gib / 4) <= 2 * gib
 
 
