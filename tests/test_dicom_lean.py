@@ -1,7 +1,9 @@
 """The lean walk and pydicom must find the same things, and our pixels must be pydicom's."""
 
 import os
+import random
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,8 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
 from aneurysm_ray.data.dicom.elements import Short, walk
-from aneurysm_ray.data.dicom.header import RawHeader, lean_header, pydicom_header
+from aneurysm_ray.data.dicom.header import HEAD_BYTES, RawHeader, lean_header, pydicom_header, read_header
+from aneurysm_ray.data.dicom.layouts import MAX_LAYOUTS, Layouts
 from aneurysm_ray.data.dicom.problems import BadFile, Odd
 from aneurysm_ray.data.dicom.reader import frames_of, read_series, volume_of
 
@@ -137,3 +140,75 @@ def test_walk_says_when_the_buffer_is_short_and_when_a_file_is_odd() -> None:
         walk(struct.pack("<HH2sHI", 0x5200, 0x9230, b"SQ", 0, 0), 0, explicit=True)
     with pytest.raises(Odd):  # 200,000 empty elements
         walk(element(0x0009, 0x0001, b"LO", b"") * 200_000, 0, explicit=True)
+
+
+def header_or_defect(read: Callable[[int, int], RawHeader], file: Path) -> object:
+    """Return what is found in a file: its header's fields, or why there are none."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        raw = read(descriptor, file.stat().st_size)
+        return [getattr(raw, name) for name in RawHeader.__dataclass_fields__ if name != "dataset"]
+    except BadFile as problem:
+        return problem.code, str(problem)
+    finally:
+        os.close(descriptor)
+
+
+def walked(descriptor: int, size: int) -> RawHeader:
+    return read_header(os.pread(descriptor, HEAD_BYTES, 0), descriptor, size)
+
+
+def test_headers_read_by_a_known_layout_are_those_of_the_walk(
+    shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walks = files = 0
+
+    def counted(head: bytes, descriptor: int, size: int) -> RawHeader:
+        nonlocal walks
+        walks += 1
+        return read_header(head, descriptor, size)
+
+    monkeypatch.setattr("aneurysm_ray.data.dicom.layouts.read_header", counted)
+    for name in ("d2n_hitachi", "mr_t1_implicit_rect", "q_plain", "q_slope_per_slice", "q_two_stacks", "q_uneven_gap"):
+        layouts = Layouts()
+        for file in sorted((shared_data / "dicom" / name).iterdir()):
+            files += 1
+            assert header_or_defect(layouts.read_header, file) == header_or_defect(walked, file), str(file)
+    assert 0 < walks < files / 3
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_a_changed_byte_anywhere_in_a_header_is_seen_in_spite_of_the_layout(tmp_path: Path, syntax: str) -> None:
+    whole = save(nested(2), tmp_path / "a.dcm", syntax).read_bytes()
+    layouts = Layouts()
+    file = tmp_path / "b.dcm"
+    file.write_bytes(whole)
+    first = header_or_defect(layouts.read_header, file)
+    draw = random.Random(0)
+    by_layout = 0
+    for place in range(len(whole) - 24 * 24 * 2):
+        changed = bytearray(whole)
+        changed[place] ^= draw.randrange(1, 256)
+        file.write_bytes(changed)
+        found = header_or_defect(layouts.read_header, file)
+        assert found == header_or_defect(walked, file), f"byte {place}"
+        by_layout += found != first
+    assert by_layout > 100
+
+
+def test_no_more_layouts_are_learnt_than_are_of_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learnt = []
+
+    class Useless:
+        def __init__(self, raw: RawHeader, head: bytes) -> None:
+            learnt.append(raw)
+
+        def read(self, head: bytes, size: int) -> None:
+            return None
+
+    monkeypatch.setattr("aneurysm_ray.data.dicom.layouts._Layout", Useless)
+    layouts = Layouts()
+    for index in range(MAX_LAYOUTS + 9):
+        file = save(ct_slice(0, SeriesDescription="x" * 2 * index), tmp_path / f"{index}.dcm")
+        assert header_or_defect(layouts.read_header, file) == header_or_defect(walked, file)
+    assert len(learnt) == MAX_LAYOUTS

@@ -1,18 +1,18 @@
 """Decode the chosen frames of a series into one volume."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm_ray.data.dicom.codecs import Words
 from aneurysm_ray.data.dicom.files import same_bytes
-from aneurysm_ray.data.dicom.frames import Frame
+from aneurysm_ray.data.dicom.frames import Frame, Stored
 from aneurysm_ray.data.dicom.geometry import dropped_frame
-from aneurysm_ray.data.dicom.pixels import Extremes, OpenPixels, open_pixels
+from aneurysm_ray.data.dicom.pixels import Extremes, OpenPixels
 from aneurysm_ray.data.dicom.problems import BadFile, Dropped
 from aneurysm_ray.data.dicom.values import finish, fits_int16, is_integral, possible, scanned
 from aneurysm_ray.errors import SeriesError
@@ -100,12 +100,19 @@ def _value_notes(frames: Sequence[Frame], voxels: NDArray[np.int16] | NDArray[np
             yield "hu_doubtful"
 
 
-class _Files(ExitStack):
+class _Files:
     """The file that is open for its pixels: frames of one file mostly follow each other."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._open: tuple[object, OpenPixels] | None = None
+        self._stored: Stored | None = None
+        self._open: OpenPixels | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._open is not None:
+            self._open.close()
 
     def read_first(self, slot: Sequence[Frame], words: Words, dropped: list[Dropped]) -> tuple[Frame, Extremes] | None:
         """Read the first candidate that can be read; every other one is dropped with its reason."""
@@ -123,11 +130,12 @@ class _Files(ExitStack):
         return read
 
     def _pixels(self, frame: Frame) -> OpenPixels:
-        if self._open is None or self._open[0] is not frame.stored:
-            self.close()
-            self._open = None
-            self._open = frame.stored, self.enter_context(open_pixels(frame.stored))
-        return self._open[1]
+        if self._open is None or self._stored is not frame.stored:
+            if self._open is not None:
+                self._open.close()
+                self._open = None
+            self._open, self._stored = OpenPixels(frame.stored), frame.stored
+        return self._open
 
 
 def _name(frame: Frame) -> str:

@@ -6,6 +6,7 @@ raises `Odd`, and pydicom reads that file instead.
 """
 
 import struct
+from collections.abc import Iterator
 
 from aneurysm_ray.data.dicom.problems import Odd
 
@@ -50,12 +51,15 @@ PER_FRAME_GROUPS = 0x5200_9230
 FLOAT_PIXELS = 0x7FE0_0008
 DOUBLE_PIXELS = 0x7FE0_0009
 
-WANTED = (
-    *(IMAGE_TYPE, SOP_CLASS_UID, SOP_INSTANCE_UID, MODALITY, COMPLEX_COMPONENT, PATIENT_ID, SLICE_THICKNESS, ECHO_TIME),
-    *(SPACING_BETWEEN_SLICES, B_VALUE, SERIES_INSTANCE_UID, ACQUISITION_NUMBER, INSTANCE_NUMBER, IMAGE_POSITION),
-    *(IMAGE_ORIENTATION, TEMPORAL_POSITION, SLICE_LOCATION, SAMPLES_PER_PIXEL, PHOTOMETRIC, NUMBER_OF_FRAMES, ROWS),
-    *(COLUMNS, PIXEL_SPACING, BITS_ALLOCATED, BITS_STORED, HIGH_BIT, PIXEL_REPRESENTATION, PADDING_VALUE),
-    *(PADDING_LIMIT, RESCALE_INTERCEPT, RESCALE_SLOPE, PRESENTATION_LUT_SHAPE),
+WANTED = frozenset(
+    (
+        *(IMAGE_TYPE, SOP_CLASS_UID, SOP_INSTANCE_UID, MODALITY, COMPLEX_COMPONENT, PATIENT_ID),
+        *(SLICE_THICKNESS, ECHO_TIME, SPACING_BETWEEN_SLICES, B_VALUE, SERIES_INSTANCE_UID, ACQUISITION_NUMBER),
+        *(INSTANCE_NUMBER, IMAGE_POSITION, IMAGE_ORIENTATION, TEMPORAL_POSITION, SLICE_LOCATION),
+        *(SAMPLES_PER_PIXEL, PHOTOMETRIC, NUMBER_OF_FRAMES, ROWS, COLUMNS, PIXEL_SPACING, BITS_ALLOCATED),
+        *(BITS_STORED, HIGH_BIT, PIXEL_REPRESENTATION, PADDING_VALUE, PADDING_LIMIT, RESCALE_INTERCEPT),
+        *(RESCALE_SLOPE, PRESENTATION_LUT_SHAPE),
+    )
 )
 """Elements with a plain value that a volume needs."""
 LEFT_TO_PYDICOM = (MODALITY_LUT, SHARED_GROUPS, PER_FRAME_GROUPS, FLOAT_PIXELS, DOUBLE_PIXELS)
@@ -130,6 +134,22 @@ def walk(head: bytes, position: int, explicit: bool) -> tuple[dict[int, bytes], 
     except struct.error:
         raise Short from None
     raise Odd
+
+
+def value_places(head: bytes, position: int, end: int, explicit: bool) -> Iterator[tuple[int, slice]]:
+    """Yield tag and place of every value between `position` and `end`, which is the place of the last one.
+
+    Sequences of undefined length are stepped over. Raises Odd or struct.error where the walk would.
+    """
+    while True:
+        word, _, length, position = _element(head, position, explicit)
+        if position >= end:
+            return
+        if length == UNDEFINED:
+            position = _skip(head, position, explicit)
+        else:
+            yield _as_read(word), slice(position, position + length)
+            position += length
 
 
 def _element(head: bytes, position: int, explicit: bool) -> tuple[int, int, int, int]:

@@ -3,9 +3,10 @@
 import filecmp
 import os
 import stat
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 from aneurysm_ray.data.dicom.problems import BadFile
 from aneurysm_ray.errors import SeriesError
@@ -59,21 +60,33 @@ def _ends_inside(link: str, folder: Path) -> bool:
     return target.startswith(os.path.realpath(folder) + os.sep) and os.path.isfile(target)
 
 
-@contextmanager
-def open_regular(path: str) -> Iterator[tuple[int, int]]:
-    """Open a file and yield (descriptor, size in bytes); raises BadFile for no regular file, never blocks on one."""
-    try:
-        # O_NONBLOCK: a FIFO that took the file's place since the listing must not hang the reader.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise BadFile("vanished", f"cannot be opened: {error.strerror}") from error
-    try:
-        status = os.fstat(descriptor)
+class RegularFile:
+    """A regular file open for reading, a context that closes it; opening never blocks, as it would on a FIFO."""
+
+    __slots__ = ("descriptor", "size")
+
+    def __init__(self, path: str) -> None:
+        """Open a file; raises BadFile where it cannot be, or is no regular file."""
+        try:
+            # O_NONBLOCK: a FIFO that took the file's place since the listing must not hang the reader.
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise BadFile("vanished", f"cannot be opened: {error.strerror}") from error
+        status = os.fstat(self.descriptor)
+        self.size = status.st_size
+        """Bytes."""
         if not stat.S_ISREG(status.st_mode):
+            self.close()
             raise BadFile("junk_files", "is no regular file")
-        yield descriptor, status.st_size
-    finally:
-        os.close(descriptor)
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def read_at(source: int | bytes, offset: int, count: int) -> bytes:

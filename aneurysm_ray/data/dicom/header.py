@@ -23,10 +23,12 @@ from pydicom.uid import (
 )
 
 from aneurysm_ray.data.dicom import elements as tags
-from aneurysm_ray.data.dicom.elements import UNDEFINED, Short, walk
+from aneurysm_ray.data.dicom.elements import UNDEFINED, Short, value_places, walk
 from aneurysm_ray.data.dicom.files import read_at
 from aneurysm_ray.data.dicom.problems import BadFile, Odd
 
+META_START = 132
+"""Offset of the file meta information, its length first, after the preamble and DICM (PS3.10 7.1)."""
 HEAD_BYTES = 16 * 2**10
 """First read of a file: holds the whole header unless private elements or icons are long."""
 MAX_HEADER_BYTES = 16 * 2**20
@@ -49,7 +51,7 @@ EXPLICIT, IMPLICIT = str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian)
 BIG_ENDIAN, DEFLATED = str(ExplicitVRBigEndian), str(DeflatedExplicitVRLittleEndian)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RawHeader:
     """Raw element values of a file and where its pixels are."""
 
@@ -71,11 +73,8 @@ class RawHeader:
     """The file has no preamble."""
 
 
-def read_header(descriptor: int, size: int) -> RawHeader:
-    """Read the header of an open file of `size` bytes, by the lean walk where that can; raises BadFile."""
-    head = os.pread(descriptor, HEAD_BYTES, 0)
-    if not head:
-        raise BadFile("junk_files", "is empty")
+def read_header(head: bytes, descriptor: int, size: int) -> RawHeader:
+    """Read the header of an open file that begins with `head`, by the lean walk where that can; raises BadFile."""
     try:
         return lean_header(head, descriptor, size)
     except Odd:
@@ -106,14 +105,12 @@ def meta(head: bytes) -> tuple[str, int]:
     start: int = 144 + struct.unpack_from("<I", head, 140)[0]
     if start > len(head):
         raise Odd
-    position = 144
-    while position < start - 8:
-        element, vr, length = struct.unpack_from("<I2sH", head, position)
-        if vr in (b"OB", b"UN"):
-            length, position = struct.unpack_from("<I", head, position + 8)[0], position + 4
-        if element == 0x0010_0002:  # (0002,0010) as one little-endian word
-            return head[position + 8 : position + 8 + length].rstrip(b"\0 ").decode("ascii", "replace"), start
-        position += 8 + length
+    try:
+        for tag, place in value_places(head, META_START, start, explicit=True):
+            if tag == tags.TRANSFER_SYNTAX:
+                return head[place].rstrip(b"\0 ").decode("ascii", "replace"), start
+    except struct.error:
+        raise Odd from None
     raise Odd
 
 

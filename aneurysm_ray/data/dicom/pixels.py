@@ -1,22 +1,19 @@
 """Stored pixel values of a file's frames, read or decoded straight into their place in the volume."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from aneurysm_ray.data.dicom.codecs import CODECS, Words, decode_frame, split_frames
-from aneurysm_ray.data.dicom.files import open_regular, read_at
+from aneurysm_ray.data.dicom.files import RegularFile, read_at
 from aneurysm_ray.data.dicom.frames import Stored
 from aneurysm_ray.data.dicom.problems import BadFile
 
 Source = int | bytes
 
 
-@dataclass(frozen=True)
-class Extremes:
+class Extremes(NamedTuple):
     """Smallest and largest stored value."""
 
     smallest: int
@@ -28,10 +25,25 @@ class Extremes:
 class OpenPixels:
     """The pixels of one file, open for reading frame after frame; compressed frames are split once."""
 
-    def __init__(self, stored: Stored, source: Source) -> None:
+    def __init__(self, stored: Stored) -> None:
+        """Open a file's pixels; raises BadFile where the file is not what its header was read from."""
         self._stored = stored
-        self._source = source
         self._compressed: list[memoryview] | None = None
+        self._file = RegularFile(stored.path) if stored.body is None else None
+        if self._file is not None and self._file.size != stored.size:
+            self._file.close()
+            raise BadFile("vanished", "changed while it was read")
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    @property
+    def _source(self) -> Source:
+        if self._file is not None:
+            return self._file.descriptor
+        assert self._stored.body is not None
+        return self._stored.body
 
     def read(self, index: int, out: Words) -> Extremes:
         """Fill `out` (rows, columns) with a frame's stored values as 16-bit two's complement; raises BadFile.
@@ -54,18 +66,6 @@ class OpenPixels:
         if index >= len(self._compressed):
             raise BadFile("unreadable_pixels", f"has {len(self._compressed)} compressed frames of {stored.frames}")
         decode_frame(stored.syntax, self._compressed[index], out, stored.bits_allocated)
-
-
-@contextmanager
-def open_pixels(stored: Stored) -> Iterator[OpenPixels]:
-    """Open a file's pixels; raises BadFile where the file is not what its header was read from."""
-    if stored.body is not None:
-        yield OpenPixels(stored, stored.body)
-        return
-    with open_regular(stored.path) as (descriptor, size):
-        if size != stored.size:
-            raise BadFile("vanished", "changed while it was read")
-        yield OpenPixels(stored, descriptor)
 
 
 def _read_native(stored: Stored, source: Source, index: int, out: Words) -> None:

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aneurysm_ray.data.dicom.assemble import Assembled, assemble
-from aneurysm_ray.data.dicom.files import open_regular
+from aneurysm_ray.data.dicom.files import RegularFile
 from aneurysm_ray.data.dicom.frames import Frame, describe_frame, describe_pixels, image_type
 from aneurysm_ray.data.dicom.geometry import choose, dropped_frame, place
-from aneurysm_ray.data.dicom.header import RawHeader, read_header
+from aneurysm_ray.data.dicom.header import RawHeader
+from aneurysm_ray.data.dicom.layouts import Layouts
 from aneurysm_ray.data.dicom.multiframe import grouped_frames, has_groups, stacked_frames
 from aneurysm_ray.data.dicom.problems import BadFile, Dropped, quality_code, refuse
 from aneurysm_ray.data.dicom.quality import QUALITY
@@ -44,10 +45,11 @@ def read_all(files: Sequence[str]) -> tuple[list[Frame], list[Dropped]]:
     """Return the frames of all files, and the files that have none with the reason why."""
     frames: list[Frame] = []
     dropped: list[Dropped] = []
+    layouts = Layouts()
     for file in files:
         try:
-            with open_regular(file) as (descriptor, size):
-                raw = read_header(descriptor, size)
+            with RegularFile(file) as opened:
+                raw = layouts.read_header(opened.descriptor, opened.size)
             frames += frames_of(file, raw)
         except BadFile as problem:
             dropped.append(Dropped(file, problem.code, str(problem)))
