@@ -232,6 +232,27 @@ def test_twins_of_a_given_tree_differ_by_the_dome_alone(tmp_path: Path) -> None:
     assert volume_mm3 == pytest.approx(np.count_nonzero(labels == 2) * 0.125, rel=0.35)
 
 
+def test_a_dome_of_a_given_tree_owns_what_its_shell_encloses(tmp_path: Path) -> None:
+    """Maps drawn from surfaces have vessel, or nothing, inside a dome: the twin without it kept a ball in its place."""
+    z, y, x = np.mgrid[-12:13, -12:13, -20:21].astype(float)
+    from_centre = np.sqrt(z**2 + y**2 + x**2)
+    labels = np.zeros(z.shape, np.uint8)
+    labels[(np.abs(z) < 2) & (np.abs(y) < 2)] = 1
+    labels[from_centre < 9] = 1
+    labels[from_centre < 4] = 0
+    labels[(from_centre >= 7) & (from_centre < 9)] = 2
+    labels[(from_centre >= 2) & (from_centre < 9) & (x > 0) & (np.abs(z) < 1) & (np.abs(y) < 1)] = 0
+    nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), tmp_path / "tree.nii")
+    tree = read_tree(tmp_path / "tree.nii", with_domes=True)
+    ((_, dome),) = tree.domes
+    ball = int((from_centre < 9).sum())
+    assert ball * 0.97 < len(dome) <= ball
+    ((_, vessel),) = tree.vessels
+    assert len(vessel) + len(dome) >= int(((labels > 0) | (from_centre < 8)).sum())
+    ((_, left),) = read_tree(tmp_path / "tree.nii", with_domes=False).vessels
+    assert len(left) < ball / 4
+
+
 def test_painting_a_tree_keeps_its_volume(tmp_path: Path) -> None:
     labels = np.zeros((40, 40, 40), np.uint8)
     labels[10:30, 15:25, 15:25] = 1

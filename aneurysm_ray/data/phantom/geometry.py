@@ -15,7 +15,7 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.spatial import ConvexHull
+from scipy.spatial import ConvexHull, Delaunay, QhullError
 from scipy.spatial.distance import pdist
 
 from aneurysm_ray.data.phantom.grid import Grid, Pose
@@ -27,6 +27,8 @@ Array = NDArray[np.float64]
 VESSEL, DOME = 1, 2
 STUMP_MM = 2.5
 """Vessel this near to a removed dome is smoothed."""
+CLOSED_VOXELS = 3
+"""Slits of a dome's wall up to twice as wide are closed before it is filled."""
 SMALLEST_DOME_MM3 = 2.0
 """Smaller remains of a dome in a map are no lesion anybody could see; they are dropped from both twins."""
 
@@ -94,6 +96,8 @@ def read_tree(path: Path, with_domes: bool) -> Tree:
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     thirteen = max(kinds) > DOME
+    if not thirteen:
+        labels = _with_whole_domes(labels)
     domes = [] if thirteen else _dome_voxels(labels, float(np.prod(spacing)))
     vessel = labels > 0 if thirteen else labels == VESSEL
     if domes and not with_domes:
@@ -157,6 +161,27 @@ def _dome_voxels(labels: NDArray[np.integer], voxel_mm3: float) -> list[NDArray[
     parts, count = ndimage.label(labels == DOME, np.ones((3, 3, 3)))
     voxels = [np.argwhere(parts == number) for number in range(1, count + 1)]
     return [part for part in voxels if len(part) * voxel_mm3 >= SMALLEST_DOME_MM3]
+
+
+def _with_whole_domes(labels: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """Give a dome what it encloses: maps drawn from surfaces have vessel or nothing in it, and slits in its wall."""
+    whole = labels.astype(np.uint8)
+    ball = ndimage.iterate_structure(ndimage.generate_binary_structure(3, 1), CLOSED_VOXELS)
+    parts, _ = ndimage.label(labels == DOME, np.ones((3, 3, 3)))
+    for number, box in enumerate(ndimage.find_objects(parts), start=1):
+        at = np.argwhere(parts[box] == number)
+        if len(at) < 5 or np.any(np.ptp(at, axis=0) == 0):
+            continue
+        closed = ndimage.binary_closing(np.pad(labels[box] > 0, CLOSED_VOXELS), ball)
+        closed = ndimage.binary_fill_holes(closed)[(slice(CLOSED_VOXELS, -CLOSED_VOXELS),) * 3]
+        try:
+            corners = at[ConvexHull(at).vertices]
+            inside = Delaunay(corners).find_simplex(np.argwhere(closed)) >= 0
+        except QhullError:  # all in one plane
+            continue
+        z, y, x = np.argwhere(closed)[inside].T
+        whole[box][z, y, x] = DOME
+    return whole
 
 
 def _without_stump(vessel: NDArray[np.bool_], dome: NDArray[np.bool_], spacing: Array) -> NDArray[np.bool_]:

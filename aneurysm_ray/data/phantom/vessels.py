@@ -1,7 +1,8 @@
 """The arteries of the head as splines: Circle of Willis with its 13 named segments, their branches, and variants.
 
 Every head gets its own: nodes and bends move, calibres follow their published means and spreads, segments are missing,
-thin or doubled as often as in people. Loops, infundibula and wide forks stand in for aneurysms and are not.
+thin or doubled as often as in people. Loops, infundibula and wide forks stand in for aneurysms and are not, and so do
+the winding, beaded branches over the brain: a network that never saw them takes every real one for an aneurysm.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from scipy.interpolate import CubicSpline
 Array = NDArray[np.float64]
 STEP_MM = 1.8
 """Distance between the points of a sampled centre line."""
+TWIGS = (4, 13)
+"""Fewest small branches of a side, and one more than most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +72,14 @@ _LENTICULOSTRIATE = ((21, -3, 6.6), (22, 0, 13), (24, 4, 22))
 def draw_arteries(rng: np.random.Generator) -> tuple[Tube, ...]:
     """Draw one head's arteries, look-alikes of aneurysms among them."""
     bend = rng.uniform(0.3, 0.75)
+    winding = rng.uniform(0.2, 1.0)
     calibre = rng.normal(1, 0.07)
     join = _jitter(rng, np.array([_BASILAR[0], _BASILAR[-1]], float), bend)
     anterior = rng.normal(0, (0.5, 1.2, 1.0))
     tubes: list[Tube] = []
     first_segments = []
     for side, sign in (("Left", 1), ("Right", -1)):
-        made = _one_side(rng, side, sign, bend, calibre, join, anterior)
+        made = _one_side(rng, side, sign, bend, winding, calibre, join, anterior)
         tubes += made
         first_segments.append(next(tube for tube in made if tube.name.startswith("A2")))
     basilar = np.array(_BASILAR, float)
@@ -97,7 +101,14 @@ def draw_arteries(rng: np.random.Generator) -> tuple[Tube, ...]:
 
 
 def _one_side(
-    rng: np.random.Generator, side: str, sign: int, bend: float, calibre: float, join: Array, anterior: Array
+    rng: np.random.Generator,
+    side: str,
+    sign: int,
+    bend: float,
+    winding: float,
+    calibre: float,
+    join: Array,
+    anterior: Array,
 ) -> list[Tube]:
     letter = side[0]
     terminus = np.array(_M1[0], float) + rng.normal(0, (1.0, 1.0, 1.0))
@@ -124,7 +135,7 @@ def _one_side(
             path[0] = start
         if end is not None:
             path[-1] = end
-        tube = lay_tube(rng, f"{name} {letter}", location, path, ends, calibre, strength)
+        tube = _wound(rng, lay_tube(rng, f"{name} {letter}", location, path, ends, calibre, strength), winding)
         if rng.random() < looping:
             tube = _loop(rng, tube)
         return replace(tube, points=tube.points * flip)
@@ -143,13 +154,13 @@ def _one_side(
     siphon = make("ICA siphon", infra, _ICA_CAVERNOUS, (2.45, 2.2), start=petrous, end=clinoid)
     carotid = make("ICA supra", supra, _ICA_SUPRA, (2.1, 1.8), start=clinoid, end=terminus)
     m1 = make("M1", mca, _M1, (1.55, 1.4), start=terminus, end=fork, looping=0.03)
-    upper = make("M2 superior", mca, _M2_SUPERIOR, (1.2, 0.75), start=fork, strength=0.9, looping=0.1)
-    lower = make("M2 inferior", mca, _M2_INFERIOR, (1.2, 0.75), start=fork, strength=0.9, looping=0.1)
+    upper = make("M2 superior", mca, _M2_SUPERIOR, (1.2, 0.75), start=fork, strength=0.9, looping=0.35)
+    lower = make("M2 inferior", mca, _M2_INFERIOR, (1.2, 0.75), start=fork, strength=0.9, looping=0.35)
     a1 = make("A1", aca, _A1, (wide_a1, wide_a1), start=terminus, end=front, looping=0.03)
     a2 = make("A2", aca, _A2, (1.15, 1.05), start=front, end=genu)
-    a3 = make("A3", aca, _A3, (0.95, 0.6), start=genu, strength=0.85, looping=0.1)
+    a3 = make("A3", aca, _A3, (0.95, 0.6), start=genu, strength=0.85, looping=0.2)
     p1 = make("P1", other, _P1, (wide_p1, wide_p1), start=top, end=union)
-    p2 = make("P2", other, _P2, (1.15, 0.65), start=union, strength=0.9, looping=0.1)
+    p2 = make("P2", other, _P2, (1.15, 0.65), start=union, strength=0.9, looping=0.2)
     dominance = rng.uniform(0.7, 1.1)
     v4 = make("V4", other, _V4, (1.9 * dominance, 1.6 * dominance), end=low, looping=0.06)
     tubes = [ica_low, siphon, carotid, m1, upper, lower, a1, a2, a3, p1, p2, v4]
@@ -171,7 +182,12 @@ def _one_side(
         make("lenticulostriate", None, _LENTICULOSTRIATE, (0.35, 0.25), start=m1.points[len(m1.points) // 2] * flip),
     ]
     parents = [tube for tube in tubes if tube.name[:2] in ("M1", "M2", "A2", "A3", "P2")]
-    return [*tubes, *(_twig(rng, parents[rng.integers(len(parents))], number) for number in range(4))]
+    for number in range(int(rng.integers(*TWIGS))):
+        twig = _wound(rng, _twig(rng, parents[rng.integers(len(parents))], number), winding)
+        tubes.append(twig)
+        if "M2" in twig.name:  # over the insula branches leave branches
+            parents.append(twig)
+    return tubes
 
 
 def _jitter(rng: np.random.Generator, nodes: Array, size: float) -> Array:
@@ -189,7 +205,7 @@ def lay_tube(
     calibre: float,
     strength: float = 1.0,
 ) -> Tube:
-    """Lay a spline through nodes; the radius runs from one end to the other and wavers by a few per cent."""
+    """Lay a spline through nodes; the radius runs from one end to the other and wavers by 3 to 11 per cent."""
     chord = np.concatenate([[0], np.cumsum(np.sqrt(np.linalg.norm(np.diff(nodes, axis=0), axis=1)))])
     spline = CubicSpline(chord, nodes)
     fine = spline(np.linspace(0, chord[-1], 200))
@@ -197,9 +213,20 @@ def lay_tube(
     count = max(int(np.ceil(length[-1] / STEP_MM)) + 1, 3)
     at = np.linspace(0, length[-1], count)
     points = np.stack([np.interp(at, length, fine[:, axis]) for axis in range(3)], axis=1)
-    waver = np.convolve(rng.normal(0, 0.09, count + 4), np.ones(5) / 5, mode="valid")
+    waver = np.convolve(rng.normal(0, rng.uniform(0.06, 0.25), count + 4), np.ones(5) / 5, mode="valid")
     radii = np.linspace(*ends, count) * calibre * rng.normal(1, 0.06) * (1 + waver)
     return Tube(name, location, points, np.maximum(radii, 0.2), strength)
+
+
+def _wound(rng: np.random.Generator, tube: Tube, winding: float) -> Tube:
+    """Bend a vessel from side to side between its ends, by up to 3 mm; the thinner it is the more."""
+    distance = np.arange(len(tube.points)) * STEP_MM
+    aside = np.zeros_like(tube.points)
+    for wave_mm in rng.uniform(7, 18, 3):
+        aside += rng.normal(size=3) * np.sin(2 * np.pi * (distance / wave_mm + rng.random()))[:, None]
+    ends = np.minimum(distance, distance[-1] - distance) / 5
+    amplitude = 0.8 * winding * np.clip(1.6 - 0.65 * tube.radii_mm, 0.15, 1.2) * np.clip(ends, 0, 1)
+    return replace(tube, points=tube.points + amplitude[:, None] * aside)
 
 
 def _loop(rng: np.random.Generator, tube: Tube) -> Tube:
@@ -240,4 +267,4 @@ def _twig(rng: np.random.Generator, parent: Tube, number: int) -> Tube:
     steps = np.cumsum(direction / np.linalg.norm(direction) + rng.normal(0, 0.45, (5, 3)), axis=0) * rng.uniform(3, 6)
     nodes = np.concatenate([parent.points[start][None], parent.points[start] + steps])
     radius = float(parent.radii_mm[start])
-    return lay_tube(rng, f"twig {number} of {parent.name}", None, nodes, (0.7 * radius, 0.35 * radius), 1, 0.7)
+    return lay_tube(rng, f"twig {number} of {parent.name}", None, nodes, (0.75 * radius, 0.5 * radius), 1, 0.8)
