@@ -62,6 +62,8 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=3, help="the first of so many folds is the test")
     parser.add_argument("--presets", default="v1,v2,v3,v4,v5")
     parser.add_argument("--lesions", default="6,15", help="smallest and largest diameter in mm of spline phantoms")
+    parser.add_argument("--modalities", default="CTA,MRA")
+    parser.add_argument("--every", type=int, default=0, help="also score after every so many epochs, to watch")
     parser.add_argument("--geometry", type=Path, help="folder of NIfTI vessel trees to render and learn from")
     parser.add_argument("--transfer", type=Path, help="folder of NIfTI vessel trees to render and test on")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
@@ -87,7 +89,7 @@ def main() -> None:
         # Presets that differ in how a volume is scored have one network between them.
         key = config.model_copy(update={"inference": None, "preset": ""}).model_dump_json()
         if key not in trained:
-            trained[key] = _train(config, volumes, train, options.device)
+            trained[key] = _train(config, volumes, train, tested, test, options)
         rows.append(_score(config, tested, test, trained[key], options))
         print(rows[-1], flush=True)
     _write(options, overrides.build(base), train, test, pd.DataFrame(rows))
@@ -104,8 +106,8 @@ def _volumes(options: argparse.Namespace, config: Config, suffix: str, count: in
         phantom.write_dataset(
             dicom,
             phantom.PhantomOptions(
-                count=count, modalities=("CTA", "MRA"), min_mm=smallest, max_mm=largest, spacing_mm=spacing,
-                positive_fraction=0.5, geometry=geometry, workers=options.workers,
+                count=count, modalities=tuple(options.modalities.split(",")), min_mm=smallest, max_mm=largest,
+                spacing_mm=spacing, positive_fraction=0.5, geometry=geometry, workers=options.workers,
             ),
         )  # fmt: skip
     one = partial(_prepare, volumes=volumes, config=config)
@@ -131,15 +133,26 @@ def _split(config: Config, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFr
     return table[~test], table[test]
 
 
-def _train(config: Config, volumes: Path, train: pd.DataFrame, device: str) -> tuple[models.Network, float]:
+def _train(
+    config: Config,
+    volumes: Path,
+    train: pd.DataFrame,
+    tested: Path,
+    test: pd.DataFrame,
+    options: argparse.Namespace,
+) -> tuple[models.Network, float]:
     """Return the averaged network after the last epoch and the seconds of training."""
-    started = time.monotonic()
-    for result in engine.fit(config, volumes, train, train[:0], device=device):
-        state, loss, waited = result.state, result.metrics["train/loss"], result.metrics["data_wait_fraction"]
-        print(f"{config.preset} epoch {result.epoch} loss {loss:.4f} waited {waited:.3f}", flush=True)
-    network = models.build(config.model)
-    network.load_state_dict(state["ema"])
-    return network.to(device).eval(), time.monotonic() - started
+    seconds, started = 0.0, time.monotonic()
+    network = models.build(config.model).to(options.device).eval()
+    for result in engine.fit(config, volumes, train, train[:0], device=options.device):
+        seconds += time.monotonic() - started
+        network.load_state_dict(result.state["ema"])
+        loss, waited = result.metrics["train/loss"], result.metrics["data_wait_fraction"]
+        print(f"{config.preset} epoch {result.epoch} {seconds:.0f} s loss {loss:.4f} waited {waited:.3f}", flush=True)
+        if options.every and (result.epoch + 1) % options.every == 0:
+            print(_score(config, tested, test, (network, seconds), options), flush=True)
+        started = time.monotonic()
+    return network, seconds
 
 
 def _score(
