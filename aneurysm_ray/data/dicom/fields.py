@@ -76,13 +76,7 @@ def _orthonormal(cosines: Vector) -> tuple[Vector, float]:
 def text(values: dict[int, bytes], tag: int) -> str:
     """Return an element as text without padding; empty where absent."""
     value = values.get(tag)
-    return _clean(value[:MAX_TEXT_BYTES]) if value else ""
-
-
-# Slices of a series share most of their values, so that parsing them again is a good part of a lean header's time.
-@lru_cache(maxsize=4096)
-def _clean(value: bytes) -> str:
-    return value.decode("latin-1").strip("\0 ")
+    return value[:MAX_TEXT_BYTES].decode("latin-1").strip("\0 ") if value else ""
 
 
 def uid(values: dict[int, bytes], tag: int) -> str:
@@ -105,19 +99,19 @@ def number(value: str, name: str) -> float:
 
 
 def vector(values: dict[int, bytes], tag: int, count: int) -> Vector | None:
-    """Return `count` decimal strings as numbers, None where absent; raises BadFile for any other count."""
+    """Return `count` decimal strings as numbers, None where absent; raises BadFile for anything else."""
     value = text(values, tag)
-    return _vector(value, tag, count) if value else None
-
-
-@lru_cache(maxsize=4096)
-def _vector(value: str, tag: int, count: int) -> Vector:
-    parts = value.split("\\")
-    if len(parts) != count:
+    if not value:
+        return None
+    try:
+        numbers = tuple(map(float, value.split("\\")))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
         raise BadFile(
-            "no_geometry", f"has {len(parts)} values in ({tag >> 16:04x},{tag & 0xFFFF:04x}), {count} are right"
+            "no_geometry", f"has {value[:40]!r} in ({tag >> 16:04x},{tag & 0xFFFF:04x}); {count} numbers are right"
         )
-    return tuple(number(part, f"({tag >> 16:04x},{tag & 0xFFFF:04x})") for part in parts)
+    return numbers
 
 
 def short(values: dict[int, bytes], tag: int, order: str, absent: int) -> int:

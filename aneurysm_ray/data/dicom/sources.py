@@ -25,7 +25,7 @@ MAX_RATIO = 200
 """Bytes unpacked for each byte of an archive; real series reach 20, synthetic ones 100."""
 _CHUNK = 2**20
 _DAMAGE = (
-    *(OSError, EOFError, RuntimeError, NotImplementedError, ValueError, KeyError, IndexError),
+    *(OSError, EOFError, RuntimeError, ValueError, LookupError),
     *(zlib.error, zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError),
 )
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
