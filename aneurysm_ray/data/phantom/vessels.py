@@ -2,7 +2,7 @@
 
 Every head gets its own: nodes and bends move, calibres follow their published means and spreads, segments are missing,
 thin or doubled as often as in people. Loops, infundibula and wide forks stand in for aneurysms and are not, and so do
-the winding, beaded branches over the brain: a network that never saw them takes every real one for an aneurysm.
+the winding, beaded branches over the brain.
 """
 
 from collections.abc import Sequence
