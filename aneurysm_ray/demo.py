@@ -34,7 +34,7 @@ SETTINGS: dict[str, Any] = {
     "loss.positive_weight": 10.0,
     "loss.present_weight": 5.0,
     "loss.series_weight": 0.0,
-    "optim.epochs": 3,
+    "optim.epochs": 5,
     "optim.lr": 3e-3,
     "optim.ema_decay": 0.97,
     "inference.overlap": 0.0,
