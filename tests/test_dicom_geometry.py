@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from aneurysm_ray.data.dicom import read_series
 from aneurysm_ray.data.dicom.fields import orthonormal
+from aneurysm_ray.data.dicom.files import OpenFiles
 from aneurysm_ray.data.dicom.frames import Frame
 from aneurysm_ray.data.dicom.geometry import choose, place
 from aneurysm_ray.data.dicom.problems import BadFile
@@ -19,7 +20,8 @@ from aneurysm_ray.data.dicom.reader import read_all
 
 def frames_at(tmp_path: Path, heights_mm: list[float]) -> list[Frame]:
     """Return frames of one axial stack at given heights."""
-    (frame,) = read_all([str(next(write_series(tmp_path, 1).iterdir()))])[0]
+    with OpenFiles() as opened:
+        (frame,) = read_all([str(next(write_series(tmp_path, 1).iterdir()))], opened)[0]
     return [
         replace(frame, position_mm=(0.0, 0.0, height), instance=index, index=index)
         for index, height in enumerate(heights_mm)

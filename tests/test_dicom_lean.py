@@ -15,6 +15,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
 from aneurysm_ray.data.dicom.elements import Short, walk
+from aneurysm_ray.data.dicom.files import OpenFiles
 from aneurysm_ray.data.dicom.header import HEAD_BYTES, RawHeader, lean_header, pydicom_header, read_header
 from aneurysm_ray.data.dicom.layouts import MAX_LAYOUTS, Layouts
 from aneurysm_ray.data.dicom.problems import BadFile, Odd
@@ -63,7 +64,8 @@ def test_both_ways_give_the_same_volume(tmp_path: Path, syntax: str) -> None:
             headers = both_ways(file)
             assert headers is not None
             frames += frames_of(str(file), headers[way])
-        volumes.append(volume_of(folder, frames, []))
+        with OpenFiles() as opened:
+            volumes.append(volume_of(folder, frames, [], opened))
     lean, slow = volumes
     np.testing.assert_array_equal(lean.voxels, slow.voxels)
     np.testing.assert_array_equal(lean.affine, slow.affine)

@@ -1,6 +1,8 @@
 """A series may be a folder, one file or an archive; an archive is not trusted."""
 
 import io
+import os
+import resource
 import stat
 import tarfile
 import tempfile
@@ -130,3 +132,18 @@ def test_encrypted_members_are_refused(tmp_path: Path) -> None:
         place += 4
     path.write_bytes(data)
     assert refusal(path) == "bad_archive"
+
+
+def test_a_series_of_more_files_than_may_be_open_is_read_and_all_are_closed(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "series", 40)
+    expected = read_series(folder)
+    before = len(os.listdir("/proc/self/fd"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before + 24, hard))
+    try:
+        volume = read_series(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    np.testing.assert_array_equal(volume.voxels, expected.voxels)
+    assert volume.quality == expected.quality and volume.dropped == ()
+    assert len(os.listdir("/proc/self/fd")) == before

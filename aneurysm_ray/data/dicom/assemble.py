@@ -3,14 +3,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm_ray.data.dicom.codecs import Words
-from aneurysm_ray.data.dicom.files import same_bytes
-from aneurysm_ray.data.dicom.frames import Frame, Stored
+from aneurysm_ray.data.dicom.files import OpenFiles, same_bytes
+from aneurysm_ray.data.dicom.frames import Frame
 from aneurysm_ray.data.dicom.geometry import dropped_frame
 from aneurysm_ray.data.dicom.pixels import Extremes, OpenPixels
 from aneurysm_ray.data.dicom.problems import BadFile, Dropped
@@ -36,7 +35,7 @@ class Assembled:
     dropped: tuple[Dropped, ...]
 
 
-def assemble(slots: Sequence[Sequence[Frame]], name: str) -> Assembled:
+def assemble(slots: Sequence[Sequence[Frame]], name: str, files: OpenFiles) -> Assembled:
     """Decode one frame for each slot, the first candidate that can be read; a slot without any is left out.
 
     Voxels are int16 where every rescale is integral and every value fits, else float32.
@@ -55,15 +54,15 @@ def assemble(slots: Sequence[Sequence[Frame]], name: str) -> Assembled:
     done: list[tuple[Frame, Extremes]] = []
     dropped: list[Dropped] = []
     paddings: list[int | None] = []
-    with _Files() as files:
-        for slot in slots:
-            words = voxels[len(done)] if scratch is None else scratch
-            read = files.read_first(slot, words, dropped)
-            if read is None:
-                continue
-            if in_turn:
-                paddings.append(finish(read[0], words, words if scratch is None else voxels[len(done)]))
-            done.append(read)
+    pixels = _Pixels(files)
+    for slot in slots:
+        words = voxels[len(done)] if scratch is None else scratch
+        read = pixels.read_first(slot, words, dropped)
+        if read is None:
+            continue
+        if in_turn:
+            paddings.append(finish(read[0], words, words if scratch is None else voxels[len(done)]))
+        done.append(read)
     voxels = voxels[: len(done)]
     wide = False
     if not in_turn:
@@ -100,19 +99,12 @@ def _value_notes(frames: Sequence[Frame], voxels: NDArray[np.int16] | NDArray[np
             yield "hu_doubtful"
 
 
-class _Files:
-    """The file that is open for its pixels: frames of one file mostly follow each other."""
+class _Pixels:
+    """Pixels of the files of a series, one file at a time: frames of one file mostly follow each other."""
 
-    def __init__(self) -> None:
-        self._stored: Stored | None = None
+    def __init__(self, files: OpenFiles) -> None:
+        self._files = files
         self._open: OpenPixels | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._open is not None:
-            self._open.close()
 
     def read_first(self, slot: Sequence[Frame], words: Words, dropped: list[Dropped]) -> tuple[Frame, Extremes] | None:
         """Read the first candidate that can be read; every other one is dropped with its reason."""
@@ -120,7 +112,7 @@ class _Files:
         for frame in slot:
             if read is None:
                 try:
-                    read = frame, self._pixels(frame).read(frame.index, words)
+                    read = frame, self._of(frame).read(frame.index, words)
                 except BadFile as problem:
                     dropped.append(dropped_frame(frame, problem.code, str(problem)))
             elif same_bytes(read[0].stored.path, frame.stored.path):
@@ -129,12 +121,9 @@ class _Files:
                 dropped.append(dropped_frame(frame, "duplicate_positions", f"stands where {_name(read[0])} does"))
         return read
 
-    def _pixels(self, frame: Frame) -> OpenPixels:
-        if self._open is None or self._stored is not frame.stored:
-            if self._open is not None:
-                self._open.close()
-                self._open = None
-            self._open, self._stored = OpenPixels(frame.stored), frame.stored
+    def _of(self, frame: Frame) -> OpenPixels:
+        if self._open is None or self._open.stored is not frame.stored:
+            self._open = OpenPixels(frame.stored, self._files)
         return self._open
 
 

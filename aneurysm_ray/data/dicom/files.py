@@ -2,6 +2,7 @@
 
 import filecmp
 import os
+import resource
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
@@ -61,7 +62,7 @@ def _ends_inside(link: str, folder: Path) -> bool:
 
 
 class RegularFile:
-    """A regular file open for reading, a context that closes it; opening never blocks, as it would on a FIFO."""
+    """A regular file open for reading; opening never blocks, as it would on a FIFO."""
 
     __slots__ = ("descriptor", "size")
 
@@ -82,11 +83,36 @@ class RegularFile:
     def close(self) -> None:
         os.close(self.descriptor)
 
+
+class OpenFiles:
+    """Files of a series, kept open from their headers to their pixels; a context that closes them.
+
+    On a network file system opening a file costs more than reading a header.
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[str, RegularFile] = {}
+        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = MAX_FILES if allowed == resource.RLIM_INFINITY else max(allowed // 2, 1)
+
+    def open(self, path: str) -> RegularFile:
+        """Return a file, open; the oldest is closed where half of the descriptors a process may have are taken.
+
+        Raises BadFile where it cannot be opened.
+        """
+        file = self._open.get(path)
+        if file is None:
+            if len(self._open) >= self._most:
+                self._open.pop(next(iter(self._open))).close()
+            file = self._open[path] = RegularFile(path)
+        return file
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        for file in self._open.values():
+            file.close()
 
 
 def read_at(source: int | bytes, offset: int, count: int) -> bytes:

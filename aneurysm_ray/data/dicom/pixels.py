@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from aneurysm_ray.data.dicom.codecs import CODECS, Words, decode_frame, split_frames
-from aneurysm_ray.data.dicom.files import RegularFile, read_at
+from aneurysm_ray.data.dicom.files import OpenFiles, read_at
 from aneurysm_ray.data.dicom.frames import Stored
 from aneurysm_ray.data.dicom.problems import BadFile
 
@@ -25,39 +25,32 @@ class Extremes(NamedTuple):
 class OpenPixels:
     """The pixels of one file, open for reading frame after frame; compressed frames are split once."""
 
-    def __init__(self, stored: Stored) -> None:
+    def __init__(self, stored: Stored, files: OpenFiles) -> None:
         """Open a file's pixels; raises BadFile where the file is not what its header was read from."""
-        self._stored = stored
+        self.stored = stored
         self._compressed: list[memoryview] | None = None
-        self._file = RegularFile(stored.path) if stored.body is None else None
-        if self._file is not None and self._file.size != stored.size:
-            self._file.close()
+        self._source: Source
+        if stored.body is not None:
+            self._source = stored.body
+            return
+        file = files.open(stored.path)
+        if file.size != stored.size:
             raise BadFile("vanished", "changed while it was read")
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    @property
-    def _source(self) -> Source:
-        if self._file is not None:
-            return self._file.descriptor
-        assert self._stored.body is not None
-        return self._stored.body
+        self._source = file.descriptor
 
     def read(self, index: int, out: Words) -> Extremes:
         """Fill `out` (rows, columns) with a frame's stored values as 16-bit two's complement; raises BadFile.
 
         Unsigned values above 32767 appear as their bit pattern; the result has the true extremes.
         """
-        if self._stored.syntax in CODECS:
+        if self.stored.syntax in CODECS:
             self._read_compressed(index, out)
         else:
-            _read_native(self._stored, self._source, index, out)
-        return _settle_bits(self._stored, out)
+            _read_native(self.stored, self._source, index, out)
+        return _settle_bits(self.stored, out)
 
     def _read_compressed(self, index: int, out: Words) -> None:
-        stored = self._stored
+        stored = self.stored
         if self._compressed is None:
             # No lossless code of a slice is longer than twice its pixels; what else the file holds is not read.
             most = 2 * stored.frames * stored.rows * stored.columns * stored.bits_allocated // 8 + 2**20

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aneurysm_ray.data.dicom.assemble import Assembled, assemble
-from aneurysm_ray.data.dicom.files import RegularFile
+from aneurysm_ray.data.dicom.files import OpenFiles
 from aneurysm_ray.data.dicom.frames import Frame, describe_frame, describe_pixels, image_type
 from aneurysm_ray.data.dicom.geometry import choose, dropped_frame, place
 from aneurysm_ray.data.dicom.header import RawHeader
@@ -34,23 +34,22 @@ def read_series(path: Path) -> Volume:
     Raises SeriesError where no volume of two slices or more comes of it: `single_slice`, or the commonest defect.
     """
     try:
-        with open_source(path) as source:
-            frames, dropped = read_all(source.files)
-            return volume_of(path, frames, dropped)
+        with open_source(path) as source, OpenFiles() as opened:
+            frames, dropped = read_all(source.files, opened)
+            return volume_of(path, frames, dropped, opened)
     except MemoryError as error:
         raise SeriesError("memory", f"{path}: takes more memory than there is") from error
 
 
-def read_all(files: Sequence[str]) -> tuple[list[Frame], list[Dropped]]:
+def read_all(files: Sequence[str], opened: OpenFiles) -> tuple[list[Frame], list[Dropped]]:
     """Return the frames of all files, and the files that have none with the reason why."""
     frames: list[Frame] = []
     dropped: list[Dropped] = []
     layouts = Layouts()
     for file in files:
         try:
-            with RegularFile(file) as opened:
-                raw = layouts.read_header(opened.descriptor, opened.size)
-            frames += frames_of(file, raw)
+            there = opened.open(file)
+            frames += frames_of(file, layouts.read_header(there.descriptor, there.size))
         except BadFile as problem:
             dropped.append(Dropped(file, problem.code, str(problem)))
         except Exception as error:
@@ -74,7 +73,7 @@ MAX_ATTEMPTS = 4
 """Stacks of a series that are tried; a second one is only where nothing of the first can be read."""
 
 
-def volume_of(path: Path, frames: list[Frame], dropped: list[Dropped]) -> Volume:
+def volume_of(path: Path, frames: list[Frame], dropped: list[Dropped], opened: OpenFiles) -> Volume:
     """Choose, decode and place the frames of one volume; raises SeriesError."""
     for attempt in range(MAX_ATTEMPTS):
         stack = choose(frames)
@@ -86,7 +85,7 @@ def volume_of(path: Path, frames: list[Frame], dropped: list[Dropped]) -> Volume
         tried = {_key(frame) for slot in stack.slots for frame in slot}
         rest = [frame for frame in frames if _key(frame) not in tried]
         try:
-            decoded = assemble(stack.slots, str(path))
+            decoded = assemble(stack.slots, str(path), opened)
         except (MemoryError, SeriesError) as error:
             if not rest or attempt == MAX_ATTEMPTS - 1:
                 raise

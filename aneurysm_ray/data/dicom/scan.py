@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from aneurysm_ray.data.dicom.files import OpenFiles
 from aneurysm_ray.data.dicom.reader import read_all
 from aneurysm_ray.data.dicom.sources import open_source
 from aneurysm_ray.errors import SeriesError
@@ -33,9 +34,9 @@ PROBED_FILES = 8
 
 def scan_series(path: Path) -> SeriesHeader:
     """Return what a series holds; raises SeriesError where none of its first files is an image."""
-    with open_source(path, at_most=PROBED_FILES) as source:
+    with open_source(path, at_most=PROBED_FILES) as source, OpenFiles() as opened:
         for file in source.files[:PROBED_FILES]:
-            frames, _ = read_all([file])
+            frames, _ = read_all([file], opened)
             if frames:
                 stored = frames[0].stored
                 return SeriesHeader(
