@@ -240,8 +240,8 @@ class TuneConfig(Section):
     """Seed of the sampler."""
     sampler: Literal["tpe", "random"] = "tpe"
     """tpe: multivariate tree-structured Parzen estimator (Bergstra et al. 2011). random: the baseline."""
-    startup_trials: Annotated[int, Field(ge=1)] = 8
-    """Random trials before the estimator takes over."""
+    startup_trials: Annotated[int, Field(ge=1)] = 16
+    """tpe: trials spread over the space (a Sobol sequence) before the estimator proposes any; half of all at most."""
     grace_epochs: Annotated[int, Field(ge=1)] = 4
     """No trial is stopped before this many epochs; networks that are slow at first would be lost to fewer."""
     reduction_factor: Annotated[int, Field(ge=2)] = 4

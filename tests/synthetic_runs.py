@@ -188,7 +188,7 @@ def write_search(folder: Path, table: pd.DataFrame, *, trials: int = 24, seed: i
                 "seconds": 3.0 * epochs,
                 "gpu_seconds": 0.0,
                 "worker": f"node{trial % 2}:{1000 + trial}",
-                "origin": "default" if trial == 0 else "sampler",
+                "origin": "default" if trial == 0 else f"start {trial - 1}" if trial < 8 else "sampler",
                 "error": "RuntimeError: out of memory" if trial == 5 else None,
             }
         )

@@ -121,6 +121,19 @@ def test_a_reopened_search_first_goes_on_with_what_was_cut_off_then_draws_what_i
     assert len({str(sample["params"]) for sample in straight}) == 12
 
 
+def test_tpe_starts_with_points_spread_over_the_space_and_a_random_search_does_not(tmp_path):
+    searcher = opened(tmp_path, settings(trials=12, startup_trials=4))
+    spread = space.spread(searcher.parameters, 4, searcher.config.tune.seed)
+    drawn = [searcher.suggest(f"t{number}")["params"] for number in range(6)]
+    assert drawn[1:5] == spread and drawn[5] not in spread
+    origins = [trial.user_attrs.get("origin") for trial in searcher.study.trials]
+    assert origins == ["default", "start 0", "start 1", "start 2", "start 3", None]
+    assert search.startup_trials(settings(trials=7, startup_trials=4).tune) == 3
+    (tmp_path / "random").mkdir()
+    other = opened(tmp_path / "random", settings(trials=12, sampler="random"))
+    assert [trial.user_attrs["origin"] for trial in other.study.trials] == ["default"]
+
+
 def test_a_trial_that_died_while_it_was_drawn_is_drawn_to_its_end(tmp_path):
     searcher = opened(tmp_path, settings())
     searcher.suggest("default")

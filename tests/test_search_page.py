@@ -158,10 +158,10 @@ def test_importance_leads_with_what_has_enough_trials(folder: Path) -> None:
     assert list(importance.subjects(search)) == ["score after 2 epochs (22 trials)", "final score (8 complete trials)"]
 
 
-def test_random_and_proposed_trials_are_told_apart(folder: Path) -> None:
+def test_trials_of_the_start_and_proposed_ones_are_told_apart(folder: Path) -> None:
     groups = figures_search.distributions(search_data.read_search(folder))
     # Trial 0 is the default, trials 5 and 11 failed; trials 1-7 are the start-up.
-    assert {name: len(values) for name, values in groups.items()} == {"drawn at random": 6, "proposed by TPE": 15}
+    assert {name: len(values) for name, values in groups.items()} == {"spread over the space": 6, "proposed by TPE": 15}
 
 
 def test_scales_of_parallel_axes(folder: Path) -> None:

@@ -1,5 +1,8 @@
 """The search space: Tune's words give the distributions that Ray's own converter gives, and nothing else gets in."""
 
+import math
+from collections import Counter
+
 import optuna
 import pytest
 from ray import tune
@@ -125,3 +128,36 @@ def test_a_default_outside_the_space_is_named():
 def test_a_space_that_cannot_work_is_refused_with_its_reason(entries, words):
     with pytest.raises(ConfigError, match=words.replace("(", r"\(")):
         space.parse(with_space(entries))
+
+
+def test_the_start_covers_every_parameter_evenly() -> None:
+    base = overrides.build(
+        {
+            "tune.space": {
+                "optim.lr": {"loguniform": [1e-4, 1e-2]},
+                "augment.mixup": {"quniform": [0.0, 0.6, 0.2]},
+                "model.name": {"choice": ["resnet3d10", "resnet3d18"]},
+                "optim.accumulate": {"randint": [1, 5]},
+                "patch.size": {"choice": [[32, 32, 32], [48, 48, 48]]},
+            }
+        }
+    )
+    parameters = space.parse(base)
+    points = space.spread(parameters, 16, seed=3)
+    # 16 points of a Sobol sequence have one in each sixteenth of every axis.
+    sixteenths = [int((math.log10(point["optim.lr"]) + 4) / 2 * 16) for point in points]
+    assert sorted(sixteenths) == list(range(16))
+    assert Counter(round(point["augment.mixup"], 9) for point in points) == {0.0: 4, 0.2: 4, 0.4: 4, 0.6: 4}
+    assert Counter(point["model.name"] for point in points) == {"resnet3d10": 8, "resnet3d18": 8}
+    assert Counter(point["optim.accumulate"] for point in points) == {1: 4, 2: 4, 3: 4, 4: 4}
+    assert Counter(str(point["patch.size"]) for point in points) == {"[32, 32, 32]": 8, "[48, 48, 48]": 8}
+    assert space.spread(parameters, 5, seed=3) == points[:5] != space.spread(parameters, 5, seed=4)
+    assert space.spread(parameters, 0, seed=3) == []
+    for point in points:
+        overrides.build(point, base=base)
+
+
+def test_shares_of_a_logarithmic_whole_number_reach_both_ends() -> None:
+    base = overrides.build({"tune.space": {"optim.epochs": {"lograndint": [1, 65]}}})
+    (parameter,) = space.parse(base)
+    assert [parameter.at(share) for share in (0.0, 0.5, 0.999999)] == [1, 8, 64]

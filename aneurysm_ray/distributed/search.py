@@ -39,6 +39,9 @@ DEATHS = "deaths"
 SECONDS = "seconds_total"
 """Key of the seconds a trial has taken so far, over all attempts."""
 
+START = "start"
+"""Origin of the trials spread over the space, before their number."""
+
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -112,10 +115,19 @@ def enqueue(study: optuna.Study, config: Config, parameters: tuple[space.Paramet
 
     Raises ConfigError for a point that names a key outside the space or a value that could not be drawn.
     """
-    present = {trial.user_attrs.get("origin") for trial in study.get_trials(deepcopy=False)}
+    present = _origins(study)
     for origin, inside, held in _first_points(config, parameters):
         if origin not in present:
             study.enqueue_trial(inside, user_attrs={"origin": origin, "held": held})
+
+
+def _origins(study: optuna.Study) -> set[str | None]:
+    return {trial.user_attrs.get("origin") for trial in study.get_trials(deepcopy=False)}
+
+
+def startup_trials(config: TuneConfig) -> int:
+    """Return how many trials are spread over the space before TPE proposes any: half of them at most."""
+    return min(config.startup_trials, max(config.trials - 1, 0) // 2)
 
 
 def check_points(config: Config, parameters: tuple[space.Parameter, ...]) -> None:
@@ -152,7 +164,11 @@ def sampler(config: TuneConfig, number: int) -> optuna.samplers.BaseSampler:
         # Optuna marks `group`, which conditional keys need to be drawn jointly, as experimental since 2.8.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=config.startup_trials, multivariate=True, group=True, constant_liar=True
+            seed=seed,
+            n_startup_trials=(startup_trials(config) + 1) // 2,
+            multivariate=True,
+            group=True,
+            constant_liar=True,
         )
 
 
@@ -182,6 +198,7 @@ class StudySearch(Searcher):
             trial = self.unfinished.pop(0)
         elif begun < self.config.tune.trials:
             self.study.sampler = sampler(self.config.tune, begun)
+            self._queue_start()
             trial = self.study.ask()
             trial.set_user_attr("started", _now())
         else:
@@ -189,6 +206,18 @@ class StudySearch(Searcher):
         self.trials[trial_id] = trial
         # What was drawn before an interruption is returned again; only what was not is drawn now.
         return {"number": trial.number, "params": space.suggest(trial, self.parameters, self.config)}
+
+    def _queue_start(self) -> None:
+        """Queue the next point of TPE's start, when those that were given are drawn."""
+        if self.config.tune.sampler != "tpe" or self.study.get_trials(deepcopy=False, states=[TrialState.WAITING]):
+            return
+        present = _origins(self.study)
+        spread = space.spread(self.parameters, startup_trials(self.config.tune), self.config.tune.seed)
+        for number, values in enumerate(spread):
+            if (origin := f"{START} {number}") not in present:
+                inside, _ = space.point(values, self.parameters, self.config)
+                self.study.enqueue_trial(inside, user_attrs={"origin": origin})
+                return
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Report an epoch's value to the study."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from scipy.stats import qmc
 
 from aneurysm_ray import overrides
 from aneurysm_ray.config import Config
@@ -65,6 +66,19 @@ class Parameter:
             return min(max(nearest, self.distribution.low), self.distribution.high)
         return drawn
 
+    def at(self, share: float) -> Any:
+        """Return the value at a share of the way through the distribution, in [0, 1)."""
+        match self.distribution:
+            case CategoricalDistribution(choices=labels):
+                return self.value(labels[int(share * len(labels))])
+            case FloatDistribution(low=low, high=high, step=None, log=log):
+                return self.value(low * (high / low) ** share if log else low + share * (high - low))
+            case FloatDistribution(low=low, high=high, step=step) | IntDistribution(low=low, high=high, step=step):
+                if self.distribution.log:
+                    return int(low * ((high + 1) / low) ** share)
+                return low + step * int(share * (round((high - low) / step) + 1))
+        raise AssertionError(self.distribution)
+
     def holds(self, value: Any) -> bool:
         """Say whether a value could have been drawn."""
         match self.distribution:
@@ -109,6 +123,16 @@ def suggest(trial: optuna.Trial, parameters: tuple[Parameter, ...], base: Config
         if parameter.key not in held and _active(parameter, drawn, base):
             drawn[parameter.key] = parameter.value(_draw(trial, parameter))
     return drawn
+
+
+def spread(parameters: tuple[Parameter, ...], count: int, seed: int) -> list[dict[str, Any]]:
+    """Return `count` points that cover the space evenly, as dotted overrides: a scrambled Sobol sequence.
+
+    The points of a smaller count are the first ones of a larger. Keys whose `when` does not hold have values as well.
+    """
+    sequence = qmc.Sobol(len(parameters), seed=seed)
+    shares = sequence.random_base2(max(count - 1, 0).bit_length())[:count]
+    return [{p.key: p.at(float(share)) for p, share in zip(parameters, row, strict=True)} for row in shares]
 
 
 def decode(params: Mapping[str, Any], parameters: tuple[Parameter, ...]) -> dict[str, Any]:

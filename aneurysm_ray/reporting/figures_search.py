@@ -103,15 +103,15 @@ def draw_curves(search: SearchData) -> go.Figure:
 
 
 def distributions(search: SearchData) -> "dict[str, pd.Series[float]]":
-    """Return the values of trials by how they were drawn: at random, or proposed by the sampler; ordered upwards.
+    """Return the values of trials by how they were drawn: spread over the space, or by the sampler; ordered upwards.
 
-    The values of stopped trials are their last ones. A random search has one group, and so has one whose start-up is
-    all there is.
+    The values of stopped trials are their last ones. The default configuration and points that were given belong to
+    neither group.
     """
     scored = search.trials[search.trials["value"].notna() & search.trials["state"].isin(["COMPLETE", "PRUNED"])]
-    drawn = scored[scored["origin"] == "sampler"] if "origin" in scored else scored
-    random = (drawn["trial"] < search.config.tune.startup_trials) | (search.config.tune.sampler == "random")
-    groups = {"drawn at random": drawn[random], f"proposed by {search.config.tune.sampler.upper()}": drawn[~random]}
+    origin = scored["origin"] if "origin" in scored else pd.Series("sampler", index=scored.index)
+    proposed = "drawn at random" if search.config.tune.sampler == "random" else "proposed by TPE"
+    groups = {"spread over the space": scored[origin.str.startswith("start")], proposed: scored[origin == "sampler"]}
     return {name: part["value"].astype(float).sort_values() for name, part in groups.items() if len(part)}
 
 
