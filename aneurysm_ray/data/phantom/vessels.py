@@ -15,6 +15,8 @@ from scipy.interpolate import CubicSpline
 Array = NDArray[np.float64]
 STEP_MM = 1.8
 """Distance between the points of a sampled centre line."""
+SIPHON_BEND_MM = (0.6, 1.7)
+"""How far the bends of the carotid siphon move: it may be nearly straight, or folded upon itself."""
 TWIGS = (4, 13)
 """Fewest small branches of a side, and one more than most."""
 
@@ -37,6 +39,8 @@ class Tube:
 
 # Head coordinates in mm of one side (x grows away from the midline); see grid.py for the frame.
 _ICA_INFRA = ((24, 14, -75), (23.5, 12, -52), (23, 9, -36), (19, 6, -27.5), (13, 3, -24.5), (10, 4, -19))
+# Its other shape in the skull base: level, then straight up, so that two right angles follow each other.
+_ICA_INFRA_LEVEL = ((24, 14, -75), (24, 12, -56), (22.5, 8.5, -43), (18, 5, -35), (12, 3.5, -31.5), (10, 4, -19))
 _ICA_CAVERNOUS = (
     (10, 4, -19),
     (9.6, 1.5, -14.5),
@@ -46,6 +50,8 @@ _ICA_CAVERNOUS = (
     (8.8, -11.5, -4),
 )
 _ICA_SUPRA = ((8.8, -11.5, -4), (9.8, -8, -1.5), (11.2, -4.5, 1.5), (12.6, -2, 5.5))
+# Its other shape: folded back upon the cavernous segment before it climbs, which closes the siphon.
+_ICA_SUPRA_FOLDED = ((8.8, -11.5, -4), (9.2, -5.5, -4), (10.6, 0.5, -2), (12.6, -2, 5.5))
 _M1 = ((12.6, -2, 5.5), (19, -3.2, 6.8), (26, -2.4, 4.8), (31.5, -1, 5.5))
 _M2_SUPERIOR = ((31.5, -1, 5.5), (36, 0, 10), (37.5, 6, 17), (38.5, 13, 24), (43, 20, 27), (50, 24, 32), (53, 32, 41))
 _M2_INFERIOR = ((31.5, -1, 5.5), (36, 2, 3), (39, 9, 5), (41, 18, 10), (45, 28, 15), (50, 38, 18), (53, 48, 26))
@@ -112,23 +118,25 @@ def _one_side(
 ) -> list[Tube]:
     letter = side[0]
     terminus = np.array(_M1[0], float) + rng.normal(0, (1.0, 1.0, 1.0))
-    clinoid = np.array(_ICA_SUPRA[0], float) + rng.normal(0, (0.5, 0.8, 0.6))
+    clinoid = np.array(_ICA_SUPRA[0], float) + rng.normal(0, (0.8, 2.0, 1.2))
     fork = np.array(_M1[-1], float) + rng.normal(0, (2.5, 1.2, 1.6))
     front = np.array(_A1[-1], float) + anterior + rng.normal(0, (0.3, 0.4, 0.4))
     union = np.array(_P1[-1], float) + rng.normal(0, (0.8, 0.8, 0.6))
     genu = np.array(_A2[-1], float) + rng.normal(0, (0.3, 1.5, 2))
     flip = np.array([sign, 1, 1])
     low, top = join * flip
+    siphon_bend = rng.uniform(*SIPHON_BEND_MM)
 
     def make(
         name: str,
         location: str | None,
-        nodes: Sequence[Sequence[float]],
+        nodes: Sequence[Sequence[float]] | Array,
         ends: tuple[float, float],
         start: Array | None = None,
         end: Array | None = None,
         strength: float = 1.0,
         looping: float = 0.0,
+        bend: float = bend,
     ) -> Tube:
         path = _jitter(rng, np.array(nodes, float), bend)
         if start is not None:
@@ -149,13 +157,15 @@ def _one_side(
     wide_pcom = {"absent": 0.0, "thin": 0.4, "usual": 0.65, "fetal": 1.1}[kind]
     wide_p1 = 0.6 if kind == "fetal" else 1.15
 
-    petrous = np.array(_ICA_CAVERNOUS[0], float) + rng.normal(0, 0.5, 3)
-    ica_low = make("ICA petrous", infra, _ICA_INFRA, (2.5, 2.45), end=petrous, strength=0.95)
-    siphon = make("ICA siphon", infra, _ICA_CAVERNOUS, (2.45, 2.2), start=petrous, end=clinoid)
-    carotid = make("ICA supra", supra, _ICA_SUPRA, (2.1, 1.8), start=clinoid, end=terminus)
+    low_nodes = _between(_ICA_INFRA, _ICA_INFRA_LEVEL, rng.uniform(0, 1.4))
+    top_nodes = _between(_ICA_SUPRA, _ICA_SUPRA_FOLDED, rng.uniform(0, 1.7))
+    petrous = np.array(_ICA_CAVERNOUS[0], float) + rng.normal(0, (1, 1.5, 1.5))
+    ica_low = make("ICA petrous", infra, low_nodes, (2.5, 2.45), end=petrous, strength=0.95, bend=siphon_bend)
+    siphon = make("ICA siphon", infra, _ICA_CAVERNOUS, (2.45, 2.2), start=petrous, end=clinoid, bend=siphon_bend)
+    carotid = make("ICA supra", supra, top_nodes, (2.1, 1.8), start=clinoid, end=terminus, bend=0.7 * siphon_bend)
     m1 = make("M1", mca, _M1, (1.55, 1.4), start=terminus, end=fork, looping=0.03)
-    upper = make("M2 superior", mca, _M2_SUPERIOR, (1.2, 0.75), start=fork, strength=0.9, looping=0.35)
-    lower = make("M2 inferior", mca, _M2_INFERIOR, (1.2, 0.75), start=fork, strength=0.9, looping=0.35)
+    upper = make("M2 superior", mca, _M2_SUPERIOR, (1.2, 0.75), start=fork, strength=0.9, looping=0.6)
+    lower = make("M2 inferior", mca, _M2_INFERIOR, (1.2, 0.75), start=fork, strength=0.9, looping=0.6)
     a1 = make("A1", aca, _A1, (wide_a1, wide_a1), start=terminus, end=front, looping=0.03)
     a2 = make("A2", aca, _A2, (1.15, 1.05), start=front, end=genu)
     a3 = make("A3", aca, _A3, (0.95, 0.6), start=genu, strength=0.85, looping=0.2)
@@ -184,10 +194,18 @@ def _one_side(
     parents = [tube for tube in tubes if tube.name[:2] in ("M1", "M2", "A2", "A3", "P2")]
     for number in range(int(rng.integers(*TWIGS))):
         twig = _wound(rng, _twig(rng, parents[rng.integers(len(parents))], number), winding)
+        if rng.random() < 0.3:
+            twig = _loop(rng, twig)
         tubes.append(twig)
         if "M2" in twig.name:  # over the insula branches leave branches
             parents.append(twig)
-    return tubes
+    distal = [tube for tube in tubes if tube.location is None or tube.name[:2] in ("M2", "A3", "P2")]
+    return [tube for tube in tubes if tube not in distal] + [part for tube in distal for part in _parted(rng, tube)]
+
+
+def _between(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]], share: float) -> Array:
+    """Return a path between two of as many nodes."""
+    return np.asarray((1 - share) * np.array(one, float) + share * np.array(other, float))
 
 
 def _jitter(rng: np.random.Generator, nodes: Array, size: float) -> Array:
@@ -242,6 +260,18 @@ def _loop(rng: np.random.Generator, tube: Tube) -> Tube:
     moved = tube.points + rng.uniform(2.5, 5) * (bump * across + bump * np.sin(1.5 * step)[:, None] * other)
     moved[0], moved[-1] = tube.points[0], tube.points[-1]
     return replace(tube, points=moved)
+
+
+def _parted(rng: np.random.Generator, tube: Tube) -> list[Tube]:
+    """Cut one vessel in five short, or in two with a gap: slow flow fades, and pieces with blunt ends remain."""
+    if len(tube.points) < 12 or rng.random() > 0.2:
+        return [tube]
+    first = int(rng.uniform(0.35, 0.8) * len(tube.points))
+    beyond = first + round(rng.uniform(3, 9) / STEP_MM)
+    near = replace(tube, points=tube.points[:first], radii_mm=tube.radii_mm[:first])
+    piece = slice(beyond, beyond + int(rng.integers(3, 12)))
+    far = replace(tube, name=f"{tube.name} beyond", points=tube.points[piece], radii_mm=tube.radii_mm[piece])
+    return [near, far] if len(far.points) > 2 else [near]
 
 
 def _infundibulum(rng: np.random.Generator, tube: Tube) -> Tube:
