@@ -24,6 +24,8 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 VOLUME = ["volume.spacing_mm=[4,4,4]", "prepare.patient_key=a-test's-key"]
+DIVERGES = ["--config", "{shared}/small.toml", "--fold", "0", "optim.lr=1e30", "optim.clip_norm=0"]
+DIVERGES += ["resources.max_failures=0"]
 PATIENCE_SECONDS = 300
 RAY = "from ray.scripts.scripts import main; main()"
 OURS = "import sys; from aneurysm_ray.cli import main; sys.exit(main())"
@@ -86,11 +88,11 @@ class Nodes:
     def alive(self) -> int:
         program = (
             "import ray, logging\n"
-            f"ray.init('127.0.0.1:{self.port}', logging_level=logging.ERROR)\n"
+            f"ray.init('127.0.0.1:{self.port}', logging_level=logging.ERROR, log_to_driver=False)\n"
             "print('alive', sum(node['Alive'] for node in ray.nodes()))"
         )
         text = self.run(program).stdout
-        return int(text.rpartition("alive ")[2] or 0)
+        return int(text.rpartition("alive ")[2].split("\n")[0] or 0)
 
     def kill_other(self) -> None:
         """Kill -9 the second node, with everything that runs on it."""
@@ -168,8 +170,8 @@ def test_exit_codes_come_back_and_results_lie_in_shared_storage(nodes: Nodes, sh
     wrong = nodes.submit("train", f"{shared}/volumes", "--out", f"{shared}/wrong", "optim.learning=1")
     assert wrong.returncode == 2, wrong.stdout + wrong.stderr
     assert "optim.learning" in wrong.stdout + wrong.stderr
-    words = ["--config", f"{shared}/small.toml", "--fold", "0", "optim.lr=1e30", "optim.clip_norm=0"]
-    failed = nodes.submit("train", f"{shared}/volumes", "--out", f"{shared}/nan", *words, "resources.max_failures=0")
+    words = [word.format(shared=shared) for word in DIVERGES]
+    failed = nodes.submit("train", f"{shared}/volumes", "--out", f"{shared}/nan", *words)
     assert failed.returncode == 1, failed.stdout + failed.stderr
     assert "try a smaller optim.lr" in failed.stdout + failed.stderr
 
@@ -181,6 +183,7 @@ def test_exit_codes_come_back_and_results_lie_in_shared_storage(nodes: Nodes, sh
         (["train", "{shared}/volumes", "--out", "{shared}/none", "optim.learning=1"], 2),
         (["prepare", "{shared}/dicom", "{shared}/by-ray-3", *VOLUME], 3),
         (["report", "{shared}/good"], 2),
+        (["train", "{shared}/volumes", "--out", "{shared}/nan-by-ray", *DIVERGES], 1),
     ],
 )
 def test_ray_job_submit_runs_the_same_scripts(nodes: Nodes, shared: Path, words: list[str], code: int) -> None:
