@@ -86,9 +86,8 @@ def _summary(table: pd.DataFrame, rejected: pd.DataFrame, items: list[dict[str, 
         sentences.append(f"The most frequent reason of refusal is that {meaning} ({reasons.iloc[0]}).")
     flagged = sum(bool(item["flags"]) for item in items)
     if flagged:
-        sentences.append(
-            f"{words.count(flagged, 'series', 'series')} carry a remark; the pictures below begin with them."
-        )
+        carry = "1 series carries" if flagged == 1 else f"{flagged:,} series carry"
+        sentences.append(f"{carry} a remark; the pictures below begin with them.")
     return tuple(sentences)
 
 
