@@ -64,7 +64,7 @@ def test_grids_are_right_handed_and_centred(plane: str) -> None:
 def test_domes_stand_on_the_wall_and_not_in_a_lumen(seed: int) -> None:
     rng = np.random.default_rng(seed)
     tubes = list(draw_arteries(rng))
-    for site in sites_of(rng, tubes):
+    for site in sites_of(tubes):
         lesion = grow(rng, site, draw_diameter_mm(rng, 3, 9), tubes)
         gap = distance_to([tube for tube in tubes if tube.name == site.wall_of], lesion.centre)
         assert 0 < gap < lesion.radii_mm[0], (site.location, gap)
@@ -75,13 +75,13 @@ def test_domes_of_all_sites_are_mostly_clear_of_every_lumen() -> None:
     gaps = []
     for _ in range(6):
         tubes = list(draw_arteries(rng))
-        gaps += [distance_to(tubes, grow(rng, site, 5.0, tubes).centre) for site in sites_of(rng, tubes)]
+        gaps += [distance_to(tubes, grow(rng, site, 5.0, tubes).centre) for site in sites_of(tubes)]
     assert np.mean(np.array(gaps) > 0) > 0.95
 
 
 def test_every_location_has_sites_and_every_segment_a_tube() -> None:
-    rng = np.random.default_rng(3)
-    assert {site.location for site in sites_of(rng, draw_arteries(rng))} == set(LOCATIONS)
+    tubes = draw_arteries(np.random.default_rng(3))
+    assert {site.location for site in sites_of(tubes)} == set(LOCATIONS)
     heads = [draw_arteries(np.random.default_rng(seed)) for seed in range(4)]
     assert {tube.location for tubes in heads for tube in tubes if tube.location} == set(LOCATIONS)
     assert set(SEGMENTATION_VALUES) == set(LOCATIONS) and sorted(SEGMENTATION_VALUES.values()) == list(range(1, 14))

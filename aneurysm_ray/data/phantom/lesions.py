@@ -17,9 +17,6 @@ from aneurysm_ray.data.phantom.vessels import Tube
 
 Array = NDArray[np.float64]
 
-STANDS_OFF = (0.65, 0.95)
-"""Distance of a dome's centre from the wall of its parent as a share of its half height: broad-based, or on a stalk."""
-
 
 @dataclass(frozen=True, eq=False)
 class Site:
@@ -55,18 +52,13 @@ class Lesion:
     """Centre and radius of a daughter sac."""
 
 
-def sites_of(rng: np.random.Generator, tubes: Sequence[Tube]) -> tuple[Site, ...]:
-    """Draw the places where aneurysms may grow in this head: forks and outer walls, weighted as they occur.
-
-    Places on a wall move along it; those at a fork, the beginning or end of a vessel, do not.
-    """
+def sites_of(tubes: Sequence[Tube]) -> tuple[Site, ...]:
+    """List the places where aneurysms grow in this head: forks and outer walls, weighted as they occur."""
     by_name = {tube.name: tube for tube in tubes}
     sites: list[Site] = []
 
     def add(tube: str, share: float, direction: Sequence[float], weight: float, location: str | None = None) -> None:
         parent = by_name[tube]
-        if 0 < share < 1:
-            share = float(np.clip(share + rng.normal(0, 0.1), 0, 1))
         index = round(share * (len(parent.points) - 1))
         unit = np.array(direction, float) / np.linalg.norm(direction)
         where = location or parent.location
@@ -123,18 +115,17 @@ def grow(rng: np.random.Generator, site: Site, diameter_mm: float, tubes: Sequen
     other_radii = np.concatenate([tube.radii_mm for tube in others])
     parent = next(tube for tube in tubes if tube.name == site.wall_of)
 
-    reach = site.parent_radius_mm + rng.uniform(*STANDS_OFF) * height
     best, best_room = site.direction, -np.inf
     for _ in range(16):
-        direction = site.direction + rng.normal(0, 0.45, 3)
+        direction = site.direction + rng.normal(0, 0.35, 3)
         direction /= np.linalg.norm(direction)
-        centre = site.origin + direction * reach
+        centre = site.origin + direction * (site.parent_radius_mm + 0.9 * height)
         to_parent = np.min(np.linalg.norm(parent.points - centre, axis=1) - parent.radii_mm)
         to_others = np.min(np.linalg.norm(other_points - centre, axis=1) - other_radii)
         room = min(to_parent - 0.75 * height, to_others - 0.6 * height)
         if room > best_room:
             best, best_room = direction, room
-    centre = site.origin + best * reach
+    centre = site.origin + best * (site.parent_radius_mm + 0.9 * height)
     neck_mm = float(np.clip(rng.lognormal(np.log(3.2), 0.2), 1.8, 4.8)) / size
     neck_radius = min(neck_mm / 2, 0.8 * radii[1], 1.3 * site.parent_radius_mm)
     bleb = None

@@ -168,7 +168,7 @@ def draw_grid(rng: np.random.Generator, options: PhantomOptions, plan: SeriesPla
 def _grow_all(
     rng: np.random.Generator, options: PhantomOptions, count: int, tubes: Sequence[Tube], grid: Grid, pose: Pose
 ) -> list[Lesion]:
-    visible = [site for site in sites_of(rng, tubes) if _in_view(site, grid, pose)]
+    visible = [site for site in sites_of(tubes) if _in_view(site, grid, pose)]
     grown: list[Lesion] = []
     for _ in range(count):
         here = sorted({site.location for site in visible}, key=LOCATIONS.index)

@@ -157,7 +157,7 @@ def _one_side(
     wide_pcom = {"absent": 0.0, "thin": 0.4, "usual": 0.65, "fetal": 1.1}[kind]
     wide_p1 = 0.6 if kind == "fetal" else 1.15
 
-    low_nodes = _between(_ICA_INFRA, _ICA_INFRA_LEVEL, rng.uniform(0, 1.4))
+    low_nodes = _between(_ICA_INFRA, _ICA_INFRA_LEVEL, rng.random())
     top_nodes = _between(_ICA_SUPRA, _ICA_SUPRA_FOLDED, rng.uniform(0, 1.7))
     petrous = np.array(_ICA_CAVERNOUS[0], float) + rng.normal(0, (1, 1.5, 1.5))
     ica_low = make("ICA petrous", infra, low_nodes, (2.5, 2.45), end=petrous, strength=0.95, bend=siphon_bend)
@@ -199,8 +199,7 @@ def _one_side(
         tubes.append(twig)
         if "M2" in twig.name:  # over the insula branches leave branches
             parents.append(twig)
-    distal = [tube for tube in tubes if tube.location is None or tube.name[:2] in ("M2", "A3", "P2")]
-    return [tube for tube in tubes if tube not in distal] + [part for tube in distal for part in _parted(rng, tube)]
+    return tubes
 
 
 def _between(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]], share: float) -> Array:
@@ -260,18 +259,6 @@ def _loop(rng: np.random.Generator, tube: Tube) -> Tube:
     moved = tube.points + rng.uniform(2.5, 5) * (bump * across + bump * np.sin(1.5 * step)[:, None] * other)
     moved[0], moved[-1] = tube.points[0], tube.points[-1]
     return replace(tube, points=moved)
-
-
-def _parted(rng: np.random.Generator, tube: Tube) -> list[Tube]:
-    """Cut one vessel in five short, or in two with a gap: slow flow fades, and pieces with blunt ends remain."""
-    if len(tube.points) < 12 or rng.random() > 0.2:
-        return [tube]
-    first = int(rng.uniform(0.35, 0.8) * len(tube.points))
-    beyond = first + round(rng.uniform(3, 9) / STEP_MM)
-    near = replace(tube, points=tube.points[:first], radii_mm=tube.radii_mm[:first])
-    piece = slice(beyond, beyond + int(rng.integers(3, 12)))
-    far = replace(tube, name=f"{tube.name} beyond", points=tube.points[piece], radii_mm=tube.radii_mm[piece])
-    return [near, far] if len(far.points) > 2 else [near]
 
 
 def _infundibulum(rng: np.random.Generator, tube: Tube) -> Tube:
