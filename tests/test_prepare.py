@@ -22,7 +22,6 @@ from pydicom.sequence import Sequence
 from aneurysm_ray import rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import series, sources, store
-from aneurysm_ray.data.guard import Guard
 from aneurysm_ray.data.storage import OutputError
 from aneurysm_ray.distributed import prepare as preparation
 from aneurysm_ray.distributed.prepare import PrepareSummary, prepare
@@ -220,28 +219,19 @@ def test_a_task_survives_its_journey_as_json(data: Path, tmp_path: Path) -> None
     assert series.Task.from_json(task.to_json()) == task
 
 
-@pytest.fixture
-def local_guard(monkeypatch: pytest.MonkeyPatch) -> Iterator[Guard]:
-    """A guard in this process's name, so that a task runs as on a worker, without Ray."""
-    guard = Guard(600)
-    monkeypatch.setattr(preparation, "_guard", lambda memory_mb: guard)
-    yield guard
-    guard.close()
-
-
 @pytest.mark.parametrize(
     ("poison", "reason"), [("segfault", "crash"), ("sleep_for_ever", "timeout"), ("allocate_without_end", "memory")]
 )
 def test_poison_is_a_rejected_row_that_the_next_run_tries_again(
-    poison: str, reason: str, tmp_path: Path, local_guard: Guard, monkeypatch: pytest.MonkeyPatch
+    poison: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import poisons
 
     monkeypatch.setattr(series, "prepare", getattr(poisons, poison))
     task = one_task(tmp_path, tmp_path / "out")
-    row = preparation._prepare_row(
-        {"task": task.to_json()}, memory_mb=600, timeout_seconds=20 if reason != "timeout" else 1
-    )
+    preparer = preparation._Preparer(memory_mb=600, timeout_seconds=20 if reason != "timeout" else 1)
+    row = preparer({"task": task.to_json()})
+    preparer.guard.close()
     assert json.loads(row["status"])["reason"] == reason
     written = series.read_status(series.status_path(str(tmp_path / "out"), "series/x"))
     assert written is not None and written["reason"] == reason
@@ -378,23 +368,32 @@ def sized(number: int, voxel_bytes: int) -> series.Task:
 
 def test_series_too_large_for_every_cpu_at_once_run_first_and_fewer_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     gib = 2**30
-    node = {"Alive": True, "Resources": {"CPU": 4.0, "memory": 16.0 * gib}}  # eight tasks at a time, 2 GiB each
+    node = {"Alive": True, "Resources": {"CPU": 4.0, "memory": 8.0 * gib}}  # four tasks at a time, 2 GiB each
     dead = {"Alive": False, "Resources": {"CPU": 1.0, "memory": 1.0}}
     monkeypatch.setattr("ray.nodes", lambda: [node, dead])
     tasks = [sized(0, 9 * gib), sized(1, gib), sized(2, gib // 4), sized(3, 0)]
     (large, first), (small, rest) = preparation._tiers(tasks)
     assert [task.source.key for task in first] == ["0", "1"]
     assert [task.source.key for task in rest] == ["2", "3"]
-    assert large == 16 * gib, "no task asks for more than a node has, or Ray would wait for ever"
+    assert large == 8 * gib, "no task asks for more than a node has, or Ray would wait for ever"
     assert small == int(preparation.WORKER_BYTES + preparation.VOLUME_COPIES * gib / 4) <= 2 * gib
 
 
-def test_a_series_that_ray_gives_up_is_rejected_and_tried_again(
+def test_a_series_whose_worker_dies_is_tried_again_alone_and_rejected_in_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preparation, "_tiers", lambda tasks: [(1, tasks)])
-    monkeypatch.setattr(preparation, "_results", lambda tasks, memory, config: iter(()))
-    task = one_task(tmp_path, tmp_path / "out")
-    (status,) = preparation._run([task], CONFIG, str(tmp_path))
-    assert status["reason"] == "crash"
-    assert series.done_already(task, "00") is None
+    guilty, innocent = one_task(tmp_path, tmp_path / "out"), one_task(tmp_path, tmp_path / "out", key="innocent")
+    passes: list[tuple[list[str], int]] = []
+
+    def results(tasks: list[series.Task], memory: int, in_flight: int, config: Config) -> Iterator[dict[str, str]]:
+        passes.append(([task.source.key for task in tasks], in_flight))
+        if len(passes) == 2:
+            yield {"status": json.dumps({"key": "innocent"}), "failed": ""}
+
+    monkeypatch.setattr(preparation, "_tiers", lambda tasks: [(1, tasks)] if tasks else [])
+    monkeypatch.setattr(preparation, "_results", results)
+    first, last = preparation._run([guilty, innocent], CONFIG, str(tmp_path))
+    assert passes == [(["series/x", "innocent"], 2), (["series/x", "innocent"], 1), (["series/x"], 1)]
+    assert first["key"] == "innocent"
+    assert last["key"] == "series/x" and last["reason"] == "crash"
+    assert series.done_already(guilty, "00") is None, "the next run should try it again"

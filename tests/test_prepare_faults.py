@@ -199,7 +199,7 @@ class Poison:
             run(module)
             read = module.read_series
             def read_series(path):
-                import ctypes, time
+                import ctypes, os, signal, time
                 if path.name == "1.2.1":
                     ctypes.string_at(0)
                 if path.name == "1.2.2":
@@ -208,6 +208,9 @@ class Poison:
                     kept = []
                     while True:
                         kept.append(bytearray(2**26))
+                if path.name == "1.2.4":
+                    os.kill(os.getppid(), signal.SIGKILL)
+                    time.sleep(1e6)
                 return read(path)
             module.read_series = read_series
         spec.loader.exec_module = exec_module
@@ -217,11 +220,11 @@ sys.meta_path.insert(0, Poison())
 """
 
 
-def test_three_poisonous_series_are_three_rows_and_exit_code_3(place: Path) -> None:
-    """A segfault, a hang and a memory hog among good series, through the command line."""
+def test_poisonous_series_are_a_row_each_and_exit_code_3(place: Path) -> None:
+    """A segfault, a hang, a memory hog and one that kills the worker each time, among good series."""
     data, out = place / "poisoned", place / "antidote"
     dicom_sets.write_set(data, 5)
-    for uid in ("1.2.1", "1.2.2", "1.2.3"):
+    for uid in ("1.2.1", "1.2.2", "1.2.3", "1.2.4"):
         dicom_sets.write_series(data / "series" / uid, uid)
     (place / "site").mkdir()
     (place / "site" / "sitecustomize.py").write_text(POISON)
@@ -230,7 +233,7 @@ def test_three_poisonous_series_are_three_rows_and_exit_code_3(place: Path) -> N
     assert run.end() == 3, run.text()
     assert len(store.volumes_table(out)) == 5
     rejected = rundir.read_csv(out / rundir.REJECTED).set_index("series_uid")["reason"].to_dict()
-    assert rejected == {"1.2.1": "crash", "1.2.2": "timeout", "1.2.3": "memory"}
+    assert rejected == {"1.2.1": "crash", "1.2.2": "timeout", "1.2.3": "memory", "1.2.4": "crash"}
 
 
 def test_a_node_that_dies_is_replaced_by_the_other(

@@ -1,19 +1,20 @@
 """Prepare a data set on a cluster: series → volumes, with Ray Data.
 
-One block and one task per series, largest first. A task runs the series in a guarded child process and returns only a
-status; the voxels go straight to the set. Whatever dies - a child, a worker, a node, this process - costs the series it
-was working on and nothing else: the next run reads the statuses in the set and does what is missing.
+One block per series, largest first, and one actor per core. An actor runs a series in its guarded child process and
+returns only a status; the voxels go straight to the set. Whatever dies costs the series it was working on and nothing
+else: those of a child are rejected, those of a worker or a node are tried again when the others are done, and those of
+this process are what the next run finds missing.
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import logging
 import os
 import time
+import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import pandas as pd
 import ray
 import ray.data
+from ray.util.annotations import RayDeprecationWarning
 
 from aneurysm_ray import __version__, rundir
 from aneurysm_ray.config import Config
@@ -31,6 +33,7 @@ from aneurysm_ray.data.series import Task
 from aneurysm_ray.data.storage import OutputError
 from aneurysm_ray.distributed import estimate, session
 from aneurysm_ray.distributed.progress import Status, shown
+from aneurysm_ray.distributed.room import workers_on
 from aneurysm_ray.errors import SERIES_REASONS, AneurysmRayError, RequestError, RunDirError, SeriesError
 
 log = logging.getLogger(__name__)
@@ -39,8 +42,11 @@ WORKER_BYTES = 700 * 2**20
 """A worker and its child with everything imported, and the prepared volume in their hands."""
 VOLUME_COPIES = 2.5
 """Peak memory of a series beyond that, in int16 volumes of its size."""
-TASKS_PER_CPU = 2
-"""Ray Data looks ten times a second whether tasks are done; a core that had one alone would idle till then."""
+IN_FLIGHT = 2
+"""Series that an actor is given at a time. Ray Data looks ten times a second whether one is done, so that an actor that
+had one alone would idle till then."""
+TRIES = 3
+"""Times a series is tried whose worker dies, by the memory monitor's hand or with its machine."""
 
 
 @dataclass(frozen=True)
@@ -169,33 +175,38 @@ def _run(tasks: Sequence[Task], config: Config, data: str) -> Iterator[dict[str,
     left = {task.source.key: task for task in tasks}
     total_bytes = sum(task.source.bytes for task in tasks)
     with shown() as show, session.quiet_data(max(1800.0, 3 * config.prepare.timeout_seconds)):
-        for memory, tier in _tiers(tasks):
-            for result in _results(tier, memory, config):
-                if result["failed"]:
-                    raise AneurysmRayError(result["failed"])
-                status = json.loads(result["status"])
-                if status.get("reason") == "vanished":
-                    _check_data_is_there(data)
-                task = left.pop(status["key"], None)
-                if task is None:
-                    continue
-                counts.update(done=1, rejected="reason" in status, bytes=task.source.bytes)
-                show(
-                    Status(
-                        len(tasks),
-                        counts["done"],
-                        counts["rejected"],
-                        total_bytes,
-                        counts["bytes"],
-                        time.monotonic() - begun,
-                    )
+        for result in _tried(left, config):
+            if result["failed"]:
+                raise AneurysmRayError(result["failed"])
+            status = json.loads(result["status"])
+            if status.get("reason") == "vanished":
+                _check_data_is_there(data)
+            task = left.pop(status["key"])
+            counts.update(done=1, rejected="reason" in status, bytes=task.source.bytes)
+            show(
+                Status(
+                    len(tasks),
+                    counts["done"],
+                    counts["rejected"],
+                    total_bytes,
+                    counts["bytes"],
+                    time.monotonic() - begun,
                 )
-                yield status
+            )
+            yield status
     for task in left.values():
-        # Ray gave these up: their worker died again and again, taken by the memory monitor or by a machine that fails.
         yield series.reject(
             task, SeriesError("crash", "its worker died, and so did those that tried again"), task.source.digest
         )
+
+
+def _tried(left: Mapping[str, Task], config: Config) -> Iterator[dict[str, str]]:
+    """Yield the results of tasks, and try those again that are in `left` still, as their worker died with them."""
+    for number in range(TRIES):
+        # One at a time when tried again, so that no series answers for the deaths that another brings about.
+        in_flight = 1 if number else IN_FLIGHT
+        for memory, tier in _tiers(list(left.values())):
+            yield from _results(tier, memory, in_flight, config)
 
 
 def _tiers(tasks: Sequence[Task]) -> Iterator[tuple[int, list[Task]]]:
@@ -203,8 +214,8 @@ def _tiers(tasks: Sequence[Task]) -> Iterator[tuple[int, list[Task]]]:
 
     Yields the bytes that a task of the tier may take, and its tasks.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    share = min(int(node["memory"] / node["CPU"] / TASKS_PER_CPU) for node in nodes)
+    nodes = _nodes()
+    share = min(int(node["memory"] / node["CPU"]) for node in nodes)
     largest = max(int(node["memory"]) for node in nodes)
     need = {task.source.key: int(WORKER_BYTES + VOLUME_COPIES * task.source.voxel_bytes) for task in tasks}
     for tier in (
@@ -216,31 +227,54 @@ def _tiers(tasks: Sequence[Task]) -> Iterator[tuple[int, list[Task]]]:
             yield min(largest, max(need[task.source.key] for task in tier)), tier
 
 
-def _results(tasks: Sequence[Task], memory: int, config: Config) -> Iterator[dict[str, Any]]:
+def _nodes() -> list[dict[str, float]]:
+    """Return the resources of the nodes that can prepare series."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+
+
+def _results(tasks: Sequence[Task], memory: int, in_flight: int, config: Config) -> Iterator[dict[str, str]]:
+    """Yield what came of tasks; none for those whose worker died."""
+    fit = workers_on(_nodes(), {"CPU": 1, "memory": memory})
     rows = ray.data.from_items([{"task": task.to_json()} for task in tasks], override_num_blocks=len(tasks))
-    limits = {"memory_mb": config.prepare.memory_mb, "timeout_seconds": config.prepare.timeout_seconds}
-    done = rows.map(_prepare_row, fn_kwargs=limits, num_cpus=1 / TASKS_PER_CPU, memory=memory)
+    # An actor that died starts again where there is room for it, but loses its series: those that Ray would keep for it
+    # could wait for ever, and one that kills its worker would do so for ever. Ray 2.60 deprecates saying so, and has no
+    # other word for it.
+    retries: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 0}
+    with warnings.catch_warnings(action="ignore", category=RayDeprecationWarning):
+        done = rows.map(
+            _Preparer,
+            fn_constructor_args=(config.prepare.memory_mb, config.prepare.timeout_seconds),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1,
+                initial_size=min(max(fit, 1), len(tasks)),
+                max_size=len(tasks),  # it grows with the cluster
+                max_tasks_in_flight_per_actor=in_flight,
+            ),
+            num_cpus=1,
+            memory=memory,
+            **retries,
+        )
     yield from done.iter_rows()
 
 
-def _prepare_row(row: dict[str, Any], memory_mb: int, timeout_seconds: float) -> dict[str, str]:
-    """Prepare one series in this worker's guarded child; runs on a worker."""
-    task = Task.from_json(row["task"])
-    try:
+class _Preparer:
+    """Prepares series in a guarded child; lives on a worker, as an actor of Ray Data."""
+
+    def __init__(self, memory_mb: int, timeout_seconds: float) -> None:
+        self.guard = Guard(memory_mb)
+        self.timeout_seconds = timeout_seconds
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
+        task = Task.from_json(row["task"])
         try:
-            status = _guard(memory_mb).run(series.prepare, task, timeout_seconds=timeout_seconds)
-        except SeriesError as error:
-            told = SeriesError(error.reason, f"{task.source.key}: {error}")
-            status = series.reject(task, told, task.source.digest)
-    except OutputError as error:
-        return {"failed": str(error), "status": ""}
-    return {"status": json.dumps(status), "failed": ""}
-
-
-@functools.lru_cache(maxsize=1)
-def _guard(memory_mb: int) -> Guard:
-    """Return this worker's guard; kept for the worker's life."""
-    return Guard(memory_mb)
+            try:
+                status = self.guard.run(series.prepare, task, timeout_seconds=self.timeout_seconds)
+            except SeriesError as error:
+                told = SeriesError(error.reason, f"{task.source.key}: {error}")
+                status = series.reject(task, told, task.source.digest)
+        except OutputError as error:
+            return {"failed": str(error), "status": ""}
+        return {"status": json.dumps(status), "failed": ""}
 
 
 def _check_data_is_there(data: str) -> None:
