@@ -33,8 +33,9 @@ from aneurysm_ray.data.preprocess import prepare_series
 from aneurysm_ray.data.region import head_box, tissue_threshold
 from aneurysm_ray.data.resample import frame_of
 
-COUNT, DISTINCT, MEAN, TURNS = 200, 8, (236, 512, 512), 1
-"""Series of the comparison with a pool: as many slices as the mean of the real data set's, most of them links."""
+COUNT, DISTINCT, MEAN, TURNS = 200, 8, (236, 512, 512), 3
+"""Series of the comparison with a pool: as many slices as the mean of the real data set's, most of them links.
+Medians of so many turns."""
 LARGE = (400, 512, 512)
 REAL_SERIES, REAL_BYTES = 4348, 311e9
 VOLUME = VolumeConfig()
@@ -152,11 +153,14 @@ def against_a_pool(folder: Path) -> None:
             rates.setdefault(("pool", workers), []).append(pool)
             rates.setdefault(("ray", workers), []).append(with_ray)
     os.sched_setaffinity(0, cores)
-    best = {key: max(values) for key, values in rates.items()}
+    middle = {key: float(np.median(values)) for key, values in rates.items()}
     for workers in (1, 2):
-        pool, with_ray = best["pool", workers], best["ray", workers]
+        pool, with_ray = middle["pool", workers], middle["ray", workers]
         print(f"| {workers} | {pool:.2f} | {with_ray:.2f} | {pool / with_ray:.2f} |")
-    print(f"1 → 2 cores: pool × {best['pool', 2] / best['pool', 1]:.2f}, Ray × {best['ray', 2] / best['ray', 1]:.2f}")
+    for way in ("pool", "ray"):
+        print(f"1 → 2 cores: {way} × {middle[way, 2] / middle[way, 1]:.2f}")
+    for (way, workers), values in rates.items():
+        print(f"{way} on {workers}:", *(f"{rate:.2f}" for rate in values))
 
 
 def cpu(call: Callable[[], Any], rounds: int = 3) -> tuple[float, Any]:

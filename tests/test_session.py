@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -34,3 +36,25 @@ def test_more_than_the_cluster_has_is_refused_with_a_cure(ray_session: None) -> 
     session.require({"CPU": 4}, "this needs", "Ask for less.")
     with pytest.raises(RequestError, match=r"5 folds need 40 CPU; the cluster has 4\. Use fewer folds\."):
         session.require({"CPU": 40}, "5 folds need", "Use fewer folds.")
+
+
+LATE = """
+import threading, time
+import ray
+from aneurysm_ray.distributed import session
+
+def let_go():
+    time.sleep(1.5)
+    ray.put(1)
+    print("let go", flush=True)
+
+with session.connect():
+    threading.Thread(target=let_go, name="iter_threaded", daemon=True).start()
+print("left in order", flush=True)
+"""
+
+
+def test_a_thread_of_ray_data_that_is_late_does_not_end_the_process() -> None:
+    """Ray itself exits with code 1 when its core worker is used after the disconnection."""
+    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout.splitlines()) == (0, ["let go", "left in order"]), done.stderr
