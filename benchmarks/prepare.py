@@ -33,9 +33,10 @@ from aneurysm_ray.data.preprocess import prepare_series
 from aneurysm_ray.data.region import head_box, tissue_threshold
 from aneurysm_ray.data.resample import frame_of
 
-COUNT, DISTINCT, MEAN, TURNS = 200, 8, (236, 512, 512), 3
-"""Series of the comparison with a pool: as many slices as the mean of the real data set's, most of them links.
-Medians of so many turns."""
+COUNT, DISTINCT, MEAN = 200, 8, (236, 512, 512)
+"""Series of the comparison with a pool: as many slices as the mean of the real data set's, most of them links."""
+TURNS = {1: 1, 2: 5}
+"""Turns by the number of cores; medians count."""
 LARGE = (400, 512, 512)
 REAL_SERIES, REAL_BYTES = 4348, 311e9
 VOLUME = VolumeConfig()
@@ -144,8 +145,8 @@ def against_a_pool(folder: Path) -> None:
     print("|---|---|---|---|")
     rates: dict[tuple[str, int], list[float]] = {}
     cores = sorted(os.sched_getaffinity(0))
-    for turn in range(TURNS):
-        for workers in (1, 2):
+    for workers, turns in TURNS.items():
+        for turn in range(turns):
             # Everything, Ray's own processes as well, runs on this many cores.
             os.sched_setaffinity(0, cores[:workers])
             pool = by_pool(tasks_for(found, folder / f"pool{workers}{turn}"), workers)
@@ -156,7 +157,7 @@ def against_a_pool(folder: Path) -> None:
     middle = {key: float(np.median(values)) for key, values in rates.items()}
     for workers in (1, 2):
         pool, with_ray = middle["pool", workers], middle["ray", workers]
-        print(f"| {workers} | {pool:.2f} | {with_ray:.2f} | {pool / with_ray:.2f} |")
+        print(f"| {workers} | {pool:.2f} | {with_ray:.2f} | {pool / with_ray:.3f} |")
     for way in ("pool", "ray"):
         print(f"1 → 2 cores: {way} × {middle[way, 2] / middle[way, 1]:.2f}")
     for (way, workers), values in rates.items():

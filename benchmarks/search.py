@@ -49,8 +49,9 @@ SPREAD = {"some curves cross": 0.1, "most curves cross": 0.35}
 
 SMALL: dict[str, Any] = {
     "model.width": 8,
-    "optim.epochs": 6,
-    "sampler.patches_per_volume": 3,
+    "folds.count": 8,
+    "optim.epochs": 5,
+    "sampler.patches_per_volume": 2,
     "resources.cpus_per_worker": 1,
     "tune.concurrent": 1,
     "tune.grace_epochs": 1,
