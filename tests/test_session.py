@@ -1,9 +1,11 @@
 """Connecting to Ray."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -58,3 +60,14 @@ def test_a_thread_of_ray_data_that_is_late_does_not_end_the_process() -> None:
     """Ray itself exits with code 1 when its core worker is used after the disconnection."""
     done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout.splitlines()) == (0, ["let go", "left in order"]), done.stderr
+
+
+def test_a_launched_cluster_may_grow_to_what_its_file_allows(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert session.growth() is None
+    shutil.copy(Path(__file__).parents[1] / "cluster.yaml", tmp_path / session.LAUNCHER_FILE)
+    limit = session.growth()
+    assert limit == {"CPU": 8 * 32 + 8 * 8, "GPU": 8}
+    assert session.resources()["GPU"] == 8, "whoever asks for a GPU is given one"

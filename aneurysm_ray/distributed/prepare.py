@@ -228,8 +228,14 @@ def _tiers(tasks: Sequence[Task]) -> Iterator[tuple[int, list[Task]]]:
 
 
 def _nodes() -> list[dict[str, float]]:
-    """Return the resources of the nodes that can prepare series."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    """Return the resources of the nodes that can prepare series, of which a cluster that grows may have none at first.
+
+    Raises RequestError when there is none and will be none.
+    """
+    while not (nodes := [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]):
+        session.require({"CPU": 1}, "preparation needs", "Add a node with CPUs to the cluster.")
+        ray.get(ray.remote(num_cpus=1)(lambda: None).remote())  # whoever waits for a CPU is given a node
+    return nodes
 
 
 def _results(tasks: Sequence[Task], memory: int, in_flight: int, config: Config) -> Iterator[dict[str, str]]:

@@ -2,16 +2,20 @@
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import socket
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import ray
 import ray.data
+import yaml
 
 from aneurysm_ray.errors import RequestError
 
@@ -42,6 +46,9 @@ def _check_answers(address: str) -> None:
             "RAY_ADDRESS to use this machine alone"
         ) from error
 
+
+LAUNCHER_FILE = "ray_bootstrap_config.yaml"
+"""Name that Ray's cluster launcher gives its file on the head."""
 
 _DATA_THREADS = ("iter_threaded", "Prefetcher", "ray-data-metadata-prefetch", "StreamingExecutor")
 """How the names of Ray Data's threads begin."""
@@ -146,8 +153,25 @@ def growth() -> dict[str, float] | None:
     """Return the most that the cluster's autoscaler adds nodes up to; None on a cluster of fixed size."""
     from ray._private.state import state  # no public function tells it; Ray Data asks here too
 
-    limit = state.get_max_resources_from_cluster_config()
+    limit = state.get_max_resources_from_cluster_config() or _launcher_limit()
     return {name: float(amount) for name, amount in limit.items()} if limit else None
+
+
+def _launcher_limit() -> Mapping[str, float]:
+    """Return what the workers of a launcher file add up to; Ray 2.60's own autoscaler tells its limits to nobody else.
+
+    `ray up` leaves its file in the home folder of the head, where the drivers of jobs run.
+    """
+    path = Path.home() / LAUNCHER_FILE
+    if not path.exists():
+        return {}
+    config = yaml.safe_load(path.read_text())
+    limit: Counter[str] = Counter()
+    for kind in config["available_node_types"].values():
+        count = min(kind.get("max_workers", math.inf), config.get("max_workers", math.inf))
+        for name, amount in kind.get("resources", {}).items():
+            limit[name] += amount * count
+    return {name: amount for name, amount in limit.items() if amount > 0}
 
 
 def require(need: Mapping[str, float], what: str, cure: str) -> None:

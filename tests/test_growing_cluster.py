@@ -1,0 +1,128 @@
+"""A cluster whose autoscaler has started no node yet, as `ray up` leaves it: Ray's stand-in for a cloud. Slow."""
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import dicom_sets
+import pytest
+from learning_sets import SMALL, write_set
+from test_two_nodes import OURS, PATIENCE_SECONDS, RAY, free_port, kill_tree, wait_for
+
+from aneurysm_ray import overrides, rundir
+from aneurysm_ray.data import store
+from aneurysm_ray.distributed import session
+
+pytestmark = pytest.mark.slow
+
+
+def launcher_file(port: int) -> dict[str, object]:
+    """Return what `ray up` would hand to the head: a head without CPUs, and at most two nodes of one each."""
+    lists = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
+    lists += ("head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files", "rsync_exclude")
+    return {
+        "cluster_name": "grows",
+        "max_workers": 2,
+        "provider": {
+            "type": "fake_multinode",
+            "gcs_address": f"127.0.0.1:{port}",
+            "disable_node_updaters": True,
+        },
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "cpu": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+        },
+        "head_node_type": "ray.head.default",
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": 5,
+        "auth": {"ssh_user": "nobody"},
+        "docker": {},
+        "file_mounts": {},
+        "file_mounts_sync_continuously": False,
+        "rsync_filter": [],
+        **{name: [] for name in lists},
+    }
+
+
+@pytest.fixture(scope="module")
+def environment() -> Iterator[dict[str, str]]:
+    """What a driver on the head sees."""
+    place = Path(tempfile.mkdtemp(prefix="ag", dir="/tmp"))  # short, as Ray's sockets want
+    port = free_port()
+    (place / session.LAUNCHER_FILE).write_text(json.dumps(launcher_file(port)))
+    environment = {
+        **os.environ,
+        "HOME": str(place),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_FAKE_CLUSTER": "1",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+    }
+    ports = ("--port", str(port), "--dashboard-port", str(free_port()), "--ray-client-server-port", str(free_port()))
+    words = [*ports, "--temp-dir", str(place), "--autoscaling-config", str(place / session.LAUNCHER_FILE)]
+    with (place / "head.log").open("wb") as log:
+        head = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                RAY,
+                "start",
+                "--head",
+                "--block",
+                "--num-cpus",
+                "0",
+                "--disable-usage-stats",
+                *words,
+            ],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    wait_for(lambda: b"--block" in (place / "head.log").read_bytes(), "the head")
+    yield {**environment, "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    kill_tree(head)
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def ours(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", OURS, *words]
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS
+    )
+
+
+def test_preparation_waits_for_the_first_node(environment: dict[str, str], tmp_path: Path) -> None:
+    dicom_sets.write_set(tmp_path / "data", 3)
+    done = ours(environment, "prepare", str(tmp_path / "data"), str(tmp_path / "out"), "volume.spacing_mm=[4,4,4]")
+    assert done.returncode == 0, done.stderr
+    assert len(store.volumes_table(tmp_path / "out")) == 3
+
+
+def test_a_search_asks_for_more_than_there_is_and_for_no_more_than_there_can_be(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    write_set(tmp_path / "volumes", 12)
+    changes = {"folds.count": 3, "optim.epochs": 2, "tune.trials": 2, "tune.grace_epochs": 1}
+    changes |= {"tune.space": {"optim.lr": {"loguniform": [1e-4, 1e-2]}}, "tune.concurrent": 2}
+    (tmp_path / "small.toml").write_text(overrides.to_toml(overrides.build(SMALL, changes)))
+    words = (
+        "tune",
+        str(tmp_path / "volumes"),
+        "--out",
+        str(tmp_path / "run"),
+        "--config",
+        str(tmp_path / "small.toml"),
+    )
+    done = ours(environment, *words)
+    assert done.returncode == 0, done.stderr
+    assert "2 at a time" in done.stderr
+    assert rundir.read_csv(tmp_path / "run" / rundir.TRIALS)["state"].isin(("COMPLETE", "PRUNED")).all()
+    refused = ours(environment, *words[:2], "--out", str(tmp_path / "no"), *words[4:], "resources.cpus_per_worker=3")
+    assert refused.returncode == 2 and "do not fit the cluster" in refused.stderr, refused.stderr
