@@ -106,8 +106,9 @@ def prepare(data: str, out: str, config: Config, *, dry_run: bool = False) -> Pr
                 for status in _run(left, config, data):
                     statuses[status["key"]] = status
     except BaseException:
-        # What is done is done: leave tables of it, unless it is the disk that ended the work.
+        # What is done is done: leave tables of it, also of what no word of came yet, unless the disk ended the work.
         with contextlib.suppress(OutputError):
+            statuses |= _done_and_left([task for task in left if task.source.key not in statuses])[0]
             close(complete=False)
         raise
     return close(complete=True)
