@@ -64,7 +64,7 @@ SMALL: dict[str, Any] = {
     },
     "loss.name": "focal",
 }
-"""What makes a trial on the demo's phantoms half a minute; its first rung is at the same share of the length."""
+"""What makes a trial on the demo's phantoms half a minute; the first rung is after one epoch of five."""
 
 
 def truth(params: dict[str, Any], epoch: int, spread: float) -> float:
@@ -286,6 +286,8 @@ def main() -> None:
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    if words.volumes and not words.out:
+        parser.error("--volumes needs --out, the folder for its searches")
     if words.volumes:
         on_phantoms(words.volumes, words.out)
     elif words.ray:

@@ -50,7 +50,7 @@ def launcher_file(port: int) -> dict[str, object]:
     }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def environment() -> Iterator[dict[str, str]]:
     """What a driver on the head sees."""
     place = Path(tempfile.mkdtemp(prefix="ag", dir="/tmp"))  # short, as Ray's sockets want
@@ -85,10 +85,12 @@ def environment() -> Iterator[dict[str, str]]:
             stderr=log,
             start_new_session=True,
         )
-    wait_for(lambda: b"--block" in (place / "head.log").read_bytes(), "the head")
-    yield {**environment, "RAY_ADDRESS": f"127.0.0.1:{port}"}
-    kill_tree(head)
-    shutil.rmtree(place, ignore_errors=True)
+    try:
+        wait_for(lambda: b"--block" in (place / "head.log").read_bytes(), "the head")
+        yield {**environment, "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    finally:
+        kill_tree(head)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def ours(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
@@ -124,5 +126,5 @@ def test_a_search_asks_for_more_than_there_is_and_for_no_more_than_there_can_be(
     assert done.returncode == 0, done.stderr
     assert "2 at a time" in done.stderr
     assert rundir.read_csv(tmp_path / "run" / rundir.TRIALS)["state"].isin(("COMPLETE", "PRUNED")).all()
-    refused = ours(environment, *words[:2], "--out", str(tmp_path / "no"), *words[4:], "resources.cpus_per_worker=3")
+    refused = ours(environment, *words[:2], "--out", str(tmp_path / "no"), *words[4:], "resources.cpus_per_worker=2")
     assert refused.returncode == 2 and "do not fit the cluster" in refused.stderr, refused.stderr

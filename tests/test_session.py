@@ -68,6 +68,7 @@ def test_a_launched_cluster_may_grow_to_what_its_file_allows(
     monkeypatch.setenv("HOME", str(tmp_path))
     assert session.growth() is None
     shutil.copy(Path(__file__).parents[1] / "cluster.yaml", tmp_path / session.LAUNCHER_FILE)
-    limit = session.growth()
-    assert limit == {"CPU": 8 * 32 + 8 * 8, "GPU": 8}
+    assert session.growth() is None, "a Ray of this machine's own is not the launched cluster"
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    assert session.growth() == 8 * [{"CPU": 32}] + 8 * [{"CPU": 8, "GPU": 1}]
     assert session.resources()["GPU"] == 8, "whoever asks for a GPU is given one"

@@ -211,8 +211,9 @@ NODES = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 3.0}]
         ({"gpus_per_worker": -1}, 0, None, 1),
         ({"gpus_per_worker": 0}, 2, None, 2),
         ({"gpus_per_worker": 0}, 99, None, 7),
-        ({"gpus_per_worker": 1}, 4, {"CPU": 64.0, "GPU": 8.0}, 4),
-        ({"gpus_per_worker": 2, "workers": 2}, 0, {"CPU": 64.0, "GPU": 8.0}, 1),
+        ({"gpus_per_worker": 1}, 4, [{"CPU": 64.0, "GPU": 8.0}], 4),
+        ({"gpus_per_worker": 1}, 4, [{"CPU": 8.0, "GPU": 1.0}] * 3, 3),
+        ({"gpus_per_worker": 2, "workers": 2}, 0, [{"CPU": 64.0, "GPU": 8.0}], 1),
     ],
 )
 def test_as_many_trials_at_a_time_as_fit(resources, asked, limit, expected):
@@ -233,6 +234,13 @@ def test_a_trial_that_can_never_fit_is_refused(resources, words):
     chosen = ResourcesConfig(**resources)
     with pytest.raises(RequestError, match=words):
         room.runs_at_once(chosen, room.per_worker(chosen, {"CPU": 7, "GPU": 1}), NODES, None, 0)
+
+
+def test_what_no_node_to_come_can_hold_is_refused_though_all_together_could():
+    chosen = ResourcesConfig(cpus_per_worker=16, gpus_per_worker=0)
+    to_come = [{"CPU": 8.0, "GPU": 1.0}] * 8
+    with pytest.raises(RequestError, match="16 CPUs"):
+        room.runs_at_once(chosen, room.per_worker(chosen, {"CPU": 64, "GPU": 8}), NODES, to_come, 0)
 
 
 def test_objectives_skip_nothing_that_is_not_a_number():

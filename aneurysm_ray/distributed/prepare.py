@@ -45,8 +45,8 @@ VOLUME_COPIES = 2.5
 IN_FLIGHT = 2
 """Series that an actor is given at a time. Ray Data looks ten times a second whether one is done, so that an actor that
 had one alone would idle till then."""
-TRIES = 3
-"""Times a series is tried whose worker dies, by the memory monitor's hand or with its machine."""
+TRIES = 2
+"""Passes that finish none of the series left, after which those are given up."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,11 @@ def prepare(data: str, out: str, config: Config, *, dry_run: bool = False) -> Pr
                 for status in _run(left, config, data):
                     statuses[status["key"]] = status
     except BaseException:
-        # What is done is done: leave tables of it, also of what no word of came yet, unless the disk ended the work.
-        with contextlib.suppress(OutputError):
+        # What is done is done: leave tables of it, with those series whose status is there and was not heard of yet,
+        # unless it is the disk that ended the work.
+        with contextlib.suppress(OSError):
             statuses |= _done_and_left([task for task in left if task.source.key not in statuses])[0]
+        with contextlib.suppress(OutputError):
             close(complete=False)
         raise
     return close(complete=True)
@@ -203,11 +205,14 @@ def _run(tasks: Sequence[Task], config: Config, data: str) -> Iterator[dict[str,
 
 def _tried(left: Mapping[str, Task], config: Config) -> Iterator[dict[str, str]]:
     """Yield the results of tasks, and try those again that are in `left` still, as their worker died with them."""
-    for number in range(TRIES):
-        # One at a time when tried again, so that no series answers for the deaths that another brings about.
-        in_flight = 1 if number else IN_FLIGHT
+    in_flight, vain = IN_FLIGHT, 0
+    while left and vain < TRIES:
+        before = len(left)
         for memory, tier in _tiers(list(left.values())):
             yield from _results(tier, memory, in_flight, config)
+        vain += len(left) == before
+        # One at a time for each actor when tried again, so that fewer are lost with the one that a worker dies of.
+        in_flight = 1
 
 
 def _tiers(tasks: Sequence[Task]) -> Iterator[tuple[int, list[Task]]]:

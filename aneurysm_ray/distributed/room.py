@@ -25,18 +25,18 @@ def runs_at_once(
     resources: ResourcesConfig,
     need: Mapping[str, float],
     nodes: Sequence[Mapping[str, float]],
-    limit: Mapping[str, float] | None,
+    limit: Sequence[Mapping[str, float]] | None,
     asked: int,
 ) -> int:
     """Return how many runs to hold at a time: as many as fit, and no more than `asked` unless that is 0.
 
-    `nodes` are the resources of each node of the cluster. `limit` is what the cluster can grow to, None when it does
-    not grow; runs of one worker then wait for nodes to come when more are asked for than fit.
+    `nodes` are the resources of each node of the cluster. `limit` are those of the nodes it can have, None when it
+    does not grow; runs of one worker then wait for nodes to come when more are asked for than fit.
     Raises RequestError when not one run fits, since Ray would wait for ever.
     """
     least = resources.min_workers or resources.workers
     fit = workers_on(nodes, need) // least
-    grown = workers_on([limit], need) // least if limit else fit
+    grown = workers_on(limit, need) // least if limit else fit
     if max(fit, grown) < 1:
         wanted = " and ".join(f"{amount:g} {name}s" for name, amount in need.items())
         there = "; ".join(

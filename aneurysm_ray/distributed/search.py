@@ -43,7 +43,7 @@ START = "start"
 """Origin of the trials spread over the space, before their number."""
 
 GOOD_SHARE = 0.05
-"""Share of all trials that TPE takes for good ones.
+"""Share of the trials that have ended that TPE takes for good ones, where trials are stopped.
 
 Complete trials rank before stopped ones, and few are complete: with Optuna's own share of 0.1 nearly all of those are
 good, also the ones that nothing was there yet to stop by.
@@ -178,8 +178,12 @@ def sampler(config: TuneConfig, number: int) -> optuna.samplers.BaseSampler:
             multivariate=True,
             group=True,
             constant_liar=True,
-            gamma=lambda trials: math.ceil(GOOD_SHARE * trials),
+            gamma=_good if config.prune and len(metrics(config)) == 1 else None,
         )
+
+
+def _good(ended: int) -> int:
+    return math.ceil(GOOD_SHARE * ended)
 
 
 class StudySearch(Searcher):

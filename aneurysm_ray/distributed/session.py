@@ -79,8 +79,7 @@ def connect(*, dashboard: bool = False) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS") or ("auto" if os.environ.get("RAY_JOB_ID") else None)
-    if address:
+    if address := _address():
         _check_answers(address)
         try:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
@@ -125,6 +124,7 @@ def quiet_data(no_progress_seconds: float) -> Iterator[None]:
     wanted = {
         "enable_progress_bars": False,
         "max_errored_blocks": -1,
+        "max_consecutive_actor_init_deaths": 10,
         "execution_no_progress_timeout_s": no_progress_seconds,
     }
     before = {name: getattr(context, name) for name in wanted}
@@ -146,32 +146,43 @@ def resources() -> dict[str, float]:
     A cluster that grows may start with no GPU at all and still have some for whoever asks.
     """
     there = {name: float(amount) for name, amount in ray.cluster_resources().items()}
-    return {**there, **{name: max(amount, there.get(name, 0.0)) for name, amount in (growth() or {}).items()}}
+    most: Counter[str] = Counter()
+    for node in growth() or ():
+        most.update(node)
+    return {**there, **{name: max(amount, there.get(name, 0.0)) for name, amount in most.items()}}
 
 
-def growth() -> dict[str, float] | None:
-    """Return the most that the cluster's autoscaler adds nodes up to; None on a cluster of fixed size."""
+def growth() -> list[dict[str, float]] | None:
+    """Return the nodes that the cluster's autoscaler may add, as their resources; None on a cluster of fixed size.
+
+    Where Ray tells only the sum of them, that is one node.
+    """
     from ray._private.state import state  # no public function tells it; Ray Data asks here too
 
-    limit = state.get_max_resources_from_cluster_config() or _launcher_limit()
-    return {name: float(amount) for name, amount in limit.items()} if limit else None
+    limit = state.get_max_resources_from_cluster_config()
+    return [{name: float(amount) for name, amount in limit.items()}] if limit else _launched()
 
 
-def _launcher_limit() -> Mapping[str, float]:
-    """Return what the workers of a launcher file add up to; Ray 2.60's own autoscaler tells its limits to nobody else.
+def _launched() -> list[dict[str, float]] | None:
+    """Return the worker nodes of a launcher file; Ray 2.60's own autoscaler tells its limits to nobody else.
 
     `ray up` leaves its file in the home folder of the head, where the drivers of jobs run.
     """
     path = Path.home() / LAUNCHER_FILE
-    if not path.exists():
-        return {}
+    if not _address() or not path.exists():
+        return None
     config = yaml.safe_load(path.read_text())
-    limit: Counter[str] = Counter()
-    for kind in config["available_node_types"].values():
-        count = min(kind.get("max_workers", math.inf), config.get("max_workers", math.inf))
-        for name, amount in kind.get("resources", {}).items():
-            limit[name] += amount * count
-    return {name: amount for name, amount in limit.items() if amount > 0}
+    nodes: list[dict[str, float]] = []
+    workers = {name: kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]}
+    for kind in workers.values():
+        count = min(kind.get("max_workers", math.inf), config.get("max_workers", 0))
+        nodes += [{name: float(amount) for name, amount in kind.get("resources", {}).items()}] * count
+    return nodes
+
+
+def _address() -> str | None:
+    """Return the address of the cluster to join: the one RAY_ADDRESS names, or the one that runs this job."""
+    return os.environ.get("RAY_ADDRESS") or ("auto" if os.environ.get("RAY_JOB_ID") else None)
 
 
 def require(need: Mapping[str, float], what: str, cure: str) -> None:
