@@ -109,9 +109,7 @@ def build(*layers: Mapping[str, Any], base: Config | None = None) -> Config:
     for layer in layers:
         for key, value in layer.items():
             if key not in known:
-                raise ConfigError(
-                    f"unknown key {key!r}{did_you_mean(key, known)}   (aneurysm-ray config lists the keys)"
-                )
+                raise ConfigError(f"unknown key {key!r}{_nearest(key)}   (aneurysm-ray config lists the keys)")
             *parents, leaf = key.split(".")
             branch = tree
             for parent in parents:
@@ -123,6 +121,17 @@ def build(*layers: Mapping[str, Any], base: Config | None = None) -> Config:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{key} = {first['input']!r} is not valid: {first['msg']}") from error
+
+
+def _nearest(key: str) -> str:
+    """Return what may have been meant by an unknown key: its like in its section, or all that the section has."""
+    keys = [known for known, _, _ in dotted_keys()]
+    section = key.rpartition(".")[0]
+    leaves = [known.removeprefix(f"{section}.") for known in keys if known.startswith(f"{section}.")]
+    if not leaves:
+        return did_you_mean(key, keys)
+    near = did_you_mean(key.rpartition(".")[2], leaves)
+    return near.replace("mean ", f"mean {section}.") if near else f"; {section} has {', '.join(leaves)}"
 
 
 def preset(name: str) -> dict[str, Any]:

@@ -51,6 +51,8 @@ def test_words_are_read_as_toml_or_text(word: str, key: str, value: object) -> N
     ("words", "sentence"),
     [
         (["optim.lrr=1"], "unknown key 'optim.lrr'; did you mean optim.lr?"),
+        (["optim.learning_rate=1"], "unknown key 'optim.learning_rate'; optim has epochs, batch_size"),
+        (["los.nme=1"], "unknown key 'los.nme'; did you mean loss.name?"),
         (["optim.lr=-1"], "optim.lr = -1 is not valid"),
         (["optim.lr=nan"], "optim.lr = nan is not valid"),
         (["loss.name=dice"], "loss.name = 'dice' is not valid"),
