@@ -171,6 +171,8 @@ def test_most_suspicious_series_come_first(set_of_run: Page) -> None:
     flags = [len(item["flags"]) for item in items]
     assert flags == sorted(flags, reverse=True)
     assert items[0]["flags"] == ["duplicate positions", "missing slices"]
+    texts = [text for item in items for text in item["flags"]]
+    assert f"a remark, such as {max(texts, key=texts.count)!r}" in set_of_run.summary[3]
     assert all(item["image"].startswith("data:image/jpeg;base64,") for item in items)
 
 

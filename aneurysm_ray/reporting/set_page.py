@@ -1,6 +1,7 @@
 """The page of a prepared set: what is in it, what was refused, and a picture of every series."""
 
 import io
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,13 @@ def _summary(table: pd.DataFrame, rejected: pd.DataFrame, items: list[dict[str, 
     flagged = sum(bool(item["flags"]) for item in items)
     if flagged:
         carry = "1 series carries" if flagged == 1 else f"{flagged:,} series carry"
-        sentences.append(f"{carry} a remark; the pictures below begin with them.")
+        sentences.append(f"{carry} a remark, such as {_commonest(items)!r}; the pictures below begin with them.")
     return tuple(sentences)
+
+
+def _commonest(items: list[dict[str, Any]]) -> str:
+    remarks: Counter[str] = Counter(text for item in items for text in item["flags"])
+    return remarks.most_common(1)[0][0]
 
 
 def _state(facts: dict[str, Any]) -> tuple[str, ...]:
@@ -175,10 +181,10 @@ def _refused(table: pd.DataFrame, rejected: pd.DataFrame) -> Section:
         ),
         Table.of(
             "codes",
-            "What the remarks mean",
+            "What the reader's codes mean",
             "",
-            meanings.set_axis(["remark", "series", "meaning"], axis=1) if len(found) else pd.DataFrame(),
-            missing="There are no remarks.",
+            meanings.set_axis(["code", "series", "meaning"], axis=1) if len(found) else pd.DataFrame(),
+            missing="The reader set no code.",
         ),
         Table.of(
             "rejected",
