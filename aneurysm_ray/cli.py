@@ -116,6 +116,7 @@ def phantom(
     max_mm: Annotated[float, typer.Option(help="Largest diameter of an aneurysm.")] = 20.0,
     spacing_mm: Annotated[float | None, typer.Option(help="Voxel spacing; about 0.8 mm unless given.")] = None,
     faults: Annotated[bool, typer.Option("--faults", help="Add the defects of real folders.")] = False,
+    varied: Annotated[bool, typer.Option("--varied", help="Vary vessels and domes far beyond anatomy.")] = False,
     geometry: Annotated[Path | None, typer.Option(help="Folder of NIfTI vessel trees to render.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one per core unless given.")] = None,
 ) -> None:
@@ -131,6 +132,7 @@ def phantom(
         max_mm=max_mm,
         spacing_mm=spacing_mm,
         faults=faults,
+        varied=varied,
         geometry=geometry,
         workers=workers or len(os.sched_getaffinity(0)),
     )

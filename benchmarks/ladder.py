@@ -63,6 +63,8 @@ def main() -> None:
     parser.add_argument("--presets", default="v1,v2,v3,v4,v5")
     parser.add_argument("--lesions", default="6,15", help="smallest and largest diameter in mm of spline phantoms")
     parser.add_argument("--modalities", default="CTA,MRA")
+    parser.add_argument("--seed", type=int, default=0, help="of the spline phantoms")
+    parser.add_argument("--varied", action="store_true", help="vary the spline phantoms far beyond anatomy")
     parser.add_argument("--every", type=int, default=0, help="also score after every so many epochs, to watch")
     parser.add_argument("--geometry", type=Path, help="folder of NIfTI vessel trees to render and learn from")
     parser.add_argument("--transfer", type=Path, help="folder of NIfTI vessel trees to render and test on")
@@ -106,8 +108,9 @@ def _volumes(options: argparse.Namespace, config: Config, suffix: str, count: in
         phantom.write_dataset(
             dicom,
             phantom.PhantomOptions(
-                count=count, modalities=tuple(options.modalities.split(",")), min_mm=smallest, max_mm=largest,
-                spacing_mm=spacing, positive_fraction=0.5, geometry=geometry, workers=options.workers,
+                count=count, seed=0 if geometry else options.seed, modalities=tuple(options.modalities.split(",")),
+                min_mm=smallest, max_mm=largest, spacing_mm=spacing, positive_fraction=0.5, varied=options.varied,
+                geometry=geometry, workers=options.workers,
             ),
         )  # fmt: skip
     one = partial(_prepare, volumes=volumes, config=config)
@@ -193,7 +196,8 @@ def _write(
     default = {row["key"]: row["value"] for row in overrides.describe()}
     changed = [f"{r['key']}={r['value']}" for r in overrides.describe(config=config) if r["value"] != default[r["key"]]]
     settings = " ".join(text for text in changed if not text.startswith("feed."))
-    splines = "aneurysms of {} to {} mm on spline trees".format(*options.lesions.split(","))
+    kind = "varied spline trees" if options.varied else "spline trees"
+    splines = "aneurysms of {} to {} mm on {}".format(*options.lesions.split(","), kind)
     learnt = "renderings of real vessel trees" if options.geometry else splines
     tested = "renderings of real vessel trees" if options.transfer else f"fold 0 of {config.folds.count}"
     lines = [

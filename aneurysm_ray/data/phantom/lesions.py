@@ -18,6 +18,25 @@ from aneurysm_ray.data.phantom.vessels import Tube
 Array = NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Build:
+    """How the domes of a phantom are built; lengths in mm."""
+
+    median_mm: float = 4.5
+    """Median of the longest diameter."""
+    elongation: tuple[float, float, float] = (1.35, 0.13, 2.0)
+    """Longest to shortest axis: median, sigma of its logarithm, and most."""
+    stands_off: tuple[float, float] | None = None
+    """Distance of the centre from the parent's wall as a share of the half height, least and most; None: 0.9."""
+    strength: tuple[float, float] = (0.85, 1.0)
+    """Share of the arterial signal, least and most."""
+
+
+PLAIN = Build()
+VARIED = Build(5.3, (1.5, 0.25, 2.2), (0.35, 0.95), (0.95, 1.05))
+"""Real domes are broad-based more often than on a stalk, and need not be darker than the vessel they stand on."""
+
+
 @dataclass(frozen=True, eq=False)
 class Site:
     """A place where an aneurysm of one location may grow; head coordinates in mm."""
@@ -91,25 +110,34 @@ def sites_of(tubes: Sequence[Tube]) -> tuple[Site, ...]:
     return tuple(sites)
 
 
-def draw_diameter_mm(rng: np.random.Generator, low_mm: float, high_mm: float) -> float:
+def draw_diameter_mm(rng: np.random.Generator, low_mm: float, high_mm: float, build: Build = PLAIN) -> float:
     """Draw a longest diameter from the published distribution, cut to a range."""
     for _ in range(10_000):
-        diameter = float(rng.lognormal(np.log(4.5), 0.45))
+        diameter = float(rng.lognormal(np.log(build.median_mm), 0.45))
         if low_mm <= diameter <= high_mm:
             return diameter
     return float(rng.uniform(low_mm, high_mm))
 
 
-def grow(rng: np.random.Generator, site: Site, diameter_mm: float, tubes: Sequence[Tube], size: float = 1.0) -> Lesion:
+def grow(
+    rng: np.random.Generator,
+    site: Site,
+    diameter_mm: float,
+    tubes: Sequence[Tube],
+    size: float = 1.0,
+    build: Build = PLAIN,
+) -> Lesion:
     """Grow a dome of a given longest diameter at a site, turned away from the vessels around it.
 
     `size` is the head's: head coordinates are that much smaller than patient mm, in which the diameter is given.
     """
     longest = diameter_mm / 2 / size
-    ratio = float(np.clip(rng.lognormal(np.log(1.35), 0.13), 1.05, 2.0))
+    median, sigma, most = build.elongation
+    ratio = float(np.clip(rng.lognormal(np.log(median), sigma), 1.05, most))
     radii = np.array([longest, longest / np.sqrt(ratio), longest / ratio])
     upright = rng.random() < 0.65
     height = radii[0] if upright else radii[1]
+    reach = site.parent_radius_mm + (rng.uniform(*build.stands_off) if build.stands_off else 0.9) * height
     others = [tube for tube in tubes if tube.name != site.wall_of]
     other_points = np.concatenate([tube.points for tube in others])
     other_radii = np.concatenate([tube.radii_mm for tube in others])
@@ -119,13 +147,13 @@ def grow(rng: np.random.Generator, site: Site, diameter_mm: float, tubes: Sequen
     for _ in range(16):
         direction = site.direction + rng.normal(0, 0.35, 3)
         direction /= np.linalg.norm(direction)
-        centre = site.origin + direction * (site.parent_radius_mm + 0.9 * height)
+        centre = site.origin + direction * reach
         to_parent = np.min(np.linalg.norm(parent.points - centre, axis=1) - parent.radii_mm)
         to_others = np.min(np.linalg.norm(other_points - centre, axis=1) - other_radii)
         room = min(to_parent - 0.75 * height, to_others - 0.6 * height)
         if room > best_room:
             best, best_room = direction, room
-    centre = site.origin + best * (site.parent_radius_mm + 0.9 * height)
+    centre = site.origin + best * reach
     neck_mm = float(np.clip(rng.lognormal(np.log(3.2), 0.2), 1.8, 4.8)) / size
     neck_radius = min(neck_mm / 2, 0.8 * radii[1], 1.3 * site.parent_radius_mm)
     bleb = None

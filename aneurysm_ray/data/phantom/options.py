@@ -46,6 +46,8 @@ class PhantomOptions:
     """Share of series with a vessel mask."""
     faults: bool = False
     """Add a small series for each defect of real folders, and faults.csv that lists them."""
+    varied: bool = False
+    """Vary vessels and domes far beyond anatomy (see `variety`), so that shapes are learnt, not one phantom's own."""
     geometry: Path | None = None
     """Folder of NIfTI label maps to render in place of the spline tree, half of the series without their aneurysm."""
     workers: int = 1

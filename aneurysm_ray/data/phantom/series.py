@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from aneurysm_ray.data.dataset import SEGMENTATION_VALUES
 from aneurysm_ray.data.phantom.geometry import paint_tree, read_tree
 from aneurysm_ray.data.phantom.grid import Grid, Pose, draw_pose, make_grid
-from aneurysm_ray.data.phantom.lesions import Lesion, Site, draw_diameter_mm, grow, sites_of
+from aneurysm_ray.data.phantom.lesions import PLAIN, VARIED, Build, Lesion, Site, draw_diameter_mm, grow, sites_of
 from aneurysm_ray.data.phantom.options import PhantomOptions, SeriesPlan
 from aneurysm_ray.data.phantom.paint import Field
 from aneurysm_ray.data.phantom.render import (
@@ -22,6 +22,7 @@ from aneurysm_ray.data.phantom.render import (
     paint_arteries,
     paint_veins,
 )
+from aneurysm_ray.data.phantom.variety import sites_anywhere, vary
 from aneurysm_ray.data.phantom.veins import draw_veins
 from aneurysm_ray.data.phantom.vessels import Tube, draw_arteries
 from aneurysm_ray.labels import LOCATIONS
@@ -33,6 +34,9 @@ _LOCATION_WEIGHT = (78, 98, 331, 277, 219, 294, 363, 46, 56, 86, 101, 110, 113)
 
 FAULT_SPACING_MM = 2.0
 """Series that stand for a defect are small: nobody trains on them."""
+
+SLOW_FLOW, ANYWHERE = 0.3, 0.25
+"""Varied phantoms: share of MRA whose domes darken inwards, and of heads whose aneurysms stand anywhere."""
 
 # Field of view (slice, row, column) in mm and its centre in head coordinates, by modality and plane.
 _VIEW: dict[tuple[str, str], tuple[tuple[float, float, float], tuple[float, float, float]]] = {
@@ -87,9 +91,15 @@ def make_series(options: PhantomOptions, plan: SeriesPlan) -> Rendered:
         blood = _given_tree(options.geometry / plan.tree, plan.lesions > 0, fine, pose, edge)
         stones: list[tuple[Array, float, float]] = []
     else:
+        build = VARIED if options.varied else PLAIN
         arteries = draw_arteries(rng)
-        lesions = _grow_all(rng, options, plan.lesions, arteries, grid, pose)
-        blood = _spline_tree(rng, arteries, lesions, fine, pose, edge)
+        if options.varied:
+            arteries = vary(rng, arteries)
+            if plan.modality == "MRA":
+                slow_flow = rng.uniform(0, 0.04)
+                look = replace(look, slow_flow=slow_flow if rng.random() < SLOW_FLOW else 0.0)
+        lesions = _grow_all(rng, options, build, plan.lesions, arteries, grid, pose)
+        blood = _spline_tree(rng, build, arteries, lesions, fine, pose, edge)
         stones = _calcify(rng, arteries, pose) if plan.modality == "CTA" else []
     veins = paint_veins(fine, pose, draw_veins(rng), edge)
     image = compose(rng, fine, pose, look, blood.field, blood.strengths, blood.first_lesion, veins, stones)
@@ -121,12 +131,18 @@ class _Blood:
 
 
 def _spline_tree(
-    rng: np.random.Generator, tubes: Sequence[Tube], lesions: Sequence[Lesion], grid: Grid, pose: Pose, edge: float
+    rng: np.random.Generator,
+    build: Build,
+    tubes: Sequence[Tube],
+    lesions: Sequence[Lesion],
+    grid: Grid,
+    pose: Pose,
+    edge: float,
 ) -> _Blood:
     values = [0, *(SEGMENTATION_VALUES.get(tube.location or "", 0) for tube in tubes)]
     return _Blood(
         paint_arteries(grid, pose, tubes, lesions, edge),
-        np.array([0, *(tube.strength for tube in tubes), *(rng.uniform(0.85, 1.0) for _ in lesions)], np.float32),
+        np.array([0, *(tube.strength for tube in tubes), *(rng.uniform(*build.strength) for _ in lesions)], np.float32),
         np.array(values + [0] * len(lesions), np.uint8),
         len(tubes) + 1,
         tuple(_truth(lesion.location, lesion.centre, lesion.diameter_mm, pose) for lesion in lesions),
@@ -166,9 +182,17 @@ def draw_grid(rng: np.random.Generator, options: PhantomOptions, plan: SeriesPla
 
 
 def _grow_all(
-    rng: np.random.Generator, options: PhantomOptions, count: int, tubes: Sequence[Tube], grid: Grid, pose: Pose
+    rng: np.random.Generator,
+    options: PhantomOptions,
+    build: Build,
+    count: int,
+    tubes: Sequence[Tube],
+    grid: Grid,
+    pose: Pose,
 ) -> list[Lesion]:
-    visible = [site for site in sites_of(tubes) if _in_view(site, grid, pose)]
+    anywhere = options.varied and rng.random() < ANYWHERE
+    drawn = sites_anywhere(rng, tubes) if anywhere else sites_of(tubes)
+    visible = [site for site in drawn if _in_view(site, grid, pose)]
     grown: list[Lesion] = []
     for _ in range(count):
         here = sorted({site.location for site in visible}, key=LOCATIONS.index)
@@ -179,7 +203,8 @@ def _grow_all(
         sites = [site for site in visible if site.location == location]
         chances = np.array([site.weight for site in sites])
         site = sites[int(rng.choice(len(sites), p=chances / chances.sum()))]
-        grown.append(grow(rng, site, draw_diameter_mm(rng, options.min_mm, options.max_mm), tubes, pose.size))
+        diameter_mm = draw_diameter_mm(rng, options.min_mm, options.max_mm, build)
+        grown.append(grow(rng, site, diameter_mm, tubes, pose.size, build))
         visible = [other for other in visible if np.linalg.norm(other.origin - site.origin) > 8]
     return grown
 
