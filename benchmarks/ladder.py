@@ -109,8 +109,8 @@ def _volumes(options: argparse.Namespace, config: Config, suffix: str, count: in
             dicom,
             phantom.PhantomOptions(
                 count=count, seed=0 if geometry else options.seed, modalities=tuple(options.modalities.split(",")),
-                min_mm=smallest, max_mm=largest, spacing_mm=spacing, positive_fraction=0.5, varied=options.varied,
-                geometry=geometry, workers=options.workers,
+                min_mm=smallest, max_mm=largest, spacing_mm=spacing, positive_fraction=0.5,
+                varied=options.varied and not geometry, geometry=geometry, workers=options.workers,
             ),
         )  # fmt: skip
     one = partial(_prepare, volumes=volumes, config=config)

@@ -134,6 +134,7 @@ def test_short_names_of_modalities_are_understood() -> None:
         ({"count": 0}, "at least one series"),
         ({"frame_base": 2}, "frame_base is 2"),
         ({"geometry": Path("/nowhere")}, "holds no .nii"),
+        ({"geometry": Path("/nowhere"), "varied": True}, "give only one of the two"),
     ],
 )
 def test_impossible_options_are_refused(change: dict[str, object], words: str) -> None:

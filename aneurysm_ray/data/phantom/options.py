@@ -70,6 +70,8 @@ class PhantomOptions:
             raise RequestError(f"diameters run from {self.min_mm} to {self.max_mm} mm; they must rise within 0.5-30 mm")
         if self.spacing_mm is not None and not 0.3 <= self.spacing_mm <= 5:
             raise RequestError(f"spacing is {self.spacing_mm} mm; it must lie within 0.3-5 mm")
+        if self.varied and self.geometry:
+            raise RequestError("varied changes the spline trees that geometry replaces; give only one of the two")
         if self.frame_base not in (0, 1):
             raise RequestError(f"frame_base is {self.frame_base}; localizers count frames from 0 or from 1")
 
