@@ -3,11 +3,12 @@
     python benchmarks/ladder.py WORK [--count 240] [--folds 3] [--presets v1,v2,v3,v4,v5] [key=value ...]
     python benchmarks/ladder.py WORK --geometry TREES            # real vessel trees in place of the spline ones
     python benchmarks/ladder.py WORK --count 600 --transfer TREES --presets v5    # splines teach, real trees test
+    python benchmarks/ladder.py WORK --presets v5 --networks A.pt,B.pt            # score trained networks together
 
 Writes CTA and MRA phantoms as DICOM, prepares them, and trains every preset on one fold with the same small settings,
 the same patches per epoch and the same number of epochs; the test patients are scored once, at the end. Presets that
-differ in inference alone share one training. What WORK already holds is used again. The table goes to
-benchmarks/ladder.md, or to a file of its own with `--out`.
+differ in inference alone share one training, whose network is kept as WORK/PRESET_EPOCHS.pt. What WORK already holds of
+DICOM and volumes is used again. The table goes to benchmarks/ladder.md, or to a file of its own with `--out`.
 """
 
 import argparse
@@ -67,6 +68,9 @@ def main() -> None:
     parser.add_argument("--varied", action="store_true", help="vary the spline phantoms far beyond anatomy")
     parser.add_argument("--every", type=int, default=0, help="also score after every so many epochs, to watch")
     parser.add_argument("--geometry", type=Path, help="folder of NIfTI vessel trees to render and learn from")
+    parser.add_argument(
+        "--networks", default="", help="files of trained networks to score as one, in place of training"
+    )
     parser.add_argument("--transfer", type=Path, help="folder of NIfTI vessel trees to render and test on")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -90,9 +94,11 @@ def main() -> None:
         config = overrides.build(base, overrides.preset(name), extra)
         # Presets that differ in how a volume is scored have one network between them.
         key = config.model_copy(update={"inference": None, "preset": ""}).model_dump_json()
-        if key not in trained:
+        if options.networks:
+            trained[key] = [_load(config, path, options) for path in options.networks.split(",")], 0.0
+        elif key not in trained:
             trained[key] = _train(config, volumes, train, tested, test, options)
-        rows.append(_score(config, tested, test, trained[key], options))
+        rows.append(_score(config, tested, test, *trained[key], options))
         print(rows[-1], flush=True)
     _write(options, overrides.build(base), train, test, pd.DataFrame(rows))
 
@@ -143,8 +149,8 @@ def _train(
     tested: Path,
     test: pd.DataFrame,
     options: argparse.Namespace,
-) -> tuple[models.Network, float]:
-    """Return the averaged network after the last epoch and the seconds of training."""
+) -> tuple[list[models.Network], float]:
+    """Return the averaged network after the last epoch, alone, and the seconds of training."""
     seconds, started = 0.0, time.monotonic()
     network = models.build(config.model).to(options.device).eval()
     for result in engine.fit(config, volumes, train, train[:0], device=options.device):
@@ -153,23 +159,30 @@ def _train(
         loss, waited = result.metrics["train/loss"], result.metrics["data_wait_fraction"]
         print(f"{config.preset} epoch {result.epoch} {seconds:.0f} s loss {loss:.4f} waited {waited:.3f}", flush=True)
         if options.every and (result.epoch + 1) % options.every == 0:
-            print(_score(config, tested, test, (network, seconds), options), flush=True)
+            print(_score(config, tested, test, [network], seconds, options), flush=True)
         started = time.monotonic()
-    return network, seconds
+    torch.save(network.state_dict(), options.work / f"{config.preset}_{config.optim.epochs}.pt")
+    return [network], seconds
+
+
+def _load(config: Config, path: str, options: argparse.Namespace) -> models.Network:
+    network = models.build(config.model).to(options.device).eval()
+    network.load_state_dict(torch.load(path, map_location=options.device, weights_only=True))
+    return network
 
 
 def _score(
     config: Config,
     volumes: Path,
     test: pd.DataFrame,
-    trained: tuple[models.Network, float],
+    networks: list[models.Network],
+    seconds: float,
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    network, seconds = trained
     cases = from_table(test, volumes)
     started = time.monotonic()
     cache = open_cache(volumes, config.feed, config.volume)
-    scores = dict(score_cases([network], cases, cache, config, torch.device(options.device)))
+    scores = dict(score_cases(networks, cases, cache, config, torch.device(options.device)))
     found = validate(cases, scores, fold=0)
     score = metrics.bootstrap(
         metrics.targets_of(found.predictions),
@@ -180,8 +193,8 @@ def _score(
     curve = froc.froc(found.candidates, froc.points_mm(test), found.predictions)
     return {
         "preset": config.preset,
-        "network": f"{config.model.name} {config.model.head}",
-        "parameters": models.count_parameters(network),
+        "network": f"{len(networks)} x {config.model.name} {config.model.head}",
+        "parameters": sum(map(models.count_parameters, networks)),
         "present": (present["auc"], present["low"], present["high"]),
         "score": (score.value, score.low, score.high),
         "sensitivity": float(curve.table.set_index("fp_per_scan").loc[1.0, "sensitivity"]),

@@ -2,8 +2,8 @@
 
 A network trained on shapes randomised far beyond reality takes reality for one more variation (Tobin et al. 2017,
 arXiv:1703.06907). The paths of the usual arteries are warped together, so that they stay joined; they widen and narrow,
-end bluntly or are parted as where flow is slow, and strangers run among them. Calibres are those of the 40 real trees
-the phantom was held against, three quarters of the published ones it has else.
+end bluntly or are parted as where flow is slow, and strangers run among them. They are narrower by a quarter, so that
+they hold as much blood as the real trees that the phantom was held against.
 """
 
 from collections.abc import Sequence
