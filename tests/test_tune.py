@@ -148,12 +148,28 @@ def test_two_objectives_end_in_a_front_and_stop_no_trial(ray_session, tmp_path):
     assert sorted(point["trial"] for point in summary["pareto"]) == front
 
 
-def test_a_trial_that_was_killed_after_its_last_epoch_reports_it_again(tmp_path):
+def test_a_trial_that_was_killed_after_its_last_epoch_reports_all_again(tmp_path):
     config = settings(optim__epochs=3)
     straight = list(trial.epochs(config, tmp_path / "t", fit))
     assert [r["step"] for r in straight] == [1, 2, 3] and [r["finished"] for r in straight] == [False, False, True]
-    (again,) = trial.epochs(config, tmp_path / "t", lambda *_: pytest.fail("nothing is left to train"))
-    assert again["finished"] and again["val/score"] == straight[-1]["val/score"]
+    again = list(trial.epochs(config, tmp_path / "t", lambda *_: pytest.fail("nothing is left to train")))
+    for key in ("step", "finished", "val/score"):
+        assert [result[key] for result in again] == [result[key] for result in straight]
+
+
+def test_a_result_that_died_on_its_way_to_tune_comes_with_the_next_process(tmp_path):
+    config = settings(optim__epochs=4)
+    study = search.open_study(config.tune, tmp_path / "journal", "s", resume=False)
+    frozen = study.ask()
+    for number, result in enumerate(itertools.islice(trial.epochs(config, tmp_path / "t", fit), 3)):
+        if number < 2:  # the third epoch was written to the trial's folder, and nobody was told
+            search.report(frozen, result, ["val/score"])
+    totals = []
+    for result in trial.epochs(config, tmp_path / "t", fit):
+        search.report(frozen, result, ["val/score"])
+        totals.append(study.trials[0].user_attrs["step"])
+    assert study.trials[0].intermediate_values == {step: curve(config, 0, step - 1) for step in (1, 2, 3, 4)}
+    assert totals == [2, 2, 3, 4]
 
 
 @pytest.mark.parametrize("lost", ["metrics", "checkpoint"])

@@ -276,16 +276,18 @@ def running(study: optuna.Study) -> list[optuna.Trial]:
 def report(trial: optuna.Trial, result: Mapping[str, Any], names: list[str]) -> None:
     """Write one epoch's value and the trial's running totals to the study.
 
-    Optuna takes intermediate values of a single objective only; a value that is not finite is left out.
+    Optuna takes intermediate values of a single objective only; a value that is not finite is left out. A trial that
+    goes on after its process died reports its earlier epochs again, which turns no total back.
     """
     if STEP not in result:
         return
     value = result.get(names[0])
     if len(names) == 1 and value is not None and math.isfinite(value) and result[STEP] not in _reported(trial):
         trial.report(float(value), result[STEP])
-    for key in (STEP, SECONDS, WORKER):
-        if key in result:
-            trial.set_user_attr(key, result[key])
+    if result[STEP] >= trial.user_attrs.get(STEP, 0):
+        for key in (STEP, SECONDS, WORKER):
+            if key in result:
+                trial.set_user_attr(key, result[key])
 
 
 def conclude(trial: optuna.Trial, result: Mapping[str, Any], names: list[str]) -> None:

@@ -90,15 +90,15 @@ def epochs(config: Config, folder: Path, fit: Fit, *, write: bool = True) -> Ite
     """Train a trial's folds one after another, from where its folder stands; yield a result for Tune per epoch.
 
     A result holds the epoch's metrics, `search.STEP`, `search.FINISHED` and the objectives under their own names: the
-    mean of their value in this epoch and in the last epoch of each fold before. A trial that had ended yields its last
-    result again.
+    mean of their value in this epoch and in the last epoch of each fold before. The results of earlier processes come
+    first, once more: the last one may have died with its process on the way to Tune.
     """
     from aneurysm_ray.learning import checkpoint
 
     rows = read_rows(folder)
-    last_step = config.optim.epochs * len(config.tune.folds)
-    if rows and rows[-1][search.STEP] == last_step:
-        yield _result(rows, config)
+    for count in range(1, len(rows) + 1):
+        yield _result(rows[:count], config)
+    if rows and rows[-1][search.STEP] == config.optim.epochs * len(config.tune.folds):
         return
     begun = time.monotonic() - (rows[-1][search.SECONDS] if rows else 0.0)
     for index, fold in enumerate(config.tune.folds):
