@@ -3,7 +3,7 @@
 Sizes are log-normal with median 4.5 mm and sigma 0.45 (1,373 CTA lesions of the literature), necks follow published
 ones. Domes are rounder than published (longest to shortest axis 1.35 in the median, not 1.65), so that the small ones
 can be seen at the coarse voxels a demonstration uses. A dome stands on the wall of its parent vessel, its centre
-outside every lumen.
+outside every lumen. Varied domes are larger, longer and lower (see `VARIED`).
 """
 
 from collections.abc import Sequence
@@ -111,7 +111,7 @@ def sites_of(tubes: Sequence[Tube]) -> tuple[Site, ...]:
 
 
 def draw_diameter_mm(rng: np.random.Generator, low_mm: float, high_mm: float, build: Build = PLAIN) -> float:
-    """Draw a longest diameter from the published distribution, cut to a range."""
+    """Draw a longest diameter from a log-normal distribution, the published one unless varied, cut to a range."""
     for _ in range(10_000):
         diameter = float(rng.lognormal(np.log(build.median_mm), 0.45))
         if low_mm <= diameter <= high_mm:

@@ -24,9 +24,11 @@ CALIBRE = 0.76
 WAVES = 10
 WAVE_MM = (12.0, 60.0)
 SLOPE = 0.14
-"""Mean slope of one wave of the warp; all together seldom fold space."""
+"""Standard deviation of one wave's slope along each axis; all together seldom fold space."""
 STRANGERS = 8
+"""Mean number of a head's vessels that lead nowhere."""
 PLACES = 60
+"""Places along the main vessels from which those of a head's aneurysms are taken."""
 
 
 def vary(rng: np.random.Generator, tubes: Sequence[Tube]) -> tuple[Tube, ...]:
