@@ -1,14 +1,16 @@
 """How much of the bare step's speed is left when patches are fed, augmented and turned into targets?
 
-    python benchmarks/train_throughput.py [--device cuda] [--steps 30] [key=value ...]
+    python benchmarks/train_throughput.py [--device cuda] [--steps 20] [--threads 1] [key=value ...]
 
 Runs without Ray. In one process and on one set of random volumes, in turns: the bare step on tensors that are already
 on the device; the whole training loop, `learning.engine.fit`; and the same network, loss and optimiser fed by MONAI's
 PersistentDataset and CacheDataset with its own random crop, flip, affine, noise and intensity transforms in a
-DataLoader. Prints a Markdown table of medians over rounds, and the achieved share of the device's measured peak.
+DataLoader. Prints a Markdown table of medians over rounds, each compared with the bare step of its own round, and the
+achieved share of the device's measured peak. On the CPU one core is left to feed unless `--threads` says otherwise.
 """
 
 import argparse
+import os
 import shutil
 import statistics
 import tempfile
@@ -31,6 +33,7 @@ from aneurysm_ray.data import store
 from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
 from aneurysm_ray.learning import engine, losses, models, optim
 
+BARE = "bare step, tensors on the device"
 SHAPE = (128, 160, 128)
 DEFAULTS: dict[str, Any] = {
     "model.name": "resnet3d18",
@@ -45,10 +48,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, default=20, help="steps per round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--volumes", type=int, default=16)
     parser.add_argument("--loaders", type=int, default=2, help="worker processes of MONAI's DataLoader")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's threads on the CPU")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--threads", type=int, default=max(1, cores - 1), help="torch's threads on the CPU")
     parser.add_argument("settings", nargs="*", help="key=value overrides")
     options = parser.parse_intermixed_args()
     torch.set_num_threads(options.threads)
@@ -75,9 +79,7 @@ def _compare(options: argparse.Namespace, folder: Path) -> None:
     image, target = (t.to(device) for t in _random_batch(config))
 
     ways: dict[str, Callable[[], tuple[float, float]]] = {
-        "bare step, tensors on the device": lambda: _timed(
-            step, ((image, target) for _ in range(options.steps)), device
-        ),
+        BARE: lambda: _timed(step, ((image, target) for _ in range(options.steps)), device),
         "aneurysm_ray `fit`": lambda: _fit(config, folder, device),
         "MONAI PersistentDataset + DataLoader": lambda: _timed(step, _loader(persistent, config, options), device),
         "MONAI CacheDataset + DataLoader": lambda: _timed(step, _loader(cached, config, options), device),
@@ -89,13 +91,14 @@ def _compare(options: argparse.Namespace, folder: Path) -> None:
             if round_number:  # the first round fills caches
                 measured[name].append(result)
     speeds = {name: statistics.median(speed for speed, _ in results) for name, results in measured.items()}
-    bare = speeds["bare step, tensors on the device"]
+    bare = speeds[BARE]
     print(f"{config.model.name} {config.model.head}, batch {config.optim.batch_size} of {list(config.patch.size)}, "
           f"{options.steps} steps a round, {options.rounds} rounds, {_describe(device)}\n")  # fmt: skip
     print("| loop | patches/s | of the bare step | waiting for data |\n|---|---|---|---|")
     for name, results in measured.items():
         wait = statistics.median(wait for _, wait in results)
-        print(f"| {name} | {speeds[name]:.2f} | {speeds[name] / bare:.3f} | {wait:.3f} |")
+        share = statistics.median(mine / bare for (mine, _), (bare, _) in zip(results, measured[BARE], strict=True))
+        print(f"| {name} | {speeds[name]:.2f} | {share:.3f} | {wait:.3f} |")
     with FlopCounterMode(display=False) as counter:
         step(image, target)
     rate = counter.get_total_flops() / len(image) * bare

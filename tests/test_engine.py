@@ -229,12 +229,13 @@ def test_a_loss_that_is_no_number_stops_the_run(volumes: Path) -> None:
 
 
 def test_determinism_settings_are_put_back(volumes: Path) -> None:
-    before = torch.are_deterministic_algorithms_enabled()
+    memory: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
     stream = fit(small_config(volumes), volumes, *(store.volumes_table(volumes)[a:b] for a, b in ((0, 12), (12, 16))))
     next(stream)
-    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.are_deterministic_algorithms_enabled() and not memory.fill_uninitialized_memory
     stream.close()  # type: ignore[attr-defined]
-    assert torch.are_deterministic_algorithms_enabled() == before
+    assert (torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory) == before
 
 
 def test_frequencies_are_those_of_the_targets(volumes: Path) -> None:

@@ -67,10 +67,11 @@ def draw(config: AugmentConfig, seed: tuple[int, ...], chosen: NDArray[np.int64]
 
 def apply(batch: Batch, draws: Draws) -> Batch:
     """Return the changed batch, its image float32 in [0, 1]."""
-    batch = batch.with_image(batch.image_BZYX.float() / 255)
     batch = mirror(batch, np.flatnonzero(draws.flip))
+    batch = batch.with_image(batch.image_BZYX / 255)
     batch = move(batch, np.flatnonzero(draws.move), draws)
-    return batch.with_image(_intensity(batch.image_BZYX, draws))
+    _change_intensity(batch.image_BZYX, draws)
+    return batch
 
 
 def mirror(batch: Batch, chosen: NDArray[np.int64]) -> Batch:
@@ -151,14 +152,15 @@ def _matrices(angles_deg: NDArray[np.float64], scale: NDArray[np.float64]) -> ND
     return np.asarray(result * scale[:, None, None])
 
 
-def _intensity(image: Tensor, draws: Draws) -> Tensor:
+def _change_intensity(image: Tensor, draws: Draws) -> None:
+    """Change contrast, brightness and noise of a batch where it lies."""
     device = image.device
-    contrast, brightness = (
-        torch.from_numpy(value).float().to(device).view(-1, 1, 1, 1) for value in (draws.contrast, draws.brightness)
-    )
-    image = (image - 0.5) * contrast + 0.5 + brightness
+    change = (draws.contrast, 0.5 - 0.5 * draws.contrast + draws.brightness)  # contrast turns about the middle
+    factor, offset = (torch.from_numpy(value).float().to(device).view(-1, 1, 1, 1) for value in change)
+    image.mul_(factor).add_(offset)
     for b, (deviation, seed) in enumerate(zip(draws.noise, draws.noise_seed, strict=True)):
         if deviation > 0:
             generator = torch.Generator(device).manual_seed(int(seed))
-            image[b] += torch.randn(image.shape[1:], generator=generator, device=device) * deviation
-    return image.clamp_(0, 1)
+            noise = torch.randn(image.shape[1:], generator=generator, device=device)
+            image[b].add_(noise, alpha=float(deviation))
+    image.clamp_(0, 1)
