@@ -124,12 +124,13 @@ def build(*layers: Mapping[str, Any], base: Config | None = None) -> Config:
 
 
 def _nearest(key: str) -> str:
-    """Return what may have been meant by an unknown key: its like in its section, or all that the section has."""
+    """Return what may have been meant by an unknown key: its like in its section or another, or all of its section."""
     keys = [known for known, _, _ in dotted_keys()]
     section = key.rpartition(".")[0]
     leaves = [known.removeprefix(f"{section}.") for known in keys if known.startswith(f"{section}.")]
     if not leaves:
-        return did_you_mean(key, keys)
+        same = [known for known in keys if known.endswith(f".{key}")]
+        return f"; did you mean {' or '.join(same)}?" if same else did_you_mean(key, keys)
     near = did_you_mean(key.rpartition(".")[2], leaves)
     return near.replace("mean ", f"mean {section}.") if near else f"; {section} has {', '.join(leaves)}"
 

@@ -128,13 +128,6 @@ def epochs(config: Config, folder: Path, fit: Fit, *, write: bool = True) -> Ite
             shutil.rmtree(last.parent, ignore_errors=True)
 
 
-def results_so_far(folder: Path) -> list[dict[str, Any]]:
-    """Return what a trial has reported, or was about to report when its process died."""
-    rows = read_rows(folder)
-    config = rundir.read_config(folder) if rows else Config()
-    return [_result(rows[: count + 1], config) for count in range(len(rows))]
-
-
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """Return the rows of a trial's epochs, oldest first; none when it has not finished one."""
     path = folder / rundir.METRICS

@@ -95,9 +95,6 @@ def run_search(out: Path, config: Config, fit: trial.Fit, *, resume: bool = Fals
     gpus = need.get("GPU", 0.0) * config.resources.workers
     with _only_driver(out):
         study = search.open_study(config.tune, out / rundir.JOURNAL, out.name, resume=resume)
-        for unfinished in search.running(study):
-            for result in trial.results_so_far(trial.folder_of(out, unfinished.number)):
-                search.report(unfinished, result, search.metrics(config.tune))
         search.enqueue(study, config, parameters)
         left = config.tune.trials - sum(t.state in search.DONE for t in study.get_trials(deepcopy=False))
         log.info(
