@@ -205,9 +205,9 @@ class FeedConfig(Section):
     cache_dir: str = ""
     """Folder of the cache; empty: a folder in the system's temporary directory, named by the volumes."""
     threads: Annotated[int, Field(ge=0)] = 2
-    """Threads that cut patches ahead of the training step, per worker; 0 cuts them in the loop itself."""
+    """Threads that make batches ahead of the training step, per worker; 0 makes them in the loop itself."""
     prefetch: Annotated[int, Field(ge=1)] = 4
-    """Batches cut ahead."""
+    """Batches made ahead."""
 
 
 class ResourcesConfig(Section):

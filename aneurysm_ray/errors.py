@@ -64,7 +64,7 @@ class SeriesError(AneurysmRayError):
         return type(self), (self.reason, str(self))
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean X?` for the nearest of the known words, or an empty string."""
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return `; did you mean X?` for the nearest of the known words, a prefix before it, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f"; did you mean {prefix}{near[0]}?" if near else ""

@@ -102,7 +102,7 @@ def parse_toml(text: str, source: Path) -> dict[str, Any]:
 def build(*layers: Mapping[str, Any], base: Config | None = None) -> Config:
     """Lay dotted overrides over a base configuration, later layers winning, and check every value.
 
-    Raises ConfigError for an unknown key (naming the nearest one) or a value out of range.
+    Raises ConfigError for an unknown key (naming what may have been meant) or a value out of range.
     """
     known = {key for key, _, _ in dotted_keys()}
     tree = (base or Config()).model_dump()
@@ -124,15 +124,16 @@ def build(*layers: Mapping[str, Any], base: Config | None = None) -> Config:
 
 
 def _nearest(key: str) -> str:
-    """Return what may have been meant by an unknown key: its like in its section or another, or all of its section."""
+    """Return what may have been meant by an unknown key: its like in its section, its name in another, or else
+    all that its section has."""
     keys = [known for known, _, _ in dotted_keys()]
-    section = key.rpartition(".")[0]
-    leaves = [known.removeprefix(f"{section}.") for known in keys if known.startswith(f"{section}.")]
-    if not leaves:
-        same = [known for known in keys if known.endswith(f".{key}")]
-        return f"; did you mean {' or '.join(same)}?" if same else did_you_mean(key, keys)
-    near = did_you_mean(key.rpartition(".")[2], leaves)
-    return near.replace("mean ", f"mean {section}.") if near else f"; {section} has {', '.join(leaves)}"
+    section, dot, leaf = key.rpartition(".")
+    leaves = [known.removeprefix(section + dot) for known in keys if dot and known.startswith(section + dot)]
+    if near := did_you_mean(leaf, leaves, section + dot):
+        return near
+    if same := [known for known in keys if known.endswith(f".{leaf}")]:
+        return f"; did you mean {' or '.join(same)}?"
+    return f"; {section} has {', '.join(leaves)}" if leaves else did_you_mean(key, keys)
 
 
 def preset(name: str) -> dict[str, Any]:

@@ -3,12 +3,13 @@
     python benchmarks/ladder.py WORK [--count 240] [--folds 3] [--presets v1,v2,v3,v4,v5] [key=value ...]
     python benchmarks/ladder.py WORK --geometry TREES            # real vessel trees in place of the spline ones
     python benchmarks/ladder.py WORK --count 600 --transfer TREES --presets v5    # splines teach, real trees test
-    python benchmarks/ladder.py WORK --presets v5 --networks A.pt,B.pt            # score trained networks together
+    python benchmarks/ladder.py WORK --transfer TREES --presets v5 --networks A.pt,B.pt    # score networks together
 
 Writes CTA and MRA phantoms as DICOM, prepares them, and trains every preset on one fold with the same small settings,
 the same patches per epoch and the same number of epochs; the test patients are scored once, at the end. Presets that
 differ in inference alone share one training, whose network is kept as WORK/PRESET_EPOCHS.pt. What WORK already holds of
-DICOM and volumes is used again. The table goes to benchmarks/ladder.md, or to a file of its own with `--out`.
+DICOM and volumes is used again. Networks that are given must not have learnt from the test: those of `--transfer` have
+learnt from all splines. The table goes to benchmarks/ladder.md, or to a file of its own with `--out`.
 """
 
 import argparse
@@ -43,7 +44,7 @@ SMALL: dict[str, Any] = {
     "model.width": 16,
     "patch.size": (40, 40, 40),
     "sampler.patches_per_volume": 10,
-    "optim.epochs": 8,
+    "optim.epochs": 24,
     "optim.batch_size": 8,
     "optim.lr": 3e-3,
     "augment.affine_probability": 0.0,
@@ -213,10 +214,13 @@ def _write(
     splines = "aneurysms of {} to {} mm on {}".format(*options.lesions.split(","), kind)
     learnt = "renderings of real vessel trees" if options.geometry else splines
     tested = "renderings of real vessel trees" if options.transfer else f"fold 0 of {config.folds.count}"
+    counts = train["modality"].value_counts().to_dict()
+    taught = f"{len(train)} series of {train['patient'].nunique()} patients ({counts}), {learnt}"
+    if options.networks:
+        taught = f"before this run, {', '.join(Path(path).name for path in options.networks.split(','))}"
     lines = [
         f"# The ladder: {'from splines to real trees' if options.transfer else learnt}\n",
-        f"{datetime.date.today()}, {options.device}, {options.threads} torch threads. Training: {len(train)} series of "
-        f"{train['patient'].nunique()} patients ({train['modality'].value_counts().to_dict()}), {learnt}. Test: "
+        f"{datetime.date.today()}, {options.device}, {options.threads} torch threads. Training: {taught}. Test: "
         f"{len(test)} series of {test['patient'].nunique()} patients, {int(test[PRESENT].sum())} series with an "
         f"aneurysm, {tested}.\n",
         f"Changes to the presets' defaults: `{settings}`. Presets that differ in inference alone share one training; "

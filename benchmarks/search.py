@@ -261,7 +261,7 @@ def on_phantoms(volumes: Path, out: Path) -> None:
         tables[name] = rundir.read_csv(out / name / rundir.TRIALS).sort_values("trial")
     random = tables["random"]
     full = RANDOM_TRIALS * SMALL["optim.epochs"]
-    # The default comes first in both, and is none of the 64.
+    # The default comes first in all, and is none of the 64.
     target = random["value"][random["trial"] > 0].max()
     print(f"best of {RANDOM_TRIALS} random trials: {target:.3f}; the default: {random['value'].iloc[0]:.3f}")
     print("| search | trials | epochs in all | epochs until a full trial is as good | of 64 full trials | best |")

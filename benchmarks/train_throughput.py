@@ -97,7 +97,8 @@ def _compare(options: argparse.Namespace, folder: Path) -> None:
     print("| loop | patches/s | of the bare step | waiting for data |\n|---|---|---|---|")
     for name, results in measured.items():
         wait = statistics.median(wait for _, wait in results)
-        share = statistics.median(mine / bare for (mine, _), (bare, _) in zip(results, measured[BARE], strict=True))
+        pairs = zip(results, measured[BARE], strict=True)
+        share = statistics.median(mine / alone for (mine, _), (alone, _) in pairs)
         print(f"| {name} | {speeds[name]:.2f} | {share:.3f} | {wait:.3f} |")
     with FlopCounterMode(display=False) as counter:
         step(image, target)

@@ -54,6 +54,7 @@ def test_words_are_read_as_toml_or_text(word: str, key: str, value: object) -> N
         (["optim.learning_rate=1"], "unknown key 'optim.learning_rate'; optim has epochs, batch_size"),
         (["lr=1"], "unknown key 'lr'; did you mean optim.lr?"),
         (["threads=1"], "unknown key 'threads'; did you mean feed.threads?"),
+        (["model.lr=1"], "unknown key 'model.lr'; did you mean optim.lr?"),
         (["los.nme=1"], "unknown key 'los.nme'; did you mean loss.name?"),
         (["optim.lr=-1"], "optim.lr = -1 is not valid"),
         (["optim.lr=nan"], "optim.lr = nan is not valid"),

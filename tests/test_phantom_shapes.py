@@ -8,7 +8,7 @@ import pytest
 
 from aneurysm_ray.data.dataset import SEGMENTATION_VALUES
 from aneurysm_ray.data.phantom.grid import Pose, draw_pose, make_grid
-from aneurysm_ray.data.phantom.lesions import draw_diameter_mm, grow, sites_of
+from aneurysm_ray.data.phantom.lesions import PLAIN, VARIED, Build, draw_diameter_mm, grow, sites_of
 from aneurysm_ray.data.phantom.options import PhantomOptions, plan_series
 from aneurysm_ray.data.phantom.paint import empty_field, paint_ellipsoid, paint_tube
 from aneurysm_ray.data.phantom.vessels import Tube, draw_arteries
@@ -60,22 +60,24 @@ def test_grids_are_right_handed_and_centred(plane: str) -> None:
     assert thin.to_index(centre) == pytest.approx([14.5, 19.5, 49.5])
 
 
+@pytest.mark.parametrize("build", [PLAIN, VARIED])
 @pytest.mark.parametrize("seed", range(8))
-def test_domes_stand_on_the_wall_and_not_in_a_lumen(seed: int) -> None:
+def test_domes_stand_on_the_wall_and_not_in_a_lumen(seed: int, build: Build) -> None:
     rng = np.random.default_rng(seed)
     tubes = list(draw_arteries(rng))
     for site in sites_of(tubes):
-        lesion = grow(rng, site, draw_diameter_mm(rng, 3, 9), tubes)
+        lesion = grow(rng, site, draw_diameter_mm(rng, 3, 9), tubes, build=build)
         gap = distance_to([tube for tube in tubes if tube.name == site.wall_of], lesion.centre)
         assert 0 < gap < lesion.radii_mm[0], (site.location, gap)
 
 
-def test_domes_of_all_sites_are_mostly_clear_of_every_lumen() -> None:
+@pytest.mark.parametrize("build", [PLAIN, VARIED])
+def test_domes_of_all_sites_are_mostly_clear_of_every_lumen(build: Build) -> None:
     rng = np.random.default_rng(100)
     gaps = []
     for _ in range(6):
         tubes = list(draw_arteries(rng))
-        gaps += [distance_to(tubes, grow(rng, site, 5.0, tubes).centre) for site in sites_of(tubes)]
+        gaps += [distance_to(tubes, grow(rng, site, 5.0, tubes, build=build).centre) for site in sites_of(tubes)]
     assert np.mean(np.array(gaps) > 0) > 0.95
 
 

@@ -63,14 +63,20 @@ def test_calibres_vary_about_three_quarters(heads: list[tuple[Head, Head]]) -> N
 
 
 def test_sites_anywhere_stand_on_main_vessels_and_point_away_from_them(heads: list[tuple[Head, Head]]) -> None:
+    outside = []
     for seed, (_, varied) in enumerate(heads):
         tubes = {tube.name: tube for tube in varied}
         for site in sites_anywhere(np.random.default_rng(seed), varied):
             assert site.location in LOCATIONS and site.wall_of.startswith(MAIN)
-            index = int(np.argmin(np.linalg.norm(tubes[site.wall_of].points - site.origin, axis=1)))
-            along = tubes[site.wall_of].points[index + 1] - tubes[site.wall_of].points[index - 1]
+            points = tubes[site.wall_of].points
+            index = int(np.argmin(np.linalg.norm(points - site.origin, axis=1)))
+            along = points[index + 1] - points[index - 1]
             assert abs(site.direction @ along) < 1e-6 * np.linalg.norm(along)
             assert np.linalg.norm(site.direction) == pytest.approx(1)
+            bend = points[index + 1] + points[index - 1] - 2 * points[index]
+            outside.append(site.direction @ bend < 0)
+    # Chance alone would be a half, within 0.07 in three standard deviations.
+    assert np.mean(outside) > 0.6
 
 
 def test_varied_domes_sit_lower_on_their_vessel() -> None:

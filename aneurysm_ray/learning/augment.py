@@ -1,4 +1,4 @@
-"""Random changes to a batch, made on its device: mirroring, affine moves, intensity, noise, mixing.
+"""Random changes to a batch, made where it lies: mirroring, affine moves, intensity, noise, mixing.
 
 What is drawn for a patch depends on (seed, fold, epoch) and its place in the epoch's plan alone, so a batch looks the
 same however it is split over workers. Points move with the image; left and right labels change places with a mirrored

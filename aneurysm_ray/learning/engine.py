@@ -157,6 +157,11 @@ def check(config: Config) -> None:
         )
 
 
+def changes_ahead(device: torch.device) -> bool:
+    """Return whether the threads that cut a batch also make its random changes; a GPU makes them faster itself."""
+    return device.type == "cpu"
+
+
 def gather(mine: Sequence[Thing], world_size: int) -> list[Thing]:
     """Return the items of all workers, in the order of their ranks, to all of them."""
     if world_size == 1:
@@ -229,8 +234,9 @@ def _train_epoch(
             group["lr"] = rate
         for number, (batch, draws) in enumerate(micro_batches, 1):
             with contextlib.nullcontext() if number == len(micro_batches) else _no_sync(learner.replica):
-                if device.type != "cpu":
-                    batch = augment.apply(batch.to(device), draws)
+                batch = batch.to(device)
+                if not changes_ahead(device):
+                    batch = augment.apply(batch, draws)
                 loss = _loss(learner, batch, draws, config)
                 # Data-parallel gradients are means over workers: this makes them the mean over the global batch.
                 (loss * (world_size / config.optim.batch_size)).backward()  # type: ignore[no-untyped-call]
@@ -294,21 +300,16 @@ def _feed(
     part: tuple[int, int],
     device: torch.device,
 ) -> Iterator[MicroBatches]:
-    """Yield this worker's part of each global batch, as micro-batches, cut ahead by threads.
-
-    On the CPU the threads make the random changes too; a GPU makes them faster itself.
-    """
+    """Yield this worker's part of each global batch, as micro-batches, made ahead by threads."""
 
     def make(step: np.ndarray) -> MicroBatches:
         made = []
         for chosen in np.array_split(step, min(config.optim.accumulate, len(step))):
             batch = cut(cases, plan, chosen, config.patch.size, cache.voxels)
             draws = augment.draw(config.augment, seed, chosen)
-            if device.type == "cpu":
+            if changes_ahead(device):
                 batch = augment.apply(batch, draws)
-            elif device.type == "cuda":
-                batch = batch.pin()
-            made.append((batch, draws))
+            made.append((batch.pin() if device.type == "cuda" else batch, draws))
         return made
 
     steps = rank_batches(plan, config.optim.batch_size, *part)

@@ -26,7 +26,8 @@ class Batch:
     """Patches with all that their targets are made of; see `targets`."""
 
     image_BZYX: Tensor
-    """uint8, 0-255 over the window; zeros where a patch reaches past the end of its volume."""
+    """uint8, 0-255 over the window, float32 in [0, 1] once changed; zeros where a patch reaches past the end of its
+    volume."""
     points_BP3: Tensor
     """float32, voxels of the patch."""
     labels_BP: Tensor

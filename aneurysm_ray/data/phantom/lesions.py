@@ -3,7 +3,7 @@
 Sizes are log-normal with median 4.5 mm and sigma 0.45 (1,373 CTA lesions of the literature), necks follow published
 ones. Domes are rounder than published (longest to shortest axis 1.35 in the median, not 1.65), so that the small ones
 can be seen at the coarse voxels a demonstration uses. A dome stands on the wall of its parent vessel, its centre
-outside every lumen. Varied domes are larger, longer and lower (see `VARIED`).
+outside that lumen. Varied domes are larger, longer and lower (see `VARIED`).
 """
 
 from collections.abc import Sequence

@@ -12,7 +12,6 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm_ray.data.phantom.geometry import nearest_location
 from aneurysm_ray.data.phantom.lesions import Site
 from aneurysm_ray.data.phantom.vessels import STEP_MM, Tube, lay_tube
 
@@ -59,9 +58,9 @@ def sites_anywhere(rng: np.random.Generator, tubes: Sequence[Tube]) -> tuple[Sit
         across = np.cross(along, rng.normal(size=3))
         outward = 2 * tube.points[index] - tube.points[index + 1] - tube.points[index - 1]
         across = across / np.linalg.norm(across) + 2 * (outward - along * (outward @ along))
-        where = tube.location or nearest_location(tube.points[index])
+        assert tube.location is not None  # all of `MAIN` have one
         unit = across / np.linalg.norm(across)
-        sites.append(Site(where, tube.name, tube.points[index], float(tube.radii_mm[index]), unit, 1.0))
+        sites.append(Site(tube.location, tube.name, tube.points[index], float(tube.radii_mm[index]), unit, 1.0))
     return tuple(sites)
 
 
