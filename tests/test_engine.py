@@ -99,6 +99,18 @@ def test_changes_made_as_on_a_gpu_are_those_made_ahead(volumes: Path, monkeypatc
     assert _same(ahead.state["model"], late.state["model"]) and _same(_numbers(ahead), _numbers(late))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 0.01), ("bfloat16", 0.05)])
+def test_a_gpu_learns_as_the_cpu_does(volumes: Path, precision: str, tolerance: float) -> None:
+    # What a generator draws differs from device to device: no noise.
+    settings = {"model__head": "grid", "augment__affine_probability": 0.5, "augment__noise": 0, "optim__epochs": 1}
+    (here,) = _run(small_config(volumes, **settings, optim__precision="float32"), volumes)
+    (there,) = _run(small_config(volumes, **settings, optim__precision=precision), volumes, device="cuda")
+    assert there.metrics["train/loss"] == pytest.approx(here.metrics["train/loss"], rel=tolerance)
+    assert there.metrics["val/loss"] == pytest.approx(here.metrics["val/loss"], rel=5 * tolerance)
+
+
 @pytest.mark.parametrize("stop", [0, 1])
 def test_resume_equals_straight_run(volumes: Path, tmp_path: Path, stop: int) -> None:
     config = small_config(volumes, **WIDE)
