@@ -204,6 +204,19 @@ def test_after_a_restart_halving_decides_as_if_there_had_been_none(tmp_path):
     assert restarted.on_trial_result(None, trial, result(3, 0.7)) == "STOP"
 
 
+def test_epochs_that_come_again_after_a_restart_are_judged_once_and_a_lost_one_now(tmp_path):
+    config = settings(grace_epochs=1, reduction_factor=3)
+    searcher = opened(tmp_path, config)
+    for number, values in enumerate([[0.9] * 9, [0.5]]):
+        searcher.suggest(f"t{number}")
+        for step, value in enumerate(values, 1):
+            searcher.on_trial_result(f"t{number}", result(step, value))
+    restarted = search.StudyASHA(opened(tmp_path, config, resume=True).study, config)
+    # Rung 1 knew trial 1 at 0.5, which may not be judged again; its 0.4 at rung 3 had died on its way to the study.
+    assert decide(restarted, 1, [0.5, 0.5, 0.4]) == ["CONTINUE", "CONTINUE", "STOP"]
+    assert [sorted(recorded.values()) for _, recorded in restarted._brackets[0]._rungs[1:]] == [[0.4, 0.9], [0.5, 0.9]]
+
+
 def test_several_objectives_give_a_pareto_front(tmp_path):
     searcher = opened(tmp_path, settings(metric="val/score, seconds", mode="max, min"))
     for number, (score, seconds) in enumerate([(0.8, 5.0), (0.9, 9.0), (0.7, 6.0)]):
