@@ -3,6 +3,7 @@
 import collections
 import functools
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -112,11 +113,22 @@ def test_killing_a_trials_process_costs_an_epoch(tmp_path):
 
 
 def test_a_node_that_dies_gives_its_trials_to_the_others(tmp_path):
+    out, log = tmp_path / "s", tmp_path / "log"
+    # In a process of its own: this one may hold the Ray of the test session.
+    driver = multiprocessing.get_context("spawn").Process(target=_search_that_loses_a_node, args=(out, log))
+    driver.start()
+    driver.join(PATIENCE_SECONDS)
+    assert driver.exitcode == 0
+    summary = rundir.read_json(out / rundir.SUMMARY)
+    assert (summary["complete"] + summary["pruned"], summary["failed"]) == (TRIALS, 0)
+    check_whole(out, log, finished(out).iloc[:0], allowed_repeats=1)
+
+
+def _search_that_loses_a_node(out, log):
     import ray
     from ray.cluster_utils import Cluster
 
     ray.cloudpickle.register_pickle_by_value(surrogates)
-    out, log = tmp_path / "s", tmp_path / "log"
     config = overrides.build(
         {
             "tune.space": {"optim.lr": {"loguniform": [1e-5, 1e-1]}},
@@ -134,13 +146,11 @@ def test_a_node_that_dies_gives_its_trials_to_the_others(tmp_path):
         killer = subprocess.Popen(
             [sys.executable, "-c", _KILL, str(log), str(node.all_processes["raylet"][0].process.pid), str(here)]
         )
-        summary = tune.run_search(out, config, functools.partial(surrogates.slow_fit, seconds=0.3, log=log))
+        tune.run_search(out, config, functools.partial(surrogates.slow_fit, seconds=0.3, log=log))
         assert killer.wait(timeout=10) == 0, "the node outlived the search"
     finally:
         ray.shutdown()
         cluster.shutdown()
-    assert (summary["complete"] + summary["pruned"], summary["failed"]) == (TRIALS, 0)
-    check_whole(out, log, finished(out).iloc[:0], allowed_repeats=1)
 
 
 _KILL = """
