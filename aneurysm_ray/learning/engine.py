@@ -367,7 +367,7 @@ def _arithmetic(deterministic: bool) -> Iterator[None]:
     """Choose deterministic algorithms, or else the fastest convolutions by trial, and put back what was set before.
 
     Operations without a deterministic form (3D pooling backwards on CUDA) only warn. Memory that an operation is about
-    to write is not filled with NaN first, as torch would in this mode: it costs some 6 % of a step and guards only
+    to write is not filled with NaN first, as torch would in this mode: it costs 3 to 7 % of a step and guards only
     against reading what nobody wrote.
     """
     memory: Any = torch.utils.deterministic  # its switch is a property that type checkers do not see
