@@ -5,8 +5,10 @@
 Runs without Ray. In one process and on one set of random volumes, in turns: the bare step on tensors that are already
 on the device; the whole training loop, `learning.engine.fit`; and the same network, loss and optimiser fed by MONAI's
 PersistentDataset and CacheDataset with its own random crop, flip, affine, noise and intensity transforms in a
-DataLoader. Prints a Markdown table of medians over rounds, each compared with the bare step of its own round, and the
-achieved share of the device's measured peak. On the CPU one core is left to feed unless `--threads` says otherwise.
+DataLoader. Every turn of a loop stands between two turns of the bare step and is compared with their mean, so that a
+machine that becomes slower or faster meanwhile does not decide. Prints a Markdown table of medians over rounds, with
+the least and the greatest share, and the achieved share of the device's measured peak. On the CPU one core is left to
+feed unless `--threads` says otherwise.
 """
 
 import argparse
@@ -33,7 +35,6 @@ from aneurysm_ray.data import store
 from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
 from aneurysm_ray.learning import engine, losses, models, optim
 
-BARE = "bare step, tensors on the device"
 SHAPE = (128, 160, 128)
 DEFAULTS: dict[str, Any] = {
     "model.name": "resnet3d18",
@@ -47,7 +48,7 @@ DEFAULTS: dict[str, Any] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--steps", type=int, default=20, help="steps per round")
+    parser.add_argument("--steps", type=int, default=20, help="steps per turn")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--volumes", type=int, default=16)
     parser.add_argument("--loaders", type=int, default=2, help="worker processes of MONAI's DataLoader")
@@ -78,28 +79,35 @@ def _compare(options: argparse.Namespace, folder: Path) -> None:
     step = _bare_step(config, device)
     image, target = (t.to(device) for t in _random_batch(config))
 
+    def alone() -> float:
+        return _timed(step, ((image, target) for _ in range(options.steps)), device)[0]
+
     ways: dict[str, Callable[[], tuple[float, float]]] = {
-        BARE: lambda: _timed(step, ((image, target) for _ in range(options.steps)), device),
         "aneurysm_ray `fit`": lambda: _fit(config, folder, device),
         "MONAI PersistentDataset + DataLoader": lambda: _timed(step, _loader(persistent, config, options), device),
         "MONAI CacheDataset + DataLoader": lambda: _timed(step, _loader(cached, config, options), device),
     }
-    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    for round_number in range(options.rounds + 1):
+    for way in ways.values():  # fills caches
+        way()
+    before = alone()
+    bare_speeds = [before]
+    turns: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ways}
+    for _ in range(options.rounds):
         for name, way in ways.items():
-            result = way()
-            if round_number:  # the first round fills caches
-                measured[name].append(result)
-    speeds = {name: statistics.median(speed for speed, _ in results) for name, results in measured.items()}
-    bare = speeds[BARE]
+            speed, waited = way()
+            after = alone()
+            turns[name].append((speed, 2 * speed / (before + after), waited))
+            bare_speeds.append(after)
+            before = after
+    bare = statistics.median(bare_speeds)
     print(f"{config.model.name} {config.model.head}, batch {config.optim.batch_size} of {list(config.patch.size)}, "
-          f"{options.steps} steps a round, {options.rounds} rounds, {_describe(device)}\n")  # fmt: skip
-    print("| loop | patches/s | of the bare step | waiting for data |\n|---|---|---|---|")
-    for name, results in measured.items():
-        wait = statistics.median(wait for _, wait in results)
-        pairs = zip(results, measured[BARE], strict=True)
-        share = statistics.median(mine / alone for (mine, _), (alone, _) in pairs)
-        print(f"| {name} | {speeds[name]:.2f} | {share:.3f} | {wait:.3f} |")
+          f"{options.steps} steps a turn, {options.rounds} rounds, {_describe(device)}\n")  # fmt: skip
+    print("| loop | patches/s | of the bare step | least to greatest | waiting for data |\n|---|---|---|---|---|")
+    print(f"| bare step, tensors on the device | {bare:.2f} | 1 | | |")
+    for name, measured in turns.items():
+        speeds, shares, waits = zip(*measured, strict=True)
+        speed, share, waited = (statistics.median(values) for values in (speeds, shares, waits))
+        print(f"| {name} | {speed:.2f} | {share:.3f} | {min(shares):.3f} to {max(shares):.3f} | {waited:.3f} |")
     with FlopCounterMode(display=False) as counter:
         step(image, target)
     rate = counter.get_total_flops() / len(image) * bare
