@@ -256,12 +256,8 @@ class StudySearch(Searcher):
             conclude(trial, result, self.metric)
 
     def save(self, checkpoint_path: str) -> None:
-        """Write nothing of value: the study is the state. Tune renames the file it asked for, so there must be one."""
+        """Write nothing of value: a search resumes from its study. Tune renames this file, so it must be there."""
         Path(checkpoint_path).touch()
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Never called: a search resumes from its study."""
-        raise NotImplementedError
 
 
 def running(study: optuna.Study) -> list[optuna.Trial]:
