@@ -121,7 +121,7 @@ def phantom(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one per core unless given.")] = None,
 ) -> None:
     """Write a synthetic data set of real DICOM files in the competition's layout."""
-    from aneurysm_ray.data import phantom as phantoms
+    from aneurysm_ray import phantom as phantoms
 
     options = phantoms.PhantomOptions(
         count=count,

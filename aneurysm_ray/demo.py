@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from aneurysm_ray import overrides, rundir
-from aneurysm_ray.data import phantom
+from aneurysm_ray import overrides, phantom, rundir
 from aneurysm_ray.distributed import prepare, session, train, tune
 from aneurysm_ray.reporting import pages
 

@@ -26,9 +26,9 @@ from typing import Any
 import pandas as pd
 import torch
 
-from aneurysm_ray import overrides, rundir
+from aneurysm_ray import overrides, phantom, rundir
 from aneurysm_ray.config import Config
-from aneurysm_ray.data import folds, phantom, store
+from aneurysm_ray.data import folds, store
 from aneurysm_ray.data.dataset import SeriesEntry, open_dataset
 from aneurysm_ray.data.dicom import read_series
 from aneurysm_ray.data.preprocess import prepare_series

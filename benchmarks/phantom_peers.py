@@ -19,7 +19,7 @@ import pydicom
 
 from aneurysm_ray.data.dataset import SeriesEntry, open_dataset
 from aneurysm_ray.data.dicom import read_series
-from aneurysm_ray.data.phantom import PhantomOptions, write_dataset
+from aneurysm_ray.phantom import PhantomOptions, write_dataset
 
 
 def ours(path: Path) -> nibabel.Nifti1Image:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
-from aneurysm_ray.data.phantom.options import PhantomOptions, SeriesPlan, plan_series
-from aneurysm_ray.data.phantom.series import make_series
+from aneurysm_ray.phantom.options import PhantomOptions, SeriesPlan, plan_series
+from aneurysm_ray.phantom.series import make_series
 
 
 def features(options: PhantomOptions, plan: SeriesPlan) -> dict[str, float | str | bool]:

@@ -32,9 +32,9 @@ from monai.transforms import (
     Spacing,
 )
 
-from aneurysm_ray import overrides
+from aneurysm_ray import overrides, phantom
 from aneurysm_ray.config import Config
-from aneurysm_ray.data import dicom, phantom, preprocess, reading
+from aneurysm_ray.data import dicom, preprocess, reading
 from aneurysm_ray.learning import ensemble, export, models
 
 Stages = dict[str, float]

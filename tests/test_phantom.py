@@ -12,12 +12,12 @@ import SimpleITK as sitk
 
 from aneurysm_ray.data.dataset import Dataset, open_dataset
 from aneurysm_ray.data.dicom import locate, read_series, to_patient_mm
-from aneurysm_ray.data.phantom import PhantomOptions, plan_series, write_dataset
-from aneurysm_ray.data.phantom.geometry import paint_tree, read_tree
-from aneurysm_ray.data.phantom.grid import Grid, Pose
-from aneurysm_ray.data.phantom.series import Rendered, make_series
 from aneurysm_ray.errors import RequestError
 from aneurysm_ray.labels import LABELS, PRESENT_INDEX
+from aneurysm_ray.phantom import PhantomOptions, plan_series, write_dataset
+from aneurysm_ray.phantom.geometry import paint_tree, read_tree
+from aneurysm_ray.phantom.grid import Grid, Pose
+from aneurysm_ray.phantom.series import Rendered, make_series
 
 OPTIONS = PhantomOptions(
     count=8,

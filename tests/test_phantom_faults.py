@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from aneurysm_ray.data.dicom import QUALITY, read_series
-from aneurysm_ray.data.phantom import PhantomOptions, write_dataset
-from aneurysm_ray.data.phantom.faults import FAULTS, READABLE, write_faulty
-from aneurysm_ray.data.phantom.grid import make_grid
-from aneurysm_ray.data.phantom.write import DicomSeries, uid_of
 from aneurysm_ray.errors import SERIES_REASONS, SeriesError
+from aneurysm_ray.phantom import PhantomOptions, write_dataset
+from aneurysm_ray.phantom.faults import FAULTS, READABLE, write_faulty
+from aneurysm_ray.phantom.grid import make_grid
+from aneurysm_ray.phantom.write import DicomSeries, uid_of
 
 
 def small_series(modality: str) -> DicomSeries:
@@ -59,7 +59,7 @@ def test_fault_is_met_as_promised(name: str, tmp_path: Path) -> None:
 
 def test_faults_come_on_top_and_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = {name: FAULTS[name] for name in ("scout", "empty_folder", "single_slice")}
-    monkeypatch.setattr("aneurysm_ray.data.phantom.options.FAULTS", few)
+    monkeypatch.setattr("aneurysm_ray.phantom.options.FAULTS", few)
     options = PhantomOptions(count=1, modalities=("CTA",), spacing_mm=4.0, faults=True)
     out = write_dataset(tmp_path / "data", options)
     with (out / "faults.csv").open() as stream:

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from aneurysm_ray.data.dataset import SEGMENTATION_VALUES
-from aneurysm_ray.data.phantom.grid import Pose, draw_pose, make_grid
-from aneurysm_ray.data.phantom.lesions import PLAIN, VARIED, Build, draw_diameter_mm, grow, sites_of
-from aneurysm_ray.data.phantom.options import PhantomOptions, plan_series
-from aneurysm_ray.data.phantom.paint import empty_field, paint_ellipsoid, paint_tube
-from aneurysm_ray.data.phantom.vessels import Tube, draw_arteries
-from aneurysm_ray.data.phantom.write import uid_of
 from aneurysm_ray.errors import RequestError
 from aneurysm_ray.labels import LOCATIONS
+from aneurysm_ray.phantom.grid import Pose, draw_pose, make_grid
+from aneurysm_ray.phantom.lesions import PLAIN, VARIED, Build, draw_diameter_mm, grow, sites_of
+from aneurysm_ray.phantom.options import PhantomOptions, plan_series
+from aneurysm_ray.phantom.paint import empty_field, paint_ellipsoid, paint_tube
+from aneurysm_ray.phantom.vessels import Tube, draw_arteries
+from aneurysm_ray.phantom.write import uid_of
 
 
 def distance_to(tubes: list[Tube], point: np.ndarray) -> float:

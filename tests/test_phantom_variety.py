@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from aneurysm_ray.data.phantom.lesions import PLAIN, VARIED, draw_diameter_mm, grow, sites_of
-from aneurysm_ray.data.phantom.options import PhantomOptions, plan_series
-from aneurysm_ray.data.phantom.series import make_series
-from aneurysm_ray.data.phantom.variety import MAIN, sites_anywhere, vary
-from aneurysm_ray.data.phantom.vessels import Tube, draw_arteries
 from aneurysm_ray.labels import LOCATIONS
+from aneurysm_ray.phantom.lesions import PLAIN, VARIED, draw_diameter_mm, grow, sites_of
+from aneurysm_ray.phantom.options import PhantomOptions, plan_series
+from aneurysm_ray.phantom.series import make_series
+from aneurysm_ray.phantom.variety import MAIN, sites_anywhere, vary
+from aneurysm_ray.phantom.vessels import Tube, draw_arteries
 
 Head = tuple[Tube, ...]
 

@@ -16,8 +16,8 @@ from typing import Any
 import dicom_sets
 import pytest
 
-from aneurysm_ray import rundir
-from aneurysm_ray.data import phantom, store
+from aneurysm_ray import phantom, rundir
+from aneurysm_ray.data import store
 
 pytestmark = pytest.mark.slow
 

@@ -17,8 +17,8 @@ import pandas as pd
 import pytest
 from learning_sets import SMALL, write_set
 
-from aneurysm_ray import overrides, rundir
-from aneurysm_ray.data import phantom, store
+from aneurysm_ray import overrides, phantom, rundir
+from aneurysm_ray.data import store
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ from aneurysm_ray import rundir
 from aneurysm_ray.errors import RunDirError
 
 TRUTH = "phantom.csv"
-"""series_uid, location, diameter_mm and more, a row per aneurysm (`data/phantom/tables.py`)."""
+"""series_uid, location, diameter_mm and more, a row per aneurysm (`phantom/tables.py`)."""
 
 
 def lesions(volumes: Path) -> pd.DataFrame | None:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm_ray.data.phantom.grid import Grid, Pose
-from aneurysm_ray.data.phantom.head import SOFT_TISSUES, Head, draw_head, enlarge
-from aneurysm_ray.data.phantom.lesions import Lesion
-from aneurysm_ray.data.phantom.paint import Field, empty_field, paint_ellipsoid, paint_tube
-from aneurysm_ray.data.phantom.vessels import Tube
+from aneurysm_ray.phantom.grid import Grid, Pose
+from aneurysm_ray.phantom.head import SOFT_TISSUES, Head, draw_head, enlarge
+from aneurysm_ray.phantom.lesions import Lesion
+from aneurysm_ray.phantom.paint import Field, empty_field, paint_ellipsoid, paint_tube
+from aneurysm_ray.phantom.vessels import Tube
 
 Array = NDArray[np.float64]
 F32 = NDArray[np.float32]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from aneurysm_ray.data.phantom.grid import Grid, Pose
+from aneurysm_ray.phantom.grid import Grid, Pose
 
 F32 = NDArray[np.float32]
 Real = NDArray[np.floating[Any]]

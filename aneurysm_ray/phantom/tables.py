@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm_ray.data.dataset import LOCALIZER_COLUMNS, LOCALIZERS_CSV, TRAIN_COLUMNS, TRAIN_CSV
-from aneurysm_ray.data.phantom.faults import FAULT_COLUMNS, FAULTS, FAULTS_CSV, write_faulty
-from aneurysm_ray.data.phantom.grid import Grid
-from aneurysm_ray.data.phantom.options import PhantomOptions, SeriesPlan
-from aneurysm_ray.data.phantom.series import Rendered, make_series
-from aneurysm_ray.data.phantom.write import DicomSeries, uid_of, write_multiframe, write_slices
 from aneurysm_ray.labels import LOCATIONS
+from aneurysm_ray.phantom.faults import FAULT_COLUMNS, FAULTS, FAULTS_CSV, write_faulty
+from aneurysm_ray.phantom.grid import Grid
+from aneurysm_ray.phantom.options import PhantomOptions, SeriesPlan
+from aneurysm_ray.phantom.series import Rendered, make_series
+from aneurysm_ray.phantom.write import DicomSeries, uid_of, write_multiframe, write_slices
 
 TRUTH_CSV = "phantom.csv"
 TRUTH_COLUMNS = (

@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm_ray.data.dataset import SEGMENTATION_VALUES
-from aneurysm_ray.data.phantom.geometry import paint_tree, read_tree
-from aneurysm_ray.data.phantom.grid import Grid, Pose, draw_pose, make_grid
-from aneurysm_ray.data.phantom.lesions import PLAIN, VARIED, Build, Lesion, Site, draw_diameter_mm, grow, sites_of
-from aneurysm_ray.data.phantom.options import PhantomOptions, SeriesPlan
-from aneurysm_ray.data.phantom.paint import Field
-from aneurysm_ray.data.phantom.render import (
+from aneurysm_ray.labels import LOCATIONS
+from aneurysm_ray.phantom.geometry import paint_tree, read_tree
+from aneurysm_ray.phantom.grid import Grid, Pose, draw_pose, make_grid
+from aneurysm_ray.phantom.lesions import PLAIN, VARIED, Build, Lesion, Site, draw_diameter_mm, grow, sites_of
+from aneurysm_ray.phantom.options import PhantomOptions, SeriesPlan
+from aneurysm_ray.phantom.paint import Field
+from aneurysm_ray.phantom.render import (
     RENDER_SLICE_MM,
     acquire,
     compose,
@@ -22,10 +23,9 @@ from aneurysm_ray.data.phantom.render import (
     paint_arteries,
     paint_veins,
 )
-from aneurysm_ray.data.phantom.variety import sites_anywhere, vary
-from aneurysm_ray.data.phantom.veins import draw_veins
-from aneurysm_ray.data.phantom.vessels import Tube, draw_arteries
-from aneurysm_ray.labels import LOCATIONS
+from aneurysm_ray.phantom.variety import sites_anywhere, vary
+from aneurysm_ray.phantom.veins import draw_veins
+from aneurysm_ray.phantom.vessels import Tube, draw_arteries
 
 Array = NDArray[np.float64]
 

@@ -18,9 +18,9 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull, Delaunay, QhullError
 from scipy.spatial.distance import pdist
 
-from aneurysm_ray.data.phantom.grid import Grid, Pose
-from aneurysm_ray.data.phantom.paint import Field
 from aneurysm_ray.errors import RequestError
+from aneurysm_ray.phantom.grid import Grid, Pose
+from aneurysm_ray.phantom.paint import Field
 
 Array = NDArray[np.float64]
 

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm_ray.data.dataset import MODALITIES
-from aneurysm_ray.data.phantom.faults import FAULTS
-from aneurysm_ray.data.phantom.geometry import tree_files
 from aneurysm_ray.errors import RequestError, did_you_mean
+from aneurysm_ray.phantom.faults import FAULTS
+from aneurysm_ray.phantom.geometry import tree_files
 
 # Series per modality in the competition's data.
 _MODALITY_WEIGHT = {"CTA": 1808, "MRA": 1252, "MRI T2": 983, "MRI T1post": 305}

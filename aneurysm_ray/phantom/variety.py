@@ -12,8 +12,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm_ray.data.phantom.lesions import Site
-from aneurysm_ray.data.phantom.vessels import STEP_MM, Tube, lay_tube
+from aneurysm_ray.phantom.lesions import Site
+from aneurysm_ray.phantom.vessels import STEP_MM, Tube, lay_tube
 
 Array = NDArray[np.float64]
 

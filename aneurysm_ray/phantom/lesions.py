@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from aneurysm_ray.data.phantom.vessels import Tube
+from aneurysm_ray.phantom.vessels import Tube
 
 Array = NDArray[np.float64]
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm_ray.data.phantom.vessels import Tube, lay_tube
+from aneurysm_ray.phantom.vessels import Tube, lay_tube
 
 Array = NDArray[np.float64]
 

@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
-from aneurysm_ray.data.phantom.write import (
+from aneurysm_ray.phantom.write import (
     DicomSeries,
     encode_rle,
     multiframe_dataset,

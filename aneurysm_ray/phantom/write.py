@@ -11,7 +11,7 @@ from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import UID, CTImageStorage, EnhancedMRImageStorage, MRImageStorage, RLELossless, generate_uid
 
-from aneurysm_ray.data.phantom.grid import Grid
+from aneurysm_ray.phantom.grid import Grid
 
 PHANTOM_ROOT = "1.2.826.0.1.3680043.8.498."
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import threadpoolctl
 
-from aneurysm_ray.data.phantom.options import PhantomOptions, SeriesPlan, plan_series
-from aneurysm_ray.data.phantom.tables import SeriesRows, store_series, write_tables
 from aneurysm_ray.errors import RequestError
+from aneurysm_ray.phantom.options import PhantomOptions, SeriesPlan, plan_series
+from aneurysm_ray.phantom.tables import SeriesRows, store_series, write_tables
 
 __all__ = ["PhantomOptions", "SeriesPlan", "plan_series", "write_dataset"]
 
