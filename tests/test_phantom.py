@@ -275,9 +275,7 @@ def test_thirteen_labels_give_a_negative_and_its_mask(tmp_path: Path) -> None:
     labels[38:42, 20:38, 38:42] = 11
     (tmp_path / "trees").mkdir()
     nibabel.save(nibabel.Nifti1Image(labels, np.diag([1.0, 1, 1, 1])), tmp_path / "trees" / "cow.nii")
-    options = PhantomOptions(
-        count=2, spacing_mm=3.0, modalities=("CTA",), geometry=tmp_path / "trees", masks=1
-    )
+    options = PhantomOptions(count=2, spacing_mm=3.0, modalities=("CTA",), geometry=tmp_path / "trees", masks=1)
     data = open_dataset(write_dataset(tmp_path / "data", options))
     for entry in data.series:
         assert entry.targets.sum() == 0 and entry.segmentation is not None
