@@ -12,6 +12,9 @@ Positive = Annotated[float, Field(gt=0)]
 Triple = tuple[Positive, Positive, Positive]
 VoxelTriple = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
 
+VOLUME_FORMAT: Literal[2] = 2
+"""What a stored volume means; raised whenever equal settings give other voxels than before."""
+
 
 class Section(BaseModel):
     """A frozen group of settings that refuses unknown keys."""
@@ -20,7 +23,11 @@ class Section(BaseModel):
 
 
 class VolumeConfig(Section):
-    """How a series becomes a stored volume. Part of a prepared set's identity: changing it means preparing anew."""
+    """How a series becomes a stored volume. Part of a prepared set's identity: changing it means preparing anew, and
+    what trains on a set, or predicts with what was trained, takes the set's own."""
+
+    format: Literal[2] = VOLUME_FORMAT
+    """What a stored volume means, for the record: sets and runs of another format are refused."""
 
     extent_mm: Triple = (160.0, 200.0, 160.0)
     """Region of interest (z, y, x) in mm: a box from the top of the head, centred on it; smaller heads keep theirs."""

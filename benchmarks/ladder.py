@@ -124,6 +124,8 @@ def _volumes(options: argparse.Namespace, config: Config, suffix: str, count: in
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         rows = list(pool.map(one, open_dataset(dicom).series))
     store.write_table(volumes, rows)
+    settings = config.volume.model_dump(mode="json")
+    rundir.write_json(volumes / rundir.PREPARE, {"kind": "volumes", "volume": settings})
     return Path(volumes)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from aneurysm_ray import overrides
+from aneurysm_ray import overrides, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import store
 from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
@@ -72,6 +72,11 @@ def volume(
     )
 
 
+def describe_set(folder: Path, config: Config) -> None:
+    """Write what a prepared set says of itself."""
+    rundir.write_json(folder / rundir.PREPARE, {"kind": "volumes", "volume": config.volume.model_dump(mode="json")})
+
+
 def write_set(folder: Path, count: int, seed: int = 0, shape: tuple[int, int, int] = (32, 40, 40)) -> Path:
     """Write a prepared set of `count` volumes, every second one positive; return its folder."""
     config = overrides.volume_identity(Config())
@@ -81,4 +86,5 @@ def write_set(folder: Path, count: int, seed: int = 0, shape: tuple[int, int, in
         path = store.write_volume(folder, prepared, config)
         rows.append(store.table_row(prepared, path.stat().st_size))
     store.write_table(folder, rows)
+    describe_set(folder, Config())
     return folder
