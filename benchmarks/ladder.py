@@ -184,7 +184,7 @@ def _score(
 ) -> dict[str, Any]:
     cases = from_table(test, volumes)
     started = time.monotonic()
-    cache = open_cache(volumes, config.feed, config.volume)
+    cache = open_cache(volumes, config.feed)
     scores = dict(score_cases(networks, cases, cache, config, torch.device(options.device)))
     found = validate(cases, scores, fold=0)
     score = metrics.bootstrap(

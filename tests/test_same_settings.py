@@ -19,7 +19,7 @@ VOLUME: dict[str, Any] = {
     "volume.extent_mm": [90.0, 100.0, 95.0],
     "volume.spacing_mm": [3.5, 3.0, 3.25],
     "volume.window_hu": [-50.0, 600.0],
-    "volume.percentiles": [2.0, 99.0],
+    "volume.window_medians": [0.1, 4.0],
     "volume.dtype": "int16",
 }
 SHARED: dict[str, Any] = {

@@ -135,7 +135,7 @@ def _store(task: Task, volume: Volume, digest: str) -> dict[str, Any]:
     )
     data = store.encode(prepared, volume_identity(task.volume))
     storage.write_bytes(storage.join(task.out, store.volume_path(uid)), data)
-    storage.write_bytes(storage.join(task.out, store.picture_path(uid)), picture.draw(prepared, settings))
+    storage.write_bytes(storage.join(task.out, store.picture_path(uid)), picture.draw(prepared))
     return _write(task, digest, {"row": store.table_row(prepared, len(data))})
 
 

@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from aneurysm_ray import __version__, rundir
+from aneurysm_ray.config import VOLUME_FORMAT
+from aneurysm_ray.data.window import AS_STORED, Window
 from aneurysm_ray.errors import RunDirError, SeriesError
 from aneurysm_ray.labels import LABELS
 
@@ -60,6 +62,8 @@ class PreparedVolume:
     points: tuple[Point, ...]
     quality: tuple[str, ...]
     source_digest: str
+    window: Window = AS_STORED
+    """The scanned values that are 0 and 255 to a network, in the units of `voxels` where these are int16."""
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -70,6 +74,7 @@ class PreparedVolume:
 
 VOLUME_CONFIG_KEY = b"aneurysm_ray.volume_config"
 CODE_VERSION_KEY = b"aneurysm_ray.version"
+FORMAT_KEY = b"aneurysm_ray.volume_format"
 
 _POINT_TYPE = pa.struct(
     [("z", pa.float64()), ("y", pa.float64()), ("x", pa.float64()), ("location", pa.string())],
@@ -86,13 +91,16 @@ SCHEMA = pa.schema(
         ("affine", pa.list_(pa.float64())),
         ("voxels", pa.large_binary()),
         ("dtype", pa.string()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
         ("targets", pa.list_(pa.float32())),
         ("points", pa.list_(_POINT_TYPE)),
         ("quality", pa.list_(pa.string())),
         ("source_digest", pa.string()),
     ]
 )
-"""Columns of a volume file; `voxels` are the bytes of a C-ordered little-endian array of `dtype` and `shape`."""
+"""Columns of a volume file; `voxels` are the bytes of a C-ordered little-endian array of `dtype` and `shape`, `low` and
+`high` its window (`data/window.py`)."""
 
 TABLE_SCHEMA = pa.schema(
     [
@@ -104,6 +112,8 @@ TABLE_SCHEMA = pa.schema(
         ("shape", pa.list_(pa.int32())),
         ("spacing_mm", pa.list_(pa.float64())),
         ("affine", pa.list_(pa.float64())),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
         *((label, pa.float32()) for label in LABELS),
         ("points", pa.list_(_POINT_TYPE)),
         ("quality", pa.list_(pa.string())),
@@ -112,6 +122,9 @@ TABLE_SCHEMA = pa.schema(
     ]
 )
 """Columns of `volumes.parquet`, one row per prepared series; `path` is relative to the set."""
+
+
+_MADE_BY = {FORMAT_KEY: str(VOLUME_FORMAT).encode(), CODE_VERSION_KEY: __version__.encode()}
 
 
 def check_uid(series_uid: str) -> str:
@@ -159,7 +172,7 @@ def encode(prepared: PreparedVolume, volume_config: str) -> bytes:
         else pa.array([row[field.name]], field.type)
         for field in SCHEMA
     ]
-    metadata = {VOLUME_CONFIG_KEY: volume_config.encode(), CODE_VERSION_KEY: __version__.encode()}
+    metadata = {**_MADE_BY, VOLUME_CONFIG_KEY: volume_config.encode()}
     table = pa.Table.from_arrays(columns, schema=SCHEMA.with_metadata(metadata))
     sink = pa.BufferOutputStream()
     # Voxels are neither repeated nor searched: a dictionary or statistics would only copy them.
@@ -176,6 +189,8 @@ def _described(prepared: PreparedVolume) -> dict[str, Any]:
         "shape": list(prepared.voxels.shape),
         "spacing_mm": list(prepared.spacing_mm),
         "affine": prepared.affine.ravel().tolist(),
+        "low": float(prepared.window.low),
+        "high": float(prepared.window.high),
         "points": [{"z": p.z, "y": p.y, "x": p.x, "location": p.location} for p in prepared.points],
         "quality": list(prepared.quality),
         "source_digest": prepared.source_digest,
@@ -195,6 +210,7 @@ def read_volume(path: str | Path) -> PreparedVolume:
     try:
         with fsspec.open(str(path), "rb") as file:
             table = pq.read_table(file, memory_map=False)
+        _check_format(table, path)
         row = {name: table.column(name)[0] for name in table.column_names}
         shape = row["shape"].as_py()
         voxels = np.frombuffer(row["voxels"].as_buffer(), np.dtype(row["dtype"].as_py()).newbyteorder("<"))
@@ -209,6 +225,7 @@ def read_volume(path: str | Path) -> PreparedVolume:
             points=tuple(Point(**point) for point in row["points"].as_py()),
             quality=tuple(row["quality"].as_py()),
             source_digest=row["source_digest"].as_py(),
+            window=Window(row["low"].as_py(), row["high"].as_py()),
         )
     except OSError as error:
         raise RunDirError(f"{path}: cannot be read ({error.strerror or error}); prepare the set again") from error
@@ -228,7 +245,8 @@ def encode_table(rows: Iterable[dict[str, Any]]) -> bytes:
     ordered = sorted(rows, key=lambda row: row["series_uid"])
     columns = [pa.array([row[field.name] for row in ordered], field.type) for field in TABLE_SCHEMA]
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_arrays(columns, schema=TABLE_SCHEMA), sink, compression="zstd")
+    table = pa.Table.from_arrays(columns, schema=TABLE_SCHEMA.with_metadata(_MADE_BY))
+    pq.write_table(table, sink, compression="zstd")
     return bytes(sink.getvalue())
 
 
@@ -254,5 +272,13 @@ def volumes_table(folder: str | Path) -> pd.DataFrame:
         ) from error
     except pa.ArrowException as error:
         raise RunDirError(f"{path}: not a table of volumes ({error}); prepare the set again") from error
-    frame: pd.DataFrame = table.cast(TABLE_SCHEMA).to_pandas()
+    _check_format(table, folder)
+    frame: pd.DataFrame = table.select(TABLE_SCHEMA.names).cast(TABLE_SCHEMA).to_pandas()
     return frame
+
+
+def _check_format(table: pa.Table, place: str | Path) -> None:
+    """Raise RunDirError for what another version stored, whose intensities mean something else."""
+    found = (table.schema.metadata or {}).get(FORMAT_KEY)
+    if found != _MADE_BY[FORMAT_KEY]:
+        raise RunDirError(rundir.other_format(place))

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm_ray.config import FeedConfig, VolumeConfig
+from aneurysm_ray.config import FeedConfig
 from aneurysm_ray.data import store
-from aneurysm_ray.data.store import PreparedVolume
+from aneurysm_ray.data.window import to_uint8
 from aneurysm_ray.errors import RunDirError
 from aneurysm_ray.learning.cases import Case
 
@@ -29,11 +29,10 @@ HEADER_BYTES = 128
 class VolumeCache:
     """Voxels of prepared volumes as uint8, decompressed once per node. Safe to share between threads and processes."""
 
-    def __init__(self, folder: Path, limit_bytes: int, volume: VolumeConfig) -> None:
+    def __init__(self, folder: Path, limit_bytes: int) -> None:
         """Use `folder`, made when the first volume is kept; a limit of 0 keeps none."""
         self.folder = folder
         self.limit_bytes = limit_bytes
-        self.volume = volume
 
     def voxels(self, case: Case) -> NDArray[np.uint8]:
         """Return a series' voxels (Z, Y, X), read-only. Raises RunDirError when its volume cannot be read."""
@@ -43,7 +42,8 @@ class VolumeCache:
             os.utime(path)
             return found
         except (FileNotFoundError, ValueError):  # never kept, evicted a moment ago, or damaged by a full disk
-            voxels = as_uint8(store.read_volume(case.path), self.volume)
+            prepared = store.read_volume(case.path)
+            voxels = to_uint8(prepared.voxels, prepared.window)
             if voxels.nbytes + HEADER_BYTES <= self.limit_bytes:
                 self._keep(path, voxels)
             return voxels
@@ -55,8 +55,7 @@ class VolumeCache:
             raise RunDirError(
                 f"{case.path}: cannot be read ({error.strerror or error}); prepare the set again"
             ) from error
-        window = (self.volume.window_hu, self.volume.percentiles)
-        key = f"{case.path}|{source.st_mtime_ns}|{source.st_size}|{window}"
+        key = f"{case.path}|{source.st_mtime_ns}|{source.st_size}"
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
 
     def _keep(self, path: Path, voxels: NDArray[np.uint8]) -> None:
@@ -88,29 +87,11 @@ class VolumeCache:
                 excess -= size
 
 
-def open_cache(volumes: Path, feed: FeedConfig, volume: VolumeConfig) -> VolumeCache:
+def open_cache(volumes: Path, feed: FeedConfig) -> VolumeCache:
     """Return the cache of a prepared set, in `feed.cache_dir` or a folder of this user named by the set."""
     name = hashlib.sha256(str(volumes.resolve()).encode()).hexdigest()[:16]
     parent = Path(feed.cache_dir) if feed.cache_dir else Path(tempfile.gettempdir()) / f"aneurysm_ray_{_user()}"
-    return VolumeCache(parent / name, int(feed.cache_gb * 1e9), volume)
-
-
-def as_uint8(prepared: PreparedVolume, volume: VolumeConfig) -> NDArray[np.uint8]:
-    """Return voxels (Z, Y, X) on the scale networks see: 0-255 over the window.
-
-    uint8 voxels span their window already. int16 ones are Hounsfield units (CT: `window_hu`) or stored units (MR: the
-    percentiles of the voxels above the lowest).
-    """
-    if prepared.voxels.dtype == np.uint8:
-        return prepared.voxels.astype(np.uint8, copy=False)
-    voxels = prepared.voxels.astype(np.float32)
-    if prepared.modality in ("CT", "CTA"):
-        low, high = volume.window_hu
-    else:
-        inside = voxels[voxels > voxels.min()]
-        low, high = np.percentile(inside, volume.percentiles) if inside.size else (0.0, 1.0)
-    scaled = (voxels - low) * (255 / max(high - low, 1e-6))
-    return np.asarray(np.clip(np.rint(scaled), 0, 255), np.uint8)
+    return VolumeCache(parent / name, int(feed.cache_gb * 1e9))
 
 
 def _user() -> str:

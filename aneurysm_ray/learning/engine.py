@@ -102,7 +102,7 @@ def fit(
     cases, valid_cases = from_table(train, volumes), from_table(valid, volumes)
     if config.control == "shuffle":
         cases = shuffled(cases, np.random.default_rng((config.seed, fold, 0x5F)))
-    cache = open_cache(volumes, config.feed, config.volume)
+    cache = open_cache(volumes, config.feed)
     if config.optim.batch_size < world_size:
         raise ConfigError(f"optim.batch_size = {config.optim.batch_size} is fewer than one patch per worker")
 

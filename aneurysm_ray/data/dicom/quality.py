@@ -37,6 +37,8 @@ QUALITY: dict[str, str] = {
     "no_preamble": "a file without DICOM preamble was read as a bare data set",
     "repeated_instance_uids": "several files share one SOP Instance UID, so that points cannot be placed by it",
     "point_lost": "a localizer names an image that is not in the volume, or names two; its point was left out",
+    # region
+    "head_doubtful": "no head was found, as none fits a ball of 48 mm radius; the scan's top was taken for the head's",
     "series_uid_assumed": "no Series Instance UID: the name of the folder or file stands for it",
 }
 """Reason codes of `Volume.quality` and what each means."""
