@@ -50,6 +50,8 @@ class VolumeConfig(Section):
     dtype: Literal["uint8", "int16"] = "uint8"
     """Stored values: uint8 spans the window in 255 steps; int16 keeps Hounsfield units (CT) or stored units, times a
     power of two where they are coarse (MR), and is windowed when it is read."""
+    masks: bool = True
+    """Store the masks of segmentations/ with their series: vessels by class and, of synthetic data, domes."""
 
 
 class PrepareConfig(Section):

@@ -59,6 +59,30 @@ def test_a_map_stays_valid_when_its_file_is_evicted(volumes: Path, tmp_path: Pat
     np.testing.assert_array_equal(held, store.read_volume(cases[0].path).voxels)
 
 
+def test_masks_cost_nothing_until_they_are_asked_for(tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "masked", 2, masks=(0,))
+    cache, cases = VolumeCache(tmp_path / "cache", 10**9), _cases(folder)
+    start, size = np.array([4, 30, 30]), (16, 16, 16)
+    plain = cache.patch(cases[0], start, size)
+    assert plain.vessels is None and plain.domes is None and plain.voxels.shape == (16, 10, 10)
+    assert _kept(cache) == {cache._path(cases[0]).name}
+    prepared = store.read_volume(cases[0].path)
+    for _ in range(2):
+        patch = cache.patch(cases[0], start, size, masks=True)
+        for name in ("voxels", "vessels", "domes"):
+            np.testing.assert_array_equal(getattr(patch, name), getattr(prepared, name)[4:20, 30:, 30:])
+    assert _kept(cache) == {cache._path(cases[0], name).name for name in ("voxels", "vessels", "domes")}
+    without = cache.patch(cases[1], start, size, masks=True)
+    assert without.vessels is None and without.domes is None
+
+
+def test_a_table_that_promises_a_mask_that_is_not_there_is_told(tmp_path: Path) -> None:
+    case = _cases(write_set(tmp_path / "plain", 1))[0]
+    promised = replace(case, has_vessels=True)
+    with pytest.raises(RunDirError, match="holds no vessels, though the set's table says so"):
+        VolumeCache(tmp_path / "cache", 10**9).patch(promised, np.zeros(3, np.int64), (8, 8, 8), masks=True)
+
+
 def test_no_room_costs_speed_only(volumes: Path, tmp_path: Path) -> None:
     case = _cases(volumes)[0]
     for cache in (

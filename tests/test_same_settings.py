@@ -21,6 +21,7 @@ VOLUME: dict[str, Any] = {
     "volume.window_hu": [-50.0, 600.0],
     "volume.window_medians": [0.1, 4.0],
     "volume.dtype": "int16",
+    "volume.masks": False,
 }
 SHARED: dict[str, Any] = {
     "model.name": "small3d",

@@ -140,7 +140,7 @@ def test_int16_and_uint8_sets_give_the_same_patch(volume: Volume, tmp_path: Path
         cases = from_table(store.volumes_table(tmp_path / dtype), tmp_path / dtype)
         plan = Plan(np.zeros(3, np.int64), np.array([[0, 0, 0], [9, 20, 15], [30, 40, 25]]), np.zeros(3, np.int64))
         cache = VolumeCache(tmp_path / "cache", 10**9)
-        patches.append(cut(cases, plan, np.arange(3), (24, 32, 32), cache.voxels).image_BZYX.numpy().astype(int))
+        patches.append(cut(cases, plan, np.arange(3), (24, 32, 32), cache.patch).image_BZYX.numpy().astype(int))
     assert np.abs(patches[0] - patches[1]).max() <= 1
     assert np.ptp(patches[0]) > 60
 

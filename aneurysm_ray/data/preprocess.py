@@ -6,12 +6,14 @@ average of bone and air differ from the average the scanner would have measured.
 """
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm_ray.config import VolumeConfig
+from aneurysm_ray.data import masks
 from aneurysm_ray.data.dataset import Localizer
 from aneurysm_ray.data.dicom.localizers import locate, to_patient_mm
 from aneurysm_ray.data.region import find_head, head_box, patient_axes
@@ -38,11 +40,14 @@ def prepare_series(
     series_uid: str | None = None,
     patient: str = "",
     source_digest: str = "",
+    vessels: Path | None = None,
+    domes: Path | None = None,
 ) -> PreparedVolume:
     """Return a series reoriented, cropped to the region of interest, resampled and windowed.
 
     What the tables know (`targets`, `localizers`, `modality`, `series_uid`) replaces what the images say. A click on an
-    image that is not in the volume adds the quality code `point_lost`.
+    image that is not in the volume adds the quality code `point_lost`; masks (NIfTI files) are taken onto the volume's
+    grid, or told of by a code.
     Raises SeriesError (`no_head`) for an image of one value, (`no_geometry`) when slices do not lie one after another.
     """
     frame = frame_of(volume)
@@ -65,6 +70,10 @@ def prepare_series(
     standard = np.ascontiguousarray(stored.transpose(axes)[flips])
     affine = _affine(frame, axes, signs, targets_mm, spacing)
     points, lost = _points(volume, localizers, affine)
+    codes = ["point_lost"] * bool(lost) + ["head_doubtful"] * head.doubtful
+    size = standard.shape[0], standard.shape[1], standard.shape[2]
+    of_masks = (vessels, domes) if config.masks else (None, None)
+    on_vessels, in_domes, missed = masks.on_volume(*of_masks, affine, size, points)
     return PreparedVolume(
         series_uid=series_uid or volume.series_uid,
         patient=patient,
@@ -75,7 +84,9 @@ def prepare_series(
         targets=np.full(len(LABELS), np.nan, np.float32) if targets is None else targets.astype(np.float32),
         points=points,
         window=window,
-        quality=volume.quality + (("point_lost",) if lost else ()) + (("head_doubtful",) if head.doubtful else ()),
+        vessels=on_vessels,
+        domes=in_domes,
+        quality=(*volume.quality, *codes, *missed),
         source_digest=source_digest,
     )
 
