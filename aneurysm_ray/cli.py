@@ -202,16 +202,10 @@ def train(
     resume: Resume = False,
 ) -> None:
     """Cross-validate by patient-wise folds with Ray Train."""
-    flags = {"optim__epochs": epochs, "optim__batch_size": batch_size, "model__name": model}
-    settings = _build(
-        preset,
-        config,
-        words,
-        volumes=volumes,
-        resumed=out if resume else None,
-        **flags,
-        **{"init": str(init.resolve()) if init else None, "control": control},
-    )
+    flags = {"optim__epochs": epochs, "optim__batch_size": batch_size, "model__name": model, "control": control}
+    start = str(init.resolve()) if init else None
+    resumed = out if resume else None
+    settings = _build(preset, config, words, volumes=volumes, resumed=resumed, init=start, **flags)
     from aneurysm_ray.distributed import train as training
 
     out = out or _run_name("train", settings.model.name)

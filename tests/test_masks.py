@@ -246,9 +246,7 @@ def test_a_mask_that_contradicts_its_points_or_itself_is_left_out_and_told(tmp_p
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, phantom.PhantomOptions]:
     root = tmp_path_factory.mktemp("masks") / "data"
-    options = phantom.PhantomOptions(
-        count=6, seed=4, spacing_mm=2.0, segmentation_fraction=1.0, oblique_fraction=0.3, multiframe_fraction=0.3
-    )
+    options = phantom.PhantomOptions(count=6, seed=4, spacing_mm=2.0, oblique_fraction=0.3, multiframe_fraction=0.3)
     return phantom.write_dataset(root, options), options
 
 
