@@ -66,14 +66,10 @@ def _options(
         print(context.get_help())
 
 
-def _build(
-    preset: str | None, file: Path | None, words: list[str] | None, resumed: Path | None = None, **flags: Any
-) -> Any:
-    """Build the configuration of a command; a run that is resumed starts from its own."""
-    from aneurysm_ray import overrides, rundir
+def _build(preset: str | None, file: Path | None, words: list[str] | None, **more: Any) -> Any:
+    from aneurysm_ray import rundir
 
-    base = rundir.read_config(resumed) if resumed and (resumed / rundir.CONFIG).exists() else None
-    return overrides.load(preset, file, words or [], base=base, **flags)
+    return rundir.configure(preset, file, words or (), **more)
 
 
 def _run_name(*parts: str) -> Path:
@@ -206,15 +202,10 @@ def train(
     resume: Resume = False,
 ) -> None:
     """Cross-validate by patient-wise folds with Ray Train."""
-    flags = {"optim__epochs": epochs, "optim__batch_size": batch_size, "model__name": model}
-    settings = _build(
-        preset,
-        config,
-        words,
-        out if resume else None,
-        **flags,
-        **{"init": str(init.resolve()) if init else None, "control": control},
-    )
+    flags = {"optim__epochs": epochs, "optim__batch_size": batch_size, "model__name": model, "control": control}
+    start = str(init.resolve()) if init else None
+    resumed = out if resume else None
+    settings = _build(preset, config, words, volumes=volumes, resumed=resumed, init=start, **flags)
     from aneurysm_ray.distributed import train as training
 
     out = out or _run_name("train", settings.model.name)
@@ -240,7 +231,7 @@ def tune(
 ) -> None:
     """Search hyperparameters with Ray Tune and Optuna; bad trials are stopped early."""
     flags = {"tune__trials": trials, "optim__epochs": epochs}
-    settings = _build(preset, config, words, out if resume else None, **flags)
+    settings = _build(preset, config, words, volumes=volumes, resumed=out if resume else None, **flags)
     from aneurysm_ray.distributed import tune as search
 
     out = out or _run_name("tune")

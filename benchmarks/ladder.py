@@ -124,6 +124,8 @@ def _volumes(options: argparse.Namespace, config: Config, suffix: str, count: in
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         rows = list(pool.map(one, open_dataset(dicom).series))
     store.write_table(volumes, rows)
+    settings = config.volume.model_dump(mode="json")
+    rundir.write_json(volumes / rundir.PREPARE, {"kind": "volumes", "volume": settings})
     return Path(volumes)
 
 
@@ -182,7 +184,7 @@ def _score(
 ) -> dict[str, Any]:
     cases = from_table(test, volumes)
     started = time.monotonic()
-    cache = open_cache(volumes, config.feed, config.volume)
+    cache = open_cache(volumes, config.feed)
     scores = dict(score_cases(networks, cases, cache, config, torch.device(options.device)))
     found = validate(cases, scores, fold=0)
     score = metrics.bootstrap(

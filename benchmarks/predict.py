@@ -68,7 +68,7 @@ def monai(path: Path, networks: list[models.Network], config: Config, modality: 
     scale = (
         ScaleIntensityRange(low, high, 0, 1, clip=True)
         if modality == "CT"
-        else ScaleIntensityRangePercentiles(*config.volume.percentiles, 0, 1, clip=True)
+        else ScaleIntensityRangePercentiles(1, 99.7, 0, 1, clip=True)
     )
     volume = Compose([Spacing((x, y, z)), scale])(image)
     prepared_at = time.process_time()

@@ -92,7 +92,7 @@ def test_both_layouts_of_segmentations(tmp_path: Path) -> None:
     old.parent.mkdir(parents=True)
     for path in (new, old, tmp_path / "segmentations" / "1.4.nii"):
         path.touch()
-    assert [entry.segmentation for entry in open_dataset(tmp_path).series] == [new, old, None]
+    assert [entry.vessels for entry in open_dataset(tmp_path).series] == [new, old, None]
 
 
 def test_disagreements_are_noted_and_not_fatal(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
 
 TRAIN_CSV = "train.csv"
 LOCALIZERS_CSV = "train_localizers.csv"
+VESSELS, DOMES = "_cowseg", "_dome"
+"""What the names of mask files in segmentations/ end in, after the UID and before `.nii`."""
 TRAIN_COLUMNS: tuple[str, ...] = ("SeriesInstanceUID", "PatientAge", "PatientSex", "Modality", *LABELS)
 LOCALIZER_COLUMNS: tuple[str, ...] = ("SeriesInstanceUID", "SOPInstanceUID", "coordinates", "location")
 MODALITIES: tuple[str, ...] = ("CTA", "MRA", "MRI T2", "MRI T1post")
@@ -79,8 +81,10 @@ class SeriesEntry:
     targets: NDArray[np.float32]
     """(14,) in the order of `labels.LABELS`; NaN where unknown."""
     points: tuple[Localizer, ...]
-    segmentation: Path | None
-    """Vessel mask of the Circle of Willis, NIfTI; to be mapped through its affine, never by index."""
+    vessels: Path | None = None
+    """Mask of the vessels of the Circle of Willis, NIfTI with SEGMENTATION_VALUES; see `masks`."""
+    domes: Path | None = None
+    """Mask of the aneurysms' domes, NIfTI; of synthetic data only."""
 
 
 @dataclass(frozen=True)
@@ -108,13 +112,14 @@ def open_dataset(root: Path) -> Dataset:
         return Dataset(root, tuple(_unlabelled(None, folder) for folder in folders), tuple(notes))
 
     folders_by_uid = {folder.name: folder for folder in sorted((root / "series").iterdir()) if folder.is_dir()}
-    segmentations = _find_segmentations(root / "segmentations")
+    vessels, domes = (_find_masks(root / "segmentations", ending) for ending in (VESSELS, DOMES))
     series = tuple(
         replace(
             rows.get(uid, _unlabelled(uid, folder)),
             path=folder,
             points=points.get(uid, ()),
-            segmentation=segmentations.get(uid),
+            vessels=vessels.get(uid),
+            domes=domes.get(uid),
         )
         for uid, folder in folders_by_uid.items()
     )
@@ -124,7 +129,7 @@ def open_dataset(root: Path) -> Dataset:
 
 
 def _unlabelled(series_uid: str | None, folder: Path) -> SeriesEntry:
-    return SeriesEntry(series_uid, folder, None, np.full(len(LABELS), np.nan, np.float32), (), None)
+    return SeriesEntry(series_uid, folder, None, np.full(len(LABELS), np.nan, np.float32), ())
 
 
 def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
@@ -152,7 +157,7 @@ def _read_train(path: Path) -> dict[str, SeriesEntry]:
         if modality is not None and modality not in MODALITIES:
             raise DatasetError(f"{path} line {line}: Modality {modality!r} is not one of {', '.join(MODALITIES)}")
         targets = np.array([_target(path, line, label, row[label]) for label in LABELS], np.float32)
-        rows[uid] = SeriesEntry(uid, Path(), modality, targets, (), None)
+        rows[uid] = SeriesEntry(uid, Path(), modality, targets, ())
     return rows
 
 
@@ -225,13 +230,13 @@ def _number_of_frames(file: Path) -> int | None:
         return None
 
 
-def _find_segmentations(folder: Path) -> dict[str, Path]:
-    """Map series UID to its vessel mask in both layouts: `UID_cowseg.nii` and `UID/UID_cowseg.nii`."""
+def _find_masks(folder: Path, ending: str) -> dict[str, Path]:
+    """Map series UID to its mask in both layouts: `UID_cowseg.nii` and `UID/UID_cowseg.nii`."""
     found = {}
-    for pattern in ("*/*_cowseg.nii*", "*_cowseg.nii*"):
+    for pattern in (f"*/*{ending}.nii*", f"*{ending}.nii*"):
         for path in sorted(folder.glob(pattern)):
             if path.name.endswith((".nii", ".nii.gz")):
-                found[path.name.split("_cowseg")[0]] = path
+                found[path.name.split(ending)[0]] = path
     return found
 
 

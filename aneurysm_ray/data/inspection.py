@@ -56,7 +56,7 @@ def _dataset(path: Path, limit: int) -> dict[str, Any]:
         "series": len(data.series),
         "labelled": sum(bool(entry.targets[-1] == entry.targets[-1]) for entry in data.series),
         "points": sum(len(entry.points) for entry in data.series),
-        "segmentations": sum(entry.segmentation is not None for entry in data.series),
+        "vessel masks": sum(entry.vessels is not None for entry in data.series),
         "positive": {label: int(count) for label, count in positive.items() if count},
         "notes": list(data.notes),
         "read": len(read),

@@ -7,14 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from aneurysm_ray.config import VolumeConfig
 from aneurysm_ray.data.store import PreparedVolume
+from aneurysm_ray.data.window import to_uint8
 
 HEIGHT = 96
 """Pixels of the picture's height; each view is as wide as its own shape asks."""
 
 
-def draw(prepared: PreparedVolume, config: VolumeConfig) -> bytes:
+def draw(prepared: PreparedVolume) -> bytes:
     """Return a JPEG of three views: from above, from the front and from the right, head up.
 
     MRA is shown as maximum-intensity projections, where vessels are brightest; all else as the slices through the first
@@ -29,7 +29,7 @@ def draw(prepared: PreparedVolume, config: VolumeConfig) -> bytes:
     views = []
     for axis in range(3):
         shown = voxels.max(axis) if prepared.modality == "MRA" else voxels.take(round(float(centre[axis])), axis)
-        views.append(_view(np.asarray(shown), prepared, axis, config))
+        views.append(_view(np.asarray(shown), prepared, axis))
     strip = Image.new("RGB", (sum(view.width for view in views) + 2 * (len(views) - 1), HEIGHT))
     left = 0
     for view in views:
@@ -40,11 +40,9 @@ def draw(prepared: PreparedVolume, config: VolumeConfig) -> bytes:
     return buffer.getvalue()
 
 
-def _view(plane: NDArray[Any], prepared: PreparedVolume, axis: int, config: VolumeConfig) -> Image.Image:
+def _view(plane: NDArray[Any], prepared: PreparedVolume, axis: int) -> Image.Image:
     down, across = (a for a in range(3) if a != axis)
-    if plane.dtype != np.uint8:
-        low, high = config.window_hu if prepared.modality in ("CT", "CTA") else np.percentile(plane, [1, 99.7])
-        plane = np.clip((plane.astype(np.float32) - low) * (255 / max(high - low, 1)), 0, 255).astype(np.uint8)
+    plane = to_uint8(plane, prepared.window)
     spacing = prepared.spacing_mm
     pixels_per_mm = HEIGHT / (plane.shape[0] * spacing[down])
     width = min(4 * HEIGHT, max(8, round(plane.shape[1] * spacing[across] * pixels_per_mm)))

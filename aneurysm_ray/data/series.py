@@ -8,7 +8,7 @@ A set is resumed from its statuses alone.
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -104,9 +104,9 @@ def prepare(task: Task) -> dict[str, Any]:
             raise SeriesError(
                 "unsafe_path", f"{source.key}: is a link that leaves the data set; put the series itself there"
             )
-        with _local(source) as path:
+        with _local(source) as (path, *masks):
             if task.hash_content:
-                digest = sources.content_digest(path, source)
+                digest = sources.content_digest(path, masks, source)
             if (status := done_already(task, digest)) is not None:
                 return status
             try:
@@ -114,12 +114,12 @@ def prepare(task: Task) -> dict[str, Any]:
             except SeriesError as error:
                 # A temporary folder's name would make two runs differ, and says nothing to the reader.
                 raise SeriesError(error.reason, str(error).replace(str(path), source.key)) from error
-        return _store(task, volume, digest)
+            return _store(task, volume, masks, digest)
     except SeriesError as error:
         return reject(task, error, digest)
 
 
-def _store(task: Task, volume: Volume, digest: str) -> dict[str, Any]:
+def _store(task: Task, volume: Volume, masks: Sequence[Path | None], digest: str) -> dict[str, Any]:
     source, settings = task.source, VolumeConfig.model_validate(task.volume)
     uid = store.check_uid(source.series_uid or volume.series_uid)
     prepared = prepare_series(
@@ -132,10 +132,12 @@ def _store(task: Task, volume: Volume, digest: str) -> dict[str, Any]:
         series_uid=uid,
         patient=patient_hash(bytes.fromhex(task.patient_key), volume.patient_id, uid),
         source_digest=digest,
+        vessels=masks[0],
+        domes=masks[1],
     )
     data = store.encode(prepared, volume_identity(task.volume))
     storage.write_bytes(storage.join(task.out, store.volume_path(uid)), data)
-    storage.write_bytes(storage.join(task.out, store.picture_path(uid)), picture.draw(prepared, settings))
+    storage.write_bytes(storage.join(task.out, store.picture_path(uid)), picture.draw(prepared))
     return _write(task, digest, {"row": store.table_row(prepared, len(data))})
 
 
@@ -162,10 +164,17 @@ def _remove_stale(out: str, before: dict[str, Any] | None, found: dict[str, Any]
 
 
 @contextmanager
-def _local(source: sources.Source) -> Iterator[Path]:
-    """Yield a path of the series on this machine: its own, or a copy fetched from an object store."""
+def _local(source: sources.Source) -> Iterator[tuple[Path, Path | None, Path | None]]:
+    """Yield paths on this machine of the series, its vessel mask and its dome mask: their own, or copies fetched from
+    an object store."""
+    vessels, domes = (Path(mask) if mask else None for mask in (source.vessels, source.domes))
     if not storage.is_url(source.location):
-        yield Path(source.location)
+        yield Path(source.location), vessels, domes
         return
     with tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as folder:
-        yield places.fetch(source.location, Path(folder))
+        here = []
+        for name in ("vessels", "domes"):
+            (Path(folder) / name).mkdir()
+            mask = getattr(source, name)
+            here.append(places.fetch_mask(mask, Path(folder) / name) if mask else None)
+        yield places.fetch(source.location, Path(folder)), here[0], here[1]

@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -50,6 +50,10 @@ class Source:
     digest: str = ""
     outside: bool = False
     """The folder is a link that leaves the data set."""
+    vessels: str = ""
+    """Path or URL of the mask of its vessels, or nothing."""
+    domes: str = ""
+    """The same of its aneurysms' domes."""
 
 
 def find_sources(data: str) -> tuple[list[Source], list[str]]:
@@ -70,9 +74,11 @@ def find_sources(data: str) -> tuple[list[Source], list[str]]:
         targets = tuple(None if np.isnan(target) else float(target) for target in entry.targets)
         key = location.removeprefix(root).strip("/") or "."
         source = Source(key, location, entry.series_uid, entry.modality, targets, entry.points)
+        masks = [there.mask(path) if path else ("", 0, "") for path in (entry.vessels, entry.domes)]
+        source = replace(source, vessels=masks[0][0], domes=masks[1][0])
         files = there.listed(location)
         source = replace(
-            source, files=len(files), bytes=sum(size for _, size, _ in files), digest=_digest(files, source)
+            source, files=len(files), bytes=sum(size for _, size, _ in files), digest=_digest(files, masks, source)
         )
         if not is_url(data) and not Path(location).resolve().is_relative_to(Path(root).resolve()):
             return replace(source, outside=True)
@@ -89,26 +95,38 @@ def find_sources(data: str) -> tuple[list[Source], list[str]]:
     return sorted(found, key=lambda source: (-max(source.voxel_bytes, source.bytes), source.key)), notes
 
 
-def _digest(files: places.Listing, source: Source) -> str:
-    return hashlib.sha256(json.dumps([files, _known(source)]).encode()).hexdigest()
+def _digest(files: places.Listing, masks: Sequence[places.Mask], source: Source) -> str:
+    stamps = [(size, stamp) for _, size, stamp in masks]
+    return hashlib.sha256(json.dumps([files, stamps, _known(source)]).encode()).hexdigest()
 
 
 def _known(source: Source) -> list[Any]:
     return [source.series_uid, source.modality, source.targets, [asdict(point) for point in source.points]]
 
 
-def content_digest(path: Path, source: Source) -> str:
-    """Return the digest of a series' names and bytes and of what the tables know. Raises SeriesError (`vanished`)."""
+def content_digest(path: Path, masks: Sequence[Path | None], source: Source) -> str:
+    """Return the digest of a series' names and bytes, of its masks' bytes, and of what the tables know.
+
+    Raises SeriesError (`vanished`).
+    """
     whole = hashlib.sha256(json.dumps(_known(source)).encode())
     try:
         for file in list_files(path) if path.is_dir() else [str(path)]:
             whole.update(json.dumps([os.path.relpath(file, path), os.path.getsize(file)]).encode())
-            with open(file, "rb") as stream:
-                while chunk := stream.read(2**20):
-                    whole.update(chunk)
+            _add(whole, file)
+        for mask in masks:
+            whole.update(json.dumps(mask.stat().st_size if mask else 0).encode())
+            if mask:
+                _add(whole, mask)
     except OSError as error:
         raise SeriesError("vanished", f"{source.key}: cannot be read: {error.strerror}") from error
     return whole.hexdigest()
+
+
+def _add(whole: Any, file: str | Path) -> None:
+    with open(file, "rb") as stream:
+        while chunk := stream.read(2**20):
+            whole.update(chunk)
 
 
 def _with_header(source: Source) -> Source:

@@ -142,6 +142,8 @@ def _check_same_settings(out: str, volume: dict[str, Any], key: str) -> None:
         raise RunDirError(
             f"{out}/{rundir.PREPARE} is damaged ({error}); delete it and run the same command again"
         ) from error
+    if settings.get("format") != volume["format"]:
+        raise RunDirError(rundir.other_format(out))
     for name, value in volume.items():
         if settings.get(name) != value:
             raise RunDirError(

@@ -18,7 +18,7 @@ import ray
 import ray.train
 import ray.train.torch
 
-from aneurysm_ray import provenance, rundir
+from aneurysm_ray import overrides, provenance, rundir
 from aneurysm_ray.config import Config, ResourcesConfig
 from aneurysm_ray.data import folds as fold_tables
 from aneurysm_ray.data import store
@@ -51,9 +51,10 @@ def parse_folds(text: str, count: int) -> list[int]:
 def train(volumes: Path, out: Path, config: Config, *, folds: str = "0", resume: bool = False) -> dict[str, Any]:
     """Train and validate the chosen folds and write the run directory; return its summary.
 
-    Raises RequestError for a set without labels, a run directory that is taken, or resources that do not fit;
-    AneurysmRayError when a fold fails more often than `resources.max_failures`.
+    Raises RequestError for a set without labels or with other volume settings, a run directory that is taken, or
+    resources that do not fit; AneurysmRayError when a fold fails more often than `resources.max_failures`.
     """
+    overrides.refuse_contradiction(config, volumes, rundir.read_volume_settings(volumes))
     table = labelled(store.volumes_table(volumes), volumes)
     volumes, out = volumes.resolve(), out.resolve()
     chosen = parse_folds(folds, config.folds.count)

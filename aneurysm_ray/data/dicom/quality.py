@@ -37,6 +37,12 @@ QUALITY: dict[str, str] = {
     "no_preamble": "a file without DICOM preamble was read as a bare data set",
     "repeated_instance_uids": "several files share one SOP Instance UID, so that points cannot be placed by it",
     "point_lost": "a localizer names an image that is not in the volume, or names two; its point was left out",
+    # region
+    "head_doubtful": "no head was found, as none fits a ball of 48 mm radius; the scan's top was taken for the head's",
+    # masks
+    "mask_unreadable": "a mask cannot be read, or holds labels that are no vessels; it was left out",
+    "mask_misses": "less than half of what a vessel mask labels lies in the stored volume; it was left out",
+    "mask_contradicts": "a vessel mask has its sides swapped, or lies away from the points; it was left out",
     "series_uid_assumed": "no Series Instance UID: the name of the folder or file stands for it",
 }
 """Reason codes of `Volume.quality` and what each means."""
