@@ -38,8 +38,9 @@ class VolumeConfig(Section):
     format: Literal[2] = VOLUME_FORMAT
     """What a stored volume means, for the record: sets and runs of another format are refused."""
 
-    extent_mm: Triple = (160.0, 200.0, 160.0)
-    """Region of interest (z, y, x) in mm: a box from the top of the head, centred on it; smaller heads keep theirs."""
+    extent_mm: Triple = (180.0, 190.0, 150.0)
+    """Region of interest (z, y, x) in mm: a box from the top of the head, centred on it; smaller scans keep theirs. It
+    holds the circle of Willis, and the carotids and the basilar artery below the skull base."""
     spacing_mm: Triple = (0.8, 0.5, 0.5)
     """Voxel spacing (z, y, x) of stored volumes in mm."""
     window_hu: Window = (-100.0, 700.0)
