@@ -231,7 +231,11 @@ def _thin(volume: Volume, frame: Frame) -> _Thinned:
     axes, signs = patient_axes(frame)
     z, y, x = (np.broadcast_to(sign * along[axis], values.shape) for axis, sign in zip(axes, signs, strict=True))
     spacing = [step * mm for step, mm in zip(steps, volume.spacing_mm, strict=True)]
-    return _Thinned(values, (z, y, x), axes[0], (spacing[0], spacing[1], spacing[2]))
+    # Levels of one value, such as those a scan was padded with, show nothing: the scan ends before them.
+    others = tuple(axis for axis in range(3) if axis != axes[0])
+    shown = np.flatnonzero(values.max(axis=others) > values.min(axis=others))
+    kept = (slice(None),) * axes[0] + (slice(shown[0], shown[-1] + 1) if len(shown) else slice(None),)
+    return _Thinned(values[kept], (z[kept], y[kept], x[kept]), axes[0], (spacing[0], spacing[1], spacing[2]))
 
 
 def _closed(tissue: NDArray[np.bool_], thinned: _Thinned) -> NDArray[np.bool_]:

@@ -214,7 +214,7 @@ def _shapes(folder: Path, table: pd.DataFrame) -> Section:
     volumes = []
     for uid in figures.sample(table, SAMPLED):
         try:
-            volumes.append(store.read_volume(folder / store.volume_path(uid)))
+            volumes.append(store.read_volume(folder / store.volume_path(uid), masks=False))
         except AneurysmRayError:
             continue
     columns = (
