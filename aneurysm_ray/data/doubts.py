@@ -10,7 +10,7 @@ from aneurysm_ray.data.store import Point
 from aneurysm_ray.data.window import Window, to_uint8
 from aneurysm_ray.labels import PRESENT
 
-SIDE_MM = 10.0
+SIDE_MM = 6.0
 """A left label's point may lie this far to the right of the head's middle: heads turn, and vessels cross over."""
 AROUND_MM = 3.0
 """A point is dark when nothing within this distance is bright: clicks are no more exact."""

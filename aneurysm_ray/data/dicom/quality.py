@@ -42,7 +42,7 @@ QUALITY: dict[str, str] = {
     # points and masks
     "point_repeated": "clicks of one location less than 2 mm apart were taken for one",
     "point_outside": "a point lies outside the stored volume",
-    "point_side": "a left label's point lies more than 10 mm to the right of the head's middle, or the reverse",
+    "point_side": "a left label's point lies more than 6 mm to the right of the head's middle, or the reverse",
     "point_dark": "nothing within 3 mm of a point is as bright as blood is in such a scan",
     "mask_unreadable": "a mask cannot be read, or holds labels that are no vessels; it was left out",
     "mask_misses": "less than half of what a vessel mask labels lies in the stored volume; it was left out",
