@@ -21,6 +21,8 @@ VoxelTriple = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)], An
 
 Window = Annotated[tuple[float, float], AfterValidator(_rising)]
 
+FrameBase = Literal["auto", 0, 1]
+
 VOLUME_FORMAT: Literal[2] = 2
 """What a stored volume means; raised whenever equal settings give other voxels than before."""
 
@@ -38,8 +40,9 @@ class VolumeConfig(Section):
     format: Literal[2] = VOLUME_FORMAT
     """What a stored volume means, for the record: sets and runs of another format are refused."""
 
-    extent_mm: Triple = (160.0, 200.0, 160.0)
-    """Region of interest (z, y, x) in mm: a box from the top of the head, centred on it; smaller heads keep theirs."""
+    extent_mm: Triple = (180.0, 190.0, 150.0)
+    """Region of interest (z, y, x) in mm: a box from the top of the head, centred on it; smaller scans keep theirs. It
+    holds the circle of Willis, and the carotids and the basilar artery below the skull base."""
     spacing_mm: Triple = (0.8, 0.5, 0.5)
     """Voxel spacing (z, y, x) of stored volumes in mm."""
     window_hu: Window = (-100.0, 700.0)
@@ -55,7 +58,7 @@ class VolumeConfig(Section):
 
 
 class PrepareConfig(Section):
-    """How preparation runs; nothing here changes what is stored, except the patient key."""
+    """How preparation runs; nothing here changes what is stored, except the patient key and the points' frames."""
 
     timeout_seconds: Positive = 600.0
     """A series that takes longer is rejected with reason `timeout`."""
@@ -65,6 +68,8 @@ class PrepareConfig(Section):
     """Secret key of the patient hash. Empty: a random key, kept beside the volumes, readable by its owner alone."""
     digest: Literal["stat", "content"] = "stat"
     """What tells that a source changed: names, sizes and modification times, or a hash of all bytes (a second read)."""
+    frame_base: FrameBase = "auto"
+    """What `f` of the localizers counts from: auto finds it in the table, where two releases of it differ."""
 
 
 class FoldsConfig(Section):

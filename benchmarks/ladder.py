@@ -40,7 +40,7 @@ from aneurysm_ray.learning.validation import score_cases, validate
 
 SMALL: dict[str, Any] = {
     "volume.spacing_mm": (1.25, 1.25, 1.25),
-    "volume.extent_mm": (96.0, 128.0, 112.0),
+    "volume.extent_mm": (150.0, 160.0, 130.0),
     "model.width": 16,
     "patch.size": (40, 40, 40),
     "sampler.patches_per_volume": 10,
@@ -51,7 +51,8 @@ SMALL: dict[str, Any] = {
     "inference.overlap": 0.25,
     "feed.threads": 1,
 }
-"""What makes a rung cheap enough for two cores: coarse voxels of a slab, a quarter of the width, few epochs."""
+"""What makes a rung cheap enough for two cores: coarse voxels, a quarter of the width, few epochs. The region holds
+the aneurysms of every kind of scan (`region.py`)."""
 
 TRANSFER_COUNT = 160
 """Renderings of real trees that test what splines taught: of 40 trees, each with and without its aneurysm, twice."""

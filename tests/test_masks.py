@@ -236,7 +236,7 @@ def test_a_mask_that_contradicts_its_points_or_itself_is_left_out_and_told(tmp_p
     for quality, clicks in cases.items():
         for some in clicks:
             prepared = prepare_series(HEAD, SMALL, vessels=path, localizers=some)
-            assert prepared.quality == quality, some
+            assert tuple(code for code in prepared.quality if code.startswith("mask")) == quality, some
             assert (prepared.vessels is None) == bool(quality)
     swapped = np.array([*range(9), 10, 9, *range(11, 14)], np.uint8)[labels]
     prepared = prepare_series(HEAD, SMALL, vessels=write(tmp_path / "s.nii", swapped, affine))

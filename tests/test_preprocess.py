@@ -133,10 +133,10 @@ def test_ct_values_are_windowed_after_resampling_and_int16_keeps_hounsfield_unit
 
 def test_a_click_on_a_missing_image_is_dropped_and_said() -> None:
     volume = scan()
-    clicks = [Localizer("9.9", 1, 1, None, LABELS[0]), Localizer("1.2.3", 10, 20, 0, LABELS[1])]
+    clicks = [Localizer("9.9", 1, 1, None, LABELS[0]), Localizer("1.2.55", 38, 42, 0, LABELS[1])]
     prepared = prepare_series(volume, SMALL, localizers=clicks)
     assert [point.location for point in prepared.points] == [LABELS[1]]
-    assert prepared.quality == ("point_lost",)
+    assert prepared.quality == ("point_lost", "point_dark")
 
 
 def test_a_click_on_an_instance_that_occurs_twice_names_no_slice() -> None:

@@ -107,6 +107,18 @@ def test_a_scan_that_cuts_the_head_has_its_top_at_the_cut(name: str, above_mm: f
     assert head.centre_mm == pytest.approx((0, 0), abs=10)
 
 
+@pytest.mark.parametrize("name", ["MR", "plain"])
+def test_a_slab_between_slices_of_one_value_ends_before_them(name: str) -> None:
+    volume = KINDS[name]
+    slab = (volume.origins_mm[:, 2] > -30) & (volume.origins_mm[:, 2] < 45)
+    blank = volume.voxels.copy()
+    blank[~slab] = -1024 if volume.modality == "CT" else 0
+    head, cut = found(replace(volume, voxels=blank)), found(_cut(volume, slice(*np.flatnonzero(slab)[[0, -1]])))
+    assert not head.doubtful and not cut.doubtful
+    assert head.top_mm == pytest.approx(cut.top_mm, abs=6)
+    assert head.centre_mm == pytest.approx(cut.centre_mm, abs=4)
+
+
 def test_a_field_of_view_within_the_head_is_kept_whole() -> None:
     inner = scan(noisy(skull_hu), first=(-55, -60, 0), shape=(20, 48, 44))
     assert not found(inner).doubtful

@@ -29,8 +29,9 @@ MAX_VOXELS = 2**30
 LEAST_INSIDE = 0.5
 """A mask of whose labelled voxels a smaller share lies in the stored volume is of something else."""
 NEAR_MM, FAR_MM = 20.0, 30.0
-"""A point lies within the first of the vessel that it names, as sacs are up to 20 mm wide; where that one is not so
-near, a mask and a point contradict each other if its mirror image is, or if no vessel is within the second."""
+"""A point lies within the first of the vessel that it names, as sacs are up to 20 mm wide. A mask that has that vessel
+farther away contradicts the point if the vessel's mirror image is less than half as far, and any mask does that has no
+vessel within the second."""
 MIRRORED_CLASSES: tuple[int, ...] = (
     0,
     *(
@@ -39,7 +40,8 @@ MIRRORED_CLASSES: tuple[int, ...] = (
     ),
 )
 """`MIRRORED_CLASSES[c]` is class c's of the head mirrored left to right."""
-_SIDES = [[value for name, value in SEGMENTATION_VALUES.items() if name.startswith(side)] for side in ("Right", "Left")]
+SIDES = [[value for name, value in SEGMENTATION_VALUES.items() if name.startswith(side)] for side in ("Right", "Left")]
+"""Classes of the right and of the left vessels."""
 
 
 class MaskError(Exception):
@@ -201,7 +203,7 @@ def _contradicts(mm: NDArray[np.float64], classes: U8, affine: NDArray[np.float6
 
     `mm` (N, 3) are the patient positions of a mask's labelled voxels, `classes` (N,) their labels.
     """
-    right, left = (mm[np.isin(classes, side), 0] for side in _SIDES)
+    right, left = (mm[np.isin(classes, side), 0] for side in SIDES)
     if len(right) and len(left) and right.mean() > left.mean():
         return True
     for point in points:
@@ -209,7 +211,8 @@ def _contradicts(mm: NDArray[np.float64], classes: U8, affine: NDArray[np.float6
         distance = np.linalg.norm(mm - place, axis=1)
         own, mirrored = SEGMENTATION_VALUES[point.location], MIRRORED_CLASSES[SEGMENTATION_VALUES[point.location]]
         nearest = {value: distance[classes == value].min(initial=np.inf) for value in (own, mirrored)}
-        swapped = own != mirrored and nearest[mirrored] < NEAR_MM
-        if nearest[own] > NEAR_MM and (swapped or distance.min() > FAR_MM):
+        if NEAR_MM < nearest[own] < np.inf and nearest[mirrored] < nearest[own] / 2:
+            return True
+        if distance.min() > FAR_MM:
             return True
     return False

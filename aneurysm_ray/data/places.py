@@ -18,6 +18,7 @@ from typing import Any
 import fsspec
 import pandas as pd
 
+from aneurysm_ray.config import FrameBase
 from aneurysm_ray.data import dataset
 from aneurysm_ray.data.dataset import SeriesEntry
 from aneurysm_ray.data.dicom.files import list_files
@@ -50,16 +51,16 @@ class Found:
     """Returns what stands behind the path of a mask in an entry."""
 
 
-def on_file_system(root: Path) -> Found:
+def on_file_system(root: Path, frame_base: FrameBase = "auto") -> Found:
     """Return the series below a folder. Raises DatasetError."""
     archives = _archives(root)
     if archives:
         with tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as folder:
             stand_in, real = _local_stand_in(root, archives, Path(folder))
-            found = dataset.open_dataset(stand_in)
+            found = dataset.open_dataset(stand_in, frame_base)
             entries = {real[str(entry.path)]: entry for entry in found.series if str(entry.path) in real}
     else:
-        found = dataset.open_dataset(root)
+        found = dataset.open_dataset(root, frame_base)
         entries = {str(entry.path): entry for entry in found.series}
     return Found(entries, _listed_locally, found.notes, _mask_locally)
 
@@ -126,7 +127,7 @@ def _placeholder(folder: Path) -> str:
     return str(folder)
 
 
-def in_object_store(url: str) -> Found:
+def in_object_store(url: str, frame_base: FrameBase = "auto") -> Found:
     """Return the series below an fsspec URL. Raises DatasetError."""
     try:
         filesystem, root = fsspec.core.url_to_fs(url)
@@ -161,7 +162,7 @@ def in_object_store(url: str) -> Found:
             (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
             (Path(folder) / name).touch()
         _fetch_counted_frames(filesystem, root, Path(folder))
-        found = dataset.open_dataset(Path(folder))
+        found = dataset.open_dataset(Path(folder), frame_base)
         entries = {real[str(entry.path)]: entry for entry in found.series if str(entry.path) in real}
         under = {str(Path(folder) / name): mask for name, mask in masks.items()}
     listed = lambda location: listings[location.removeprefix(url).strip("/")]  # noqa: E731

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm_ray.config import VolumeConfig
-from aneurysm_ray.data import masks
+from aneurysm_ray.data import doubts, masks
 from aneurysm_ray.data.dataset import Localizer
 from aneurysm_ray.data.dicom.localizers import locate, to_patient_mm
-from aneurysm_ray.data.region import find_head, head_box, patient_axes
+from aneurysm_ray.data.region import Head, find_head, head_box, patient_axes
 from aneurysm_ray.data.resample import Frame, frame_of, resample
 from aneurysm_ray.data.store import Point, PreparedVolume
 from aneurysm_ray.data.volume import Volume
@@ -26,6 +26,8 @@ from aneurysm_ray.labels import LABELS
 Voxels = NDArray[np.uint8] | NDArray[np.int16]
 
 AIR_BACKGROUND_HU = -1024.0
+SAME_MM = 2.0
+"""Clicks of one location nearer to each other than this mark one aneurysm."""
 MR_SPAN = (1024.0, 16384.0)
 """Whole numbers that an MR window spans where it is stored as int16: no fewer and no more."""
 
@@ -45,9 +47,8 @@ def prepare_series(
 ) -> PreparedVolume:
     """Return a series reoriented, cropped to the region of interest, resampled and windowed.
 
-    What the tables know (`targets`, `localizers`, `modality`, `series_uid`) replaces what the images say. A click on an
-    image that is not in the volume adds the quality code `point_lost`; masks (NIfTI files) are taken onto the volume's
-    grid, or told of by a code.
+    What the tables know (`targets`, `localizers`, `modality`, `series_uid`) replaces what the images say. What is
+    doubtful about clicks and masks (NIfTI files, taken onto the volume's grid) is told by quality codes.
     Raises SeriesError (`no_head`) for an image of one value, (`no_geometry`) when slices do not lie one after another.
     """
     frame = frame_of(volume)
@@ -69,15 +70,18 @@ def prepare_series(
     flips = tuple(slice(None, None, sign) for sign in signs)
     standard = np.ascontiguousarray(stored.transpose(axes)[flips])
     affine = _affine(frame, axes, signs, targets_mm, spacing)
-    points, lost = _points(volume, localizers, affine)
-    codes = ["point_lost"] * bool(lost) + ["head_doubtful"] * head.doubtful
+    points, codes = _points(volume, localizers, affine)
+    modality = modality or volume.modality
+    middle_x = _middle_x(head, frame, affine)
+    codes += doubts.of_points(points, standard, window, config.spacing_mm, middle_x, modality, config.window_medians)
+    codes += ["head_doubtful"] * head.doubtful
     size = standard.shape[0], standard.shape[1], standard.shape[2]
     of_masks = (vessels, domes) if config.masks else (None, None)
     on_vessels, in_domes, missed = masks.on_volume(*of_masks, affine, size, points)
     return PreparedVolume(
         series_uid=series_uid or volume.series_uid,
         patient=patient,
-        modality=modality or volume.modality,
+        modality=modality,
         plane=volume.plane,
         voxels=cast(Voxels, standard),
         affine=affine,
@@ -135,15 +139,33 @@ def _stored(
     return whole, Window(window.low * spread, window.high * spread)
 
 
+def _middle_x(head: Head, frame: Frame, affine: NDArray[np.float64]) -> float:
+    """Return the voxel along x of the head's middle."""
+    axes, signs = patient_axes(frame)
+    left = signs[2] * frame.directions[axes[2]]
+    return float((head.centre_mm[1] - affine[:3, 3] @ left) / (affine[:3, 2] @ left))
+
+
 def _points(
     volume: Volume, localizers: Sequence[Localizer], affine: NDArray[np.float64]
-) -> tuple[tuple[Point, ...], int]:
-    """Return clicks as points of the prepared volume, and how many lie on images that are not in the volume."""
+) -> tuple[tuple[Point, ...], list[str]]:
+    """Return clicks as points of the prepared volume, and quality codes: clicks on images that are not in the volume
+    are left out, and those of one location that lie together are one."""
     to_voxel = np.linalg.inv(affine)
-    points = []
+    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    points: list[Point] = []
+    codes = []
     for click in localizers:
         place = locate(volume, click.sop_uid, click.x, click.y, click.frame)
-        if place is not None:
-            z, y, x = to_voxel[:3, :3] @ to_patient_mm(volume, place) + to_voxel[:3, 3]
-            points.append(Point(float(z), float(y), float(x), click.location))
-    return tuple(points), len(localizers) - len(points)
+        if place is None:
+            codes.append("point_lost")
+            continue
+        z, y, x = to_voxel[:3, :3] @ to_patient_mm(volume, place) + to_voxel[:3, 3]
+        same = [other for other in points if other.location == click.location]
+        if any(
+            np.linalg.norm(((other.z, other.y, other.x) - np.array([z, y, x])) * spacing_mm) < SAME_MM for other in same
+        ):
+            codes.append("point_repeated")
+        else:
+            points.append(Point(float(z), float(y), float(x), click.location, click.radius_mm))
+    return tuple(points), list(dict.fromkeys(codes))

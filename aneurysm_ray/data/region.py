@@ -23,18 +23,20 @@ THINNED_MM = 6.0
 """Spacing of the copy in which the head is looked for."""
 BALL_MM = 48.0
 """Radius of a ball that fits into every grown head, 60 mm half wide at least, and not into arms, cradles or necks."""
-BRIDGED_MM = 8.0
+CROWN_MM = 16.0
+"""Radius of the part of the head in which its top is looked for; it is nearly flat."""
+BRIDGED_MM = 6.0
 """Gaps up to twice this are closed: bone is as dark as air in MR, and is air where it was subtracted."""
-AIR_HU, FAT_HU, FAT_MM = -300.0, -20.0, 6.0
-"""CT: above the first is tissue; foam, clothes and lungs are below. Between the two it is fat, which is no thicker on a
-skull than this: a cradle of -100 HU is not counted, or little of it."""
+AIR_HU, FAT_HU, FAT_MM = -300.0, -20.0, 12.0
+"""CT: above the first is tissue; foam, clothes and lungs are below. Between the two it is fat, which heads have no
+farther than this from denser tissue, bone subtracted or not: of a cradle of -100 HU little is counted, or nothing."""
 MR_FRACTION = 0.1
 """MR: below this share of the 98th percentile is air (BET's rule, Smith 2002)."""
 AIR_NOISE = 2.0
 """MR: below this multiple of the 5th percentile of the values above 0 is air; noise lies around that percentile."""
 MARGIN_MM = 4.0
 """Room above the top of the head."""
-CENTRE_DEPTH_MM = 110.0
+CENTRE_DEPTH_MM = 90.0
 """The box is centred on the part of the head this far down from its top: jaw and shoulders do not pull it."""
 BRAIN_DEPTH_MM = 28.0
 """Inside the head by this much in an axial plane is brain, for the most part: scalp and skull are thinner."""
@@ -97,10 +99,7 @@ def find_head(volume: Volume, frame: Frame) -> Head:
     step = thinned.spacing_mm[thinned.upward]
     edge = float(z.max()) + step / 2
     if fits.any():
-        highest = z[fits].max()
-        # The ball at the highest place may be a little larger than asked; its upper end is the head's.
-        above = depth_mm[fits & (z > highest - step / 2)].max() - step / 2
-        top = min(float(highest + above), edge)
+        top = min(_top_mm(thinned, tissue, fits), edge)
         inside = tissue & (z >= top - CENTRE_DEPTH_MM) & (z <= top)
         middle = [float(place[fits & inside].mean()) for place in (y, x)]
     else:
@@ -108,6 +107,26 @@ def find_head(volume: Volume, frame: Frame) -> Head:
         middle = [float(np.percentile(place[tissue], [2, 98]).mean()) for place in (y, x)]
     brain = thinned.values[:0] if is_ct else thinned.values[_brain(thinned, tissue, inside)] - np.float32(zero)
     return Head(top, (middle[0], middle[1]), not fits.any(), zero, brain.ravel())
+
+
+def _top_mm(thinned: _Thinned, tissue: NDArray[np.bool_], fits: NDArray[np.bool_]) -> float:
+    """Return how high the tissue goes on above the highest place where a ball fits, in a column as wide as a crown.
+
+    It ends near the ball's own upper end, or a little above it where a narrow head stops the ball from the sides.
+    """
+    z, y, x = (np.moveaxis(place, thinned.upward, 0) for place in thinned.places_mm)
+    fits, tissue = (np.moveaxis(mask, thinned.upward, 0) for mask in (fits, tissue))
+    heights = z.mean(axis=(1, 2))
+    level = max(np.flatnonzero(fits.any(axis=(1, 2))), key=lambda k: heights[k])
+    middle = y[level][fits[level]].mean(), x[level][fits[level]].mean()
+    limit = heights[level] + BALL_MM + CROWN_MM
+    for above in np.argsort(heights):
+        crown = np.hypot(y[above] - middle[0], x[above] - middle[1]) <= CROWN_MM
+        if heights[level] < heights[above] <= limit and crown.any():
+            if tissue[above][crown].mean() < 0.5:
+                break
+            level = above
+    return float(heights[level]) + thinned.spacing_mm[thinned.upward] / 2
 
 
 def head_box(head: Head, volume: Volume, frame: Frame, extent_mm: tuple[float, float, float]) -> NDArray[np.float64]:
@@ -212,7 +231,11 @@ def _thin(volume: Volume, frame: Frame) -> _Thinned:
     axes, signs = patient_axes(frame)
     z, y, x = (np.broadcast_to(sign * along[axis], values.shape) for axis, sign in zip(axes, signs, strict=True))
     spacing = [step * mm for step, mm in zip(steps, volume.spacing_mm, strict=True)]
-    return _Thinned(values, (z, y, x), axes[0], (spacing[0], spacing[1], spacing[2]))
+    # Levels of one value, such as those a scan was padded with, show nothing: the scan ends before them.
+    others = tuple(axis for axis in range(3) if axis != axes[0])
+    shown = np.flatnonzero(values.max(axis=others) > values.min(axis=others))
+    kept = (slice(None),) * axes[0] + (slice(shown[0], shown[-1] + 1) if len(shown) else slice(None),)
+    return _Thinned(values[kept], (z[kept], y[kept], x[kept]), axes[0], (spacing[0], spacing[1], spacing[2]))
 
 
 def _closed(tissue: NDArray[np.bool_], thinned: _Thinned) -> NDArray[np.bool_]:

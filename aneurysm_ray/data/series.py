@@ -137,7 +137,7 @@ def _store(task: Task, volume: Volume, masks: Sequence[Path | None], digest: str
     )
     data = store.encode(prepared, volume_identity(task.volume))
     storage.write_bytes(storage.join(task.out, store.volume_path(uid)), data)
-    storage.write_bytes(storage.join(task.out, store.picture_path(uid)), picture.draw(prepared))
+    storage.write_bytes(storage.join(task.out, store.picture_path(uid)), picture.draw(prepared, volume))
     return _write(task, digest, {"row": store.table_row(prepared, len(data))})
 
 

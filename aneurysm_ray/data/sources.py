@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from aneurysm_ray.config import FrameBase
 from aneurysm_ray.data import places
 from aneurysm_ray.data.dataset import Localizer, SeriesEntry
 from aneurysm_ray.data.dicom import scan_series
@@ -56,12 +57,16 @@ class Source:
     """The same of its aneurysms' domes."""
 
 
-def find_sources(data: str) -> tuple[list[Source], list[str]]:
-    """Return the series of a data set, largest first, and notes on what was assumed.
+def find_sources(data: str, frame_base: FrameBase = "auto") -> tuple[list[Source], list[str]]:
+    """Return the series of a data set, largest first, and notes on what was assumed; `frame_base` is the setting.
 
     Raises DatasetError when there is none or the tables are wrong.
     """
-    there = places.in_object_store(data) if is_url(data) else places.on_file_system(Path(data).absolute())
+    there = (
+        places.in_object_store(data, frame_base)
+        if is_url(data)
+        else places.on_file_system(Path(data).absolute(), frame_base)
+    )
     notes = list(there.notes)
     if not there.entries:
         raise DatasetError(

@@ -26,7 +26,8 @@ from ray.util.annotations import RayDeprecationWarning
 
 from aneurysm_ray import __version__, rundir
 from aneurysm_ray.config import Config
-from aneurysm_ray.data import series, sources, storage, store
+from aneurysm_ray.data import doubts, series, sources, storage, store
+from aneurysm_ray.data.dicom import QUALITY
 from aneurysm_ray.data.guard import Guard
 from aneurysm_ray.data.privacy import patient_key
 from aneurysm_ray.data.series import Task
@@ -76,7 +77,7 @@ def prepare(data: str, out: str, config: Config, *, dry_run: bool = False) -> Pr
     out = out if storage.is_url(out) else os.path.abspath(out)
     data = data if storage.is_url(data) else os.path.abspath(data)
     volume = config.volume.model_dump(mode="json")
-    found, notes = sources.find_sources(data)
+    found, notes = sources.find_sources(data, config.prepare.frame_base)
     for note in notes:
         log.info("%s", note)
     if dry_run:
@@ -325,6 +326,9 @@ def _write_tables(
     log.info("%s volumes, %s series rejected", f"{len(rows):,}", f"{len(rejected):,}")
     for reason, count in reasons.items():
         log.info("%8s  %s", f"{count:,}", SERIES_REASONS[reason])
+    told = Counter(code for row in rows for code in row["quality"] if code in doubts.GRAVE)
+    for code in sorted(told, key=doubts.GRAVE.index):
+        log.info("%8s  %s (%s)", f"{told[code]:,}", QUALITY[code], code)
     if removed:
         log.info("%s series are in the set and no more in the data; the table leaves them out", f"{len(removed):,}")
     facts = {

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import map_coordinates
 
+from aneurysm_ray.data.picture import letter
 from aneurysm_ray.data.store import PreparedVolume
 from aneurysm_ray.data.window import to_uint8
 from aneurysm_ray.errors import RunDirError
@@ -187,6 +188,7 @@ def _panel(
     )
     draw = ImageDraw.Draw(panel)
     draw.text((5, 3), name, fill=(190, 200, 212), font=ImageFont.load_default(size=12))
+    letter(panel, axis, size=12)
 
     def place(voxel: NDArray[np.float64]) -> tuple[float, float]:
         row = pixels.shape[0] - 1 - voxel[down] if upside_down else voxel[down]

@@ -39,7 +39,11 @@ QUALITY: dict[str, str] = {
     "point_lost": "a localizer names an image that is not in the volume, or names two; its point was left out",
     # region
     "head_doubtful": "no head was found, as none fits a ball of 48 mm radius; the scan's top was taken for the head's",
-    # masks
+    # points and masks
+    "point_repeated": "clicks of one location less than 2 mm apart were taken for one",
+    "point_outside": "a point lies outside the stored volume",
+    "point_side": "a left label's point lies more than 6 mm to the right of the head's middle, or the reverse",
+    "point_dark": "nothing within 3 mm of a point is as bright as blood is in such a scan",
     "mask_unreadable": "a mask cannot be read, or holds labels that are no vessels; it was left out",
     "mask_misses": "less than half of what a vessel mask labels lies in the stored volume; it was left out",
     "mask_contradicts": "a vessel mask has its sides swapped, or lies away from the points; it was left out",
