@@ -17,25 +17,34 @@ from aneurysm_ray.config import VOLUME_FORMAT, Config, VolumeConfig
 from aneurysm_ray.errors import ConfigError, RunDirError, did_you_mean
 
 PRESETS: dict[str, dict[str, Any]] = {
+    # The first try: a plain network on patches as they come. Positives are rare, so their weight must make up for it.
     "v1": {
         "model.name": "resnet3d18",
         "loss.name": "bce",
         "loss.class_weights": True,
         "sampler.oversample": False,
     },
+    # + oversampling: half of the patches hold an aneurysm, the others look like it.
     "v2": {
         "model.name": "resnet3d18",
         "loss.name": "bce",
-        "loss.class_weights": True,
     },
-    "v3": {"model.name": "resnet3d34", "loss.name": "focal"},
+    # + a deeper network, which needs a smaller rate, and focal loss, which goes on about the hard negatives.
+    "v3": {
+        "model.name": "resnet3d34",
+        "optim.lr": 4e-4,
+        "loss.name": "focal",
+    },
+    # + an ensemble of patches: each place is seen in more windows and mirrored, and more windows must agree.
     "v4": {
         "model.name": "resnet3d34",
+        "optim.lr": 4e-4,
         "loss.name": "focal",
         "inference.overlap": 0.625,
         "inference.flip": True,
         "inference.top_k": 3,
     },
+    # Where the lesion is, on which vessel: cells as large as a dome in place of one answer per patch.
     "v5": {
         "model.name": "resnet3d18",
         "model.head": "grid",

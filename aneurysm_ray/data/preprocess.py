@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm_ray.config import VolumeConfig
-from aneurysm_ray.data import doubts, masks
+from aneurysm_ray.data import doubts, masks, vesselness
 from aneurysm_ray.data.dataset import Localizer
 from aneurysm_ray.data.dicom.localizers import locate, to_patient_mm
 from aneurysm_ray.data.region import Head, find_head, head_box, patient_axes
@@ -92,6 +92,7 @@ def prepare_series(
         domes=in_domes,
         quality=(*volume.quality, *codes, *missed),
         source_digest=source_digest,
+        vessel_places=vesselness.vessel_places(to_uint8(standard, window), config.spacing_mm, modality, on_vessels),
     )
 
 

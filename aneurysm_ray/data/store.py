@@ -71,6 +71,8 @@ class PreparedVolume:
     without a mask."""
     domes: NDArray[np.uint8] | None = None
     """(Z, Y, X) 1 inside an aneurysm's dome, 0 elsewhere, 255 where nobody looked; None where domes are not known."""
+    vessel_places: NDArray[np.int16] = field(default_factory=lambda: np.empty((0, 3), np.int16))
+    """(V, 3) some voxels on vessels, of `vesselness.vessel_places`."""
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -108,6 +110,7 @@ SCHEMA = pa.schema(
         ("high", pa.float64()),
         ("targets", pa.list_(pa.float32())),
         ("points", pa.list_(_POINT_TYPE)),
+        ("vessel_places", pa.list_(pa.int16())),
         ("quality", pa.list_(pa.string())),
         ("source_digest", pa.string()),
         ("vessels", pa.large_binary()),
@@ -131,6 +134,7 @@ TABLE_SCHEMA = pa.schema(
         ("high", pa.float64()),
         *((label, pa.float32()) for label in LABELS),
         ("points", pa.list_(_POINT_TYPE)),
+        ("vessel_places", pa.list_(pa.int16())),
         ("quality", pa.list_(pa.string())),
         ("source_digest", pa.string()),
         ("has_vessels", pa.bool_()),
@@ -215,6 +219,7 @@ def _described(prepared: PreparedVolume) -> dict[str, Any]:
         "points": [asdict(point) for point in prepared.points],
         "quality": list(prepared.quality),
         "source_digest": prepared.source_digest,
+        "vessel_places": prepared.vessel_places.ravel().tolist(),
     }
 
 
@@ -255,6 +260,7 @@ def read_volume(path: str | Path, *, masks: bool = True) -> PreparedVolume:
             points=tuple(Point(**point) for point in row["points"].as_py()),
             quality=tuple(row["quality"].as_py()),
             source_digest=row["source_digest"].as_py(),
+            vessel_places=np.array(row["vessel_places"].as_py(), np.int16).reshape(-1, 3),
             window=Window(row["low"].as_py(), row["high"].as_py()),
             vessels=array("vessels", "uint8"),
             domes=array("domes", "uint8"),
