@@ -52,23 +52,65 @@ def test_bce_equals_torchs() -> None:
     torch.testing.assert_close(mine, reference)
 
 
+def _everything(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """All losses of a grid's cells at once, (B,); channels 0 to 12 are locations, 13 is the lesion's or a vessel's."""
+    lesion, wanted = logits[:, PRESENT_INDEX], targets[:, PRESENT_INDEX]
+    return (
+        losses.lesion_losses(lesion, wanted, LossConfig(), torch.tensor(5.0))
+        + losses.location_losses(logits[:, :PRESENT_INDEX], targets[:, :PRESENT_INDEX])
+        + losses.vessel_losses(lesion.unsqueeze(1), wanted.unsqueeze(1))
+    )
+
+
 def test_unknown_targets_have_no_gradient_and_leave_the_others_alone() -> None:
     logits, targets = _logits_and_targets(2, 2, 3, 2)
     targets[1, :, 0] = torch.nan
     logits.requires_grad_()
-    losses.patch_losses(logits, targets, LossConfig(), ONES).sum().backward()
+    _everything(logits, targets).sum().backward()
     assert logits.grad is not None
     assert (logits.grad[1, :, 0] == 0).all()
-    assert (logits.grad[1, :, 1] != 0).all()
+    assert (logits.grad[1, PRESENT_INDEX, 1] != 0).all()
     assert torch.isfinite(logits.grad).all()
 
 
 def test_gradient_of_a_batch_is_the_mean_of_its_parts() -> None:
     logits, targets = _logits_and_targets(3, 2, 2, 2)
     targets[0] = torch.nan  # a divisor that counted known targets would differ between the parts
-    whole = losses.patch_losses(logits, targets, LossConfig(), ONES).sum() / 4
-    parts = [losses.patch_losses(logits[i], targets[i], LossConfig(), ONES).sum() for i in (slice(0, 1), slice(1, 4))]
+    whole = _everything(logits, targets).sum() / 4
+    parts = [_everything(logits[i], targets[i]).sum() for i in (slice(0, 1), slice(1, 4))]
     torch.testing.assert_close(whole, sum(parts) / 4)
+
+
+def test_tversky_by_hand() -> None:
+    # Three cells of probability 0.8, 0.5 and 0.2; only the first is a lesion, the last is not known.
+    logits = torch.tensor([[[[0.8, 0.5, 0.2]]]]).logit()
+    targets = torch.tensor([[[[1.0, 0.0, torch.nan]]]])
+    config = LossConfig(name="bce", tversky_weight=1.0)
+    entropy = -(5 * math.log(0.8) + math.log(0.5)) / 3
+    overlap = 1.8 / (0.8 + 0.3 * 0.5 + 0.7 * 0.2 + 1)
+    found = losses.lesion_losses(logits[0], targets[0], config, torch.tensor(5.0))
+    assert found.tolist() == pytest.approx([entropy + 1 - overlap], rel=1e-5)
+    none = losses.lesion_losses(logits[0], torch.zeros(1, 1, 3), config, torch.tensor(5.0))
+    assert none.tolist() == pytest.approx([-(math.log(0.2) + math.log(0.5) + math.log(0.8)) / 3], rel=1e-5)
+
+
+def test_vessels_by_hand() -> None:
+    logits, targets = torch.tensor([[[[[0.8, 0.5]]]]]).logit(), torch.tensor([[[[[1.0, 0.0]]]]])
+    entropy = -(3 * math.log(0.8) + math.log(0.5)) / 2
+    dice = (2 * 0.8 + 2) / (0.8 + 0.5 + 1 + 2)
+    assert losses.vessel_losses(logits, targets).tolist() == pytest.approx([entropy + 1 - dice], rel=1e-5)
+
+
+def test_a_location_is_asked_for_in_known_cells_alone() -> None:
+    logits = torch.zeros(1, 13, 1, 1, 3)
+    targets = torch.full((1, 13, 1, 1, 3), torch.nan)
+    assert losses.location_losses(logits, targets).item() == 0
+    targets[..., 0] = 0
+    targets[0, 4, 0, 0, 0] = 1
+    assert losses.location_losses(logits, targets).item() == pytest.approx(math.log(13))
+    targets[0, 7, 0, 0, 0] = 1  # two aneurysms meet
+    logits[0, [4, 7], 0, 0, 0] = 100.0
+    assert losses.location_losses(logits, targets).item() == pytest.approx(math.log(2))
 
 
 def test_class_weights_are_negatives_over_positives_with_a_ceiling() -> None:

@@ -8,7 +8,7 @@ All of it is readable with plain pyarrow.
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -185,8 +185,10 @@ def encode(prepared: PreparedVolume, volume_config: str) -> bytes:
         "targets": prepared.targets.astype(np.float32),
     }
     columns = [
-        _bytes_of(getattr(prepared, field.name)) if field.name in _ARRAYS else pa.array([row[field.name]], field.type)
-        for field in SCHEMA
+        _bytes_of(getattr(prepared, column.name))
+        if column.name in _ARRAYS
+        else pa.array([row[column.name]], column.type)
+        for column in SCHEMA
     ]
     metadata = {**_MADE_BY, VOLUME_CONFIG_KEY: volume_config.encode()}
     table = pa.Table.from_arrays(columns, schema=SCHEMA.with_metadata(metadata))
@@ -287,7 +289,7 @@ def table_row(prepared: PreparedVolume, size_bytes: int) -> dict[str, Any]:
 def encode_table(rows: Iterable[dict[str, Any]]) -> bytes:
     """Return the bytes of `volumes.parquet`: rows of `table_row`, ordered by series UID."""
     ordered = sorted(rows, key=lambda row: row["series_uid"])
-    columns = [pa.array([row[field.name] for row in ordered], field.type) for field in TABLE_SCHEMA]
+    columns = [pa.array([row[column.name] for row in ordered], column.type) for column in TABLE_SCHEMA]
     sink = pa.BufferOutputStream()
     table = pa.Table.from_arrays(columns, schema=TABLE_SCHEMA.with_metadata(_MADE_BY))
     pq.write_table(table, sink, compression="zstd")

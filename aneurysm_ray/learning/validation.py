@@ -126,6 +126,8 @@ def find_hard_negatives(
     rng = np.random.default_rng((*seed, 0x4A))
     drawn = [negative[i] for i in rng.permutation(len(negative))[:HARD_SERIES]][part[0] :: part[1]]
     by_uid = {case.series_uid: case for case in drawn}
+    quick = config.inference.model_copy(update={"flip": False, "overlap": 0.0})
+    config = config.model_copy(update={"inference": quick})
     found = []
     for uid, score in score_cases(networks, drawn, cache, config, device):
         to_voxel = np.linalg.inv(by_uid[uid].affine)
