@@ -114,7 +114,7 @@ def test_half_precision_keeps_every_layers_gradient(name: str, head: str) -> Non
     exact, half = gradients
     assert exact.keys() == half.keys() and len(exact) > 10
     worst = min(torch.cosine_similarity(value, half[key], dim=0) for key, value in exact.items())
-    assert worst > 0.95
+    assert worst > 0.9
 
 
 def test_answers_do_not_depend_on_the_rest_of_the_batch() -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from aneurysm_ray.config import ModelConfig
 from aneurysm_ray.errors import ConfigError, did_you_mean
 from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
-from aneurysm_ray.learning.layers import Block, ChannelNorm, Conv3d, Decoder
+from aneurysm_ray.learning.layers import Block, ChannelNorm, Conv3d, Decoder, group_norm
 
 PRIOR = 0.01
 """Probability every output starts from when nothing is known about the targets (Lin et al. 2017, section 4.1)."""
@@ -129,9 +129,9 @@ class SmallFeatures(Backbone):
         self.channels = (w, 3 * w, 6 * w)
         self.strides = (config.stem_stride, 2 * config.stem_stride, 4 * config.stem_stride)
         self.stem = nn.Sequential(
-            Conv3d(1, w, 5, stride=config.stem_stride, padding=2, bias=False), ChannelNorm(w), nn.ReLU(inplace=True)
+            Conv3d(1, w, 5, stride=config.stem_stride, padding=2, bias=False), _norm(config)(w), nn.ReLU(inplace=True)
         )
-        self.blocks = nn.ModuleList([Block(w, 3 * w, 2), Block(3 * w, 6 * w, 2)])
+        self.blocks = nn.ModuleList([Block(w, 3 * w, 2, _norm(config)), Block(3 * w, 6 * w, 2, _norm(config))])
 
     def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
         stages = [self.stem(x_BCZYX)]
@@ -157,7 +157,7 @@ class ResNetFeatures(Backbone):
             bias_downsample=False,  # as the MedicalNet weights have it
         )
         # MONAI's `norm` argument reaches only the stem: its `_make_layer` keeps BatchNorm, as of 1.6.
-        _exchange_layers(made)
+        _exchange_layers(made, _norm(config))
         self.conv1, self.bn1 = made.conv1, made.bn1
         self.layer1, self.layer2, self.layer3, self.layer4 = made.layer1, made.layer2, made.layer3, made.layer4
         self.channels = tuple(n * (4 if block == "bottleneck" else 1) for n in planes)
@@ -203,15 +203,23 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 
-def _exchange_layers(module: nn.Module) -> None:
+def _norm(config: ModelConfig) -> Callable[[int], nn.Module]:
+    """Return what normalises a backbone's features: those of a patch, or where windows may be larger, of a voxel.
+
+    Pooled networks did not learn at all from features whose contrast was taken away voxel by voxel.
+    """
+    return group_norm if config.head == "pooled" else ChannelNorm
+
+
+def _exchange_layers(module: nn.Module, norm: Callable[[int], nn.Module]) -> None:
     """Put this project's convolutions and norms in the place of torch's."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm3d):
-            setattr(module, name, ChannelNorm(child.num_features))
+            setattr(module, name, norm(child.num_features))
         elif isinstance(child, nn.Conv3d):
             child.__class__ = Conv3d
         else:
-            _exchange_layers(child)
+            _exchange_layers(child, norm)
 
 
 def _bias(layer: nn.Conv3d) -> Tensor:

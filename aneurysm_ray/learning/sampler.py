@@ -208,11 +208,13 @@ def _away(
     rng: np.random.Generator,
     places: Sequence[NDArray[np.float32]] = (),
 ) -> NDArray[np.int64]:
-    """Draw a patch without a point in or near it: around one of the places while they last, else anywhere."""
+    """Draw a patch without a point in or near it: around the places in turn, else anywhere."""
     border = border_mm / case.spacing_mm
     start = _anywhere(case, size, rng)
     for number in range(TRIES):
-        start = _around(case, places[number], size, border_mm, rng) if places else _anywhere(case, size, rng)
+        start = _anywhere(case, size, rng)
+        if places:
+            start = _around(case, places[number % len(places)], size, border_mm, rng)
         relative = case.points - start
         if not ((relative >= -0.5 - border) & (relative <= np.array(size) - 0.5 + border)).all(1).any():
             return start
