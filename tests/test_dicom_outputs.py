@@ -17,7 +17,7 @@ from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, generate_uid
 from pydicom.valuerep import DSfloat
 
 from aneurysm_ray.data.outputs import nifti, seg, sr
-from aneurysm_ray.data.slices import SourceSlices
+from aneurysm_ray.data.points import SourceSlices
 
 ROWS, COLUMNS, SLICES = 24, 32, 10
 SPACING_MM = (3.0, 0.9, 0.7)

@@ -190,7 +190,7 @@ from importlib.machinery import PathFinder
 
 class Poison:
     def find_spec(self, name, path=None, target=None):
-        if name != "aneurysm_ray.data.series":
+        if name != "aneurysm_ray.data.work":
             return None
         spec = PathFinder.find_spec(name, path)
         run = spec.loader.exec_module

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from aneurysm_ray.data.resample import Frame, frame_of, resample, weights
+from aneurysm_ray.data.resample import Axes, frame_of, resample, weights
 from aneurysm_ray.data.volume import Volume
 from aneurysm_ray.errors import SeriesError
 
 
 def frame(
     slices_mm: NDArray[np.float64], pitch: tuple[float, float], rows_mm: object = 0.0, columns_mm: object = 0.0
-) -> Frame:
+) -> Axes:
     zeros = np.zeros(len(slices_mm))
-    return Frame(np.eye(3)[::-1], slices_mm, zeros + rows_mm, zeros + columns_mm, pitch)
+    return Axes(np.eye(3)[::-1], slices_mm, zeros + rows_mm, zeros + columns_mm, pitch)
 
 
 def grid(count: int, spacing: float, wanted: int) -> tuple[NDArray[np.float64], float]:
@@ -24,7 +24,7 @@ def grid(count: int, spacing: float, wanted: int) -> tuple[NDArray[np.float64], 
 
 def collect(
     voxels: NDArray[np.generic],
-    where: Frame,
+    where: Axes,
     shape: tuple[int, int, int],
     spacing: tuple[float, float, float],
     **kwargs: object,

@@ -20,7 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydicom.filereader import read_partial
 
-from aneurysm_ray.data.dicom.sources import is_archive
+from aneurysm_ray.data.dicom.archives import is_archive
 from aneurysm_ray.errors import DatasetError, did_you_mean
 from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
 

@@ -20,9 +20,9 @@ import pandas as pd
 
 from aneurysm_ray.data import dataset
 from aneurysm_ray.data.dataset import SeriesEntry
+from aneurysm_ray.data.dicom.archives import ARCHIVES, is_archive
 from aneurysm_ray.data.dicom.files import list_files
-from aneurysm_ray.data.dicom.sources import ARCHIVES, is_archive
-from aneurysm_ray.data.storage import join
+from aneurysm_ray.data.urls import join
 from aneurysm_ray.errors import DatasetError, SeriesError
 
 HEADER_BYTES = 256 * 1024

@@ -15,7 +15,7 @@ from aneurysm_ray.config import VolumeConfig
 from aneurysm_ray.data.dataset import Localizer
 from aneurysm_ray.data.dicom.localizers import locate, to_patient_mm
 from aneurysm_ray.data.region import head_box, patient_axes, tissue_threshold
-from aneurysm_ray.data.resample import Frame, frame_of, resample
+from aneurysm_ray.data.resample import Axes, frame_of, resample
 from aneurysm_ray.data.store import Point, PreparedVolume
 from aneurysm_ray.data.volume import Volume
 from aneurysm_ray.labels import LABELS
@@ -87,7 +87,7 @@ def _centres(low: float, high: float, spacing: float) -> NDArray[np.float64]:
 
 
 def _affine(
-    frame: Frame,
+    frame: Axes,
     axes: tuple[int, int, int],
     signs: tuple[int, int, int],
     targets_mm: tuple[NDArray[np.float64], ...],

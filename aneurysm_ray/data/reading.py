@@ -6,7 +6,7 @@ from pathlib import Path
 
 from aneurysm_ray.config import VolumeConfig
 from aneurysm_ray.data import dicom, preprocess, store
-from aneurysm_ray.data.slices import SourceSlices, source_slices
+from aneurysm_ray.data.points import SourceSlices, source_slices
 from aneurysm_ray.data.store import PreparedVolume
 from aneurysm_ray.errors import RunDirError, SeriesError
 

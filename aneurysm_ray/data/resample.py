@@ -1,6 +1,6 @@
 """Antialiased separable resampling of slices in space onto a regular grid, on their true positions.
 
-A series is a stack of parallel slices: `Frame` gives each slice's place along the slice normal and its shift within
+A series is a stack of parallel slices: `Axes` gives each slice's place along the slice normal and its shift within
 the slice plane, so uneven spacing and gantry tilt are ordinary input. Every slice is resampled within its plane with
 its own shift, then the results are blended along the normal with weights of the true positions: one pass, no second
 blur.
@@ -27,7 +27,7 @@ SHIFT_TOLERANCE_MM = 0.01
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class Axes:
     """A series' own axes: 0 along the slice normal, 1 along columns of pixels (rows change), 2 along rows of pixels.
 
     Voxel (k, r, c) lies at (slices_mm[k], rows_mm[k] + r · pitch_mm[0], columns_mm[k] + c · pitch_mm[1]) on these axes,
@@ -60,7 +60,7 @@ class Frame:
         )
 
 
-def frame_of(volume: Volume) -> Frame:
+def frame_of(volume: Volume) -> Axes:
     """Return a volume's own axes. Raises SeriesError (`no_geometry`) when two slices lie at one position."""
     row, column = volume.affine[:3, 1], volume.affine[:3, 2]
     pitch = float(np.linalg.norm(row)), float(np.linalg.norm(column))
@@ -73,7 +73,7 @@ def frame_of(volume: Volume) -> Frame:
     slices = volume.origins_mm @ normal
     if len(slices) < 2 or np.diff(slices).min() <= 0:
         raise SeriesError("no_geometry", f"{volume.series_uid}: slices do not lie one after another along their normal")
-    return Frame(np.array([normal, v, u]), slices, volume.origins_mm @ v, volume.origins_mm @ u, pitch)
+    return Axes(np.array([normal, v, u]), slices, volume.origins_mm @ v, volume.origins_mm @ u, pitch)
 
 
 def weights(source_mm: Positions, target_mm: Positions, spacing_mm: float) -> tuple[NDArray[np.intp], Positions]:
@@ -148,7 +148,7 @@ class _PlaneAxis:
 
 def resample(
     voxels: NDArray[np.int16] | NDArray[np.float32],
-    frame: Frame,
+    frame: Axes,
     targets_mm: tuple[Positions, Positions, Positions],
     spacing_mm: tuple[float, float, float],
     *,

@@ -19,7 +19,7 @@ import ray.data
 import torch
 
 from aneurysm_ray import overrides, provenance, rundir
-from aneurysm_ray.data import sources, store
+from aneurysm_ray.data import catalogue, store
 from aneurysm_ray.distributed import progress, scoring, session
 from aneurysm_ray.distributed.scoring import Item, Order
 from aneurysm_ray.errors import DatasetError, RequestError
@@ -90,7 +90,7 @@ def find(paths: Sequence[str]) -> tuple[list[Item], list[str]]:
                 items.append(_item((path / str(row["path"])).absolute(), row["series_uid"], row["bytes"]))
         elif path.is_dir():
             try:
-                found, said = sources.find_sources(text)
+                found, said = catalogue.find_sources(text)
             except DatasetError:
                 # Tables that are wrong are the user's to mend; a folder without series is a series that is empty.
                 if any((path / name).exists() for name in ("train.csv", "train_localizers.csv")):

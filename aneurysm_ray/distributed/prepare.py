@@ -26,11 +26,11 @@ from ray.util.annotations import RayDeprecationWarning
 
 from aneurysm_ray import __version__, rundir
 from aneurysm_ray.config import Config
-from aneurysm_ray.data import series, sources, storage, store
+from aneurysm_ray.data import catalogue, store, urls, work
 from aneurysm_ray.data.guard import Guard
-from aneurysm_ray.data.privacy import patient_key
-from aneurysm_ray.data.series import Task
-from aneurysm_ray.data.storage import OutputError
+from aneurysm_ray.data.identity import patient_key
+from aneurysm_ray.data.urls import OutputError
+from aneurysm_ray.data.work import Task
 from aneurysm_ray.distributed import estimate, session
 from aneurysm_ray.distributed.progress import Status, shown
 from aneurysm_ray.distributed.room import workers_on
@@ -73,10 +73,10 @@ def prepare(data: str, out: str, config: Config, *, dry_run: bool = False) -> Pr
     the data disappear; KeyboardInterrupt after Ctrl-C, with the tables of what is done written.
     """
     begun = time.monotonic()
-    out = out if storage.is_url(out) else os.path.abspath(out)
-    data = data if storage.is_url(data) else os.path.abspath(data)
+    out = out if urls.is_url(out) else os.path.abspath(out)
+    data = data if urls.is_url(data) else os.path.abspath(data)
     volume = config.volume.model_dump(mode="json")
-    found, notes = sources.find_sources(data)
+    found, notes = catalogue.find_sources(data)
     for note in notes:
         log.info("%s", note)
     if dry_run:
@@ -118,10 +118,10 @@ def prepare(data: str, out: str, config: Config, *, dry_run: bool = False) -> Pr
 
 def _done_and_left(tasks: Sequence[Task]) -> tuple[dict[str, dict[str, Any]], list[Task]]:
     """Return the statuses of the series that are done, by key, and the tasks that are not."""
-    with ThreadPoolExecutor(sources.LISTING_THREADS) as pool:
+    with ThreadPoolExecutor(catalogue.LISTING_THREADS) as pool:
         # With a digest of the content the workers find out, as they must read the files for it.
         there = list(
-            pool.map(lambda task: None if task.hash_content else series.done_already(task, task.source.digest), tasks)
+            pool.map(lambda task: None if task.hash_content else work.done_already(task, task.source.digest), tasks)
         )
     done = {status["key"]: status for status in there if status is not None}
     return done, [task for task in tasks if task.source.key not in done]
@@ -129,10 +129,10 @@ def _done_and_left(tasks: Sequence[Task]) -> tuple[dict[str, dict[str, Any]], li
 
 def _check_same_settings(out: str, volume: dict[str, Any], key: str) -> None:
     """Raise RunDirError when `out` holds something else, or a set made with other settings or another patient key."""
-    text = storage.read_bytes(storage.join(out, rundir.PREPARE))
+    text = urls.read_bytes(urls.join(out, rundir.PREPARE))
     if text is None:
-        foreign = os.path.isdir(out) and os.listdir(out) and not os.path.isdir(storage.join(out, series.STATUS))
-        if not storage.is_url(out) and foreign:
+        foreign = os.path.isdir(out) and os.listdir(out) and not os.path.isdir(urls.join(out, work.STATUS))
+        if not urls.is_url(out) and foreign:
             raise RunDirError(f"{out} is not empty and holds no prepared set; choose another OUT")
         return
     try:
@@ -162,7 +162,7 @@ def _fingerprint(key: str) -> str:
 def _begin(out: str, described: dict[str, Any]) -> None:
     """Write the set's description, which shows that `out` can be written. Raises RequestError when it cannot."""
     try:
-        storage.write_bytes(storage.join(out, rundir.PREPARE), _json({**described, "complete": False}))
+        urls.write_bytes(urls.join(out, rundir.PREPARE), _json({**described, "complete": False}))
     except OutputError as error:
         raise RequestError(str(error)) from error
 
@@ -198,7 +198,7 @@ def _run(tasks: Sequence[Task], config: Config, data: str) -> Iterator[dict[str,
             )
             yield status
     for task in left.values():
-        yield series.reject(
+        yield work.reject(
             task, SeriesError("crash", "its worker died, and so did those that tried again"), task.source.digest
         )
 
@@ -280,17 +280,17 @@ class _Preparer:
         task = Task.from_json(row["task"])
         try:
             try:
-                status = self.guard.run(series.prepare, task, timeout_seconds=self.timeout_seconds)
+                status = self.guard.run(work.prepare, task, timeout_seconds=self.timeout_seconds)
             except SeriesError as error:
                 told = SeriesError(error.reason, f"{task.source.key}: {error}")
-                status = series.reject(task, told, task.source.digest)
+                status = work.reject(task, told, task.source.digest)
         except OutputError as error:
             return {"failed": str(error), "status": ""}
         return {"status": json.dumps(status), "failed": ""}
 
 
 def _check_data_is_there(data: str) -> None:
-    if not storage.is_url(data) and not os.path.isdir(data):
+    if not urls.is_url(data) and not os.path.isdir(data):
         raise AneurysmRayError(f"{data} disappeared; mount it again and run the same command to go on")
 
 
@@ -298,7 +298,7 @@ def _write_tables(
     out: str,
     described: dict[str, Any],
     statuses: Collection[dict[str, Any]],
-    found: Sequence[sources.Source],
+    found: Sequence[catalogue.Source],
     kept: int,
     notes: Sequence[str],
     begun: float,
@@ -311,13 +311,13 @@ def _write_tables(
         [(status["series_uid"], status["key"], status["reason"], status["message"]) for status in rejected],
         columns=["series_uid", "path", "reason", "message"],
     )
-    removed = _removed(out, {series.status_path(out, source.key) for source in found})
-    if not storage.is_url(out):
-        for location in storage.files_below(out):
+    removed = _removed(out, {work.status_path(out, source.key) for source in found})
+    if not urls.is_url(out):
+        for location in urls.files_below(out):
             if location.endswith(".tmp"):
-                storage.remove(location)
-    storage.write_bytes(storage.join(out, rundir.VOLUMES), store.encode_table(rows))
-    storage.write_bytes(storage.join(out, rundir.REJECTED), table.to_csv(index=False).encode())
+                urls.remove(location)
+    urls.write_bytes(urls.join(out, rundir.VOLUMES), store.encode_table(rows))
+    urls.write_bytes(urls.join(out, rundir.REJECTED), table.to_csv(index=False).encode())
     summary = PrepareSummary(len(rows), len(rejected), kept, removed, tuple(notes), time.monotonic() - begun)
     reasons = dict(Counter(str(status["reason"]) for status in rejected).most_common())
     log.info("%s volumes, %s series rejected", f"{len(rows):,}", f"{len(rejected):,}")
@@ -335,12 +335,12 @@ def _write_tables(
         "notes": list(notes),
         "seconds": round(summary.seconds, 1),
     }
-    storage.write_bytes(storage.join(out, rundir.PREPARE), _json({**described, **facts}))
+    urls.write_bytes(urls.join(out, rundir.PREPARE), _json({**described, **facts}))
     return summary
 
 
 def _removed(out: str, expected: set[str]) -> tuple[str, ...]:
     """Return the keys of series that the set has a status of and the data set has no more."""
-    there = storage.files_below(storage.join(out, series.STATUS))
-    stray = (series.read_status(location) for location in there if location not in expected)
+    there = urls.files_below(urls.join(out, work.STATUS))
+    stray = (work.read_status(location) for location in there if location not in expected)
     return tuple(sorted(status["key"] for status in stray if status is not None))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from aneurysm_ray.data.dicom.archives import open_source
 from aneurysm_ray.data.dicom.assemble import Assembled, assemble
 from aneurysm_ray.data.dicom.files import OpenFiles
 from aneurysm_ray.data.dicom.frames import Frame, describe_frame, describe_pixels, image_type
@@ -12,7 +13,6 @@ from aneurysm_ray.data.dicom.layouts import Layouts
 from aneurysm_ray.data.dicom.multiframe import grouped_frames, has_groups, stacked_frames
 from aneurysm_ray.data.dicom.problems import BadFile, Dropped, quality_code, refuse
 from aneurysm_ray.data.dicom.quality import QUALITY
-from aneurysm_ray.data.dicom.sources import open_source
 from aneurysm_ray.data.volume import Volume
 from aneurysm_ray.errors import SeriesError
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from aneurysm_ray.data.dicom.archives import open_source
 from aneurysm_ray.data.dicom.files import OpenFiles
 from aneurysm_ray.data.dicom.reader import read_all
-from aneurysm_ray.data.dicom.sources import open_source
 from aneurysm_ray.errors import SeriesError
 
 

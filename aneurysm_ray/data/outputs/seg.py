@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from aneurysm_ray import __version__
 from aneurysm_ray.data.outputs.evidence import EQUIPMENT, completed
-from aneurysm_ray.data.slices import SourceSlices
+from aneurysm_ray.data.points import SourceSlices
 
 FLOOR = 0.02
 """Probabilities below this become 0, so that slices without a finding need no frame."""

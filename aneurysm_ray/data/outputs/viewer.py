@@ -8,9 +8,9 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from aneurysm_ray.data.dicom.sources import open_source
+from aneurysm_ray.data.dicom.archives import open_source
 from aneurysm_ray.data.outputs import nifti, seg, sr
-from aneurysm_ray.data.slices import SourceSlices
+from aneurysm_ray.data.points import SourceSlices
 
 REPORT = "candidates.sr.dcm"
 SEGMENTATION = "heatmap.seg.dcm"

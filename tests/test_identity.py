@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aneurysm_ray.data.privacy import key_path, patient_hash, patient_key
+from aneurysm_ray.data.identity import key_path, patient_hash, patient_key
 from aneurysm_ray.errors import RequestError
 
 

@@ -22,7 +22,7 @@ from aneurysm_ray.data import places
 from aneurysm_ray.data.dataset import Localizer, SeriesEntry
 from aneurysm_ray.data.dicom import scan_series
 from aneurysm_ray.data.dicom.files import list_files
-from aneurysm_ray.data.storage import is_url
+from aneurysm_ray.data.urls import is_url
 from aneurysm_ray.errors import DatasetError, SeriesError
 
 LISTING_THREADS = 32

@@ -11,7 +11,7 @@ import os
 import secrets
 from pathlib import Path
 
-from aneurysm_ray.data.storage import is_url
+from aneurysm_ray.data.urls import is_url
 from aneurysm_ray.errors import RequestError
 
 

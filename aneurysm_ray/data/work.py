@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from aneurysm_ray.config import VolumeConfig
-from aneurysm_ray.data import picture, places, sources, storage, store
+from aneurysm_ray.data import catalogue, picture, places, store, urls
 from aneurysm_ray.data.dataset import Localizer
 from aneurysm_ray.data.dicom import read_series
+from aneurysm_ray.data.identity import patient_hash
 from aneurysm_ray.data.preprocess import prepare_series
-from aneurysm_ray.data.privacy import patient_hash
 from aneurysm_ray.data.volume import Volume
 from aneurysm_ray.errors import SeriesError
 
@@ -35,7 +35,7 @@ RETRIED_REASONS = frozenset({"timeout", "memory", "crash", "vanished"})
 class Task:
     """What a worker needs to know to prepare one series; plain values, so that it travels as JSON."""
 
-    source: sources.Source
+    source: catalogue.Source
     out: str
     volume: dict[str, Any]
     """`config.volume` as JSON values."""
@@ -55,13 +55,13 @@ class Task:
         source = fields["source"]
         source["points"] = tuple(Localizer(**point) for point in source["points"])
         source["targets"] = tuple(source["targets"])
-        return Task(**{**fields, "source": sources.Source(**source)})
+        return Task(**{**fields, "source": catalogue.Source(**source)})
 
 
 def status_path(out: str, key: str) -> str:
     """Return where the status of the series with this key lies in a set."""
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
-    return storage.join(out, f"{STATUS}/{name[:2]}/{name}.json")
+    return urls.join(out, f"{STATUS}/{name[:2]}/{name}.json")
 
 
 def volume_identity(volume: dict[str, Any]) -> str:
@@ -79,12 +79,12 @@ def done_already(task: Task, digest: str) -> dict[str, Any] | None:
     row = status["row"]
     if task.source.series_uid not in (None, row["series_uid"]):
         return None
-    return status if storage.size_of(storage.join(task.out, row["path"])) == row["bytes"] else None
+    return status if urls.size_of(urls.join(task.out, row["path"])) == row["bytes"] else None
 
 
 def read_status(location: str) -> dict[str, Any] | None:
     """Return a status, or None where there is none or it is damaged."""
-    data = storage.read_bytes(location)
+    data = urls.read_bytes(location)
     try:
         status = json.loads(data) if data else None
     except ValueError:
@@ -106,7 +106,7 @@ def prepare(task: Task) -> dict[str, Any]:
             )
         with _local(source) as path:
             if task.hash_content:
-                digest = sources.content_digest(path, source)
+                digest = catalogue.content_digest(path, source)
             if (status := done_already(task, digest)) is not None:
                 return status
             try:
@@ -134,8 +134,8 @@ def _store(task: Task, volume: Volume, digest: str) -> dict[str, Any]:
         source_digest=digest,
     )
     data = store.encode(prepared, volume_identity(task.volume))
-    storage.write_bytes(storage.join(task.out, store.volume_path(uid)), data)
-    storage.write_bytes(storage.join(task.out, store.picture_path(uid)), picture.draw(prepared, settings))
+    urls.write_bytes(urls.join(task.out, store.volume_path(uid)), data)
+    urls.write_bytes(urls.join(task.out, store.picture_path(uid)), picture.draw(prepared, settings))
     return _write(task, digest, {"row": store.table_row(prepared, len(data))})
 
 
@@ -149,7 +149,7 @@ def _write(task: Task, digest: str, found: dict[str, Any]) -> dict[str, Any]:
     status = {"key": task.source.key, "digest": digest, "volume": task.volume, **found}
     location = status_path(task.out, task.source.key)
     _remove_stale(task.out, read_status(location), found)
-    storage.write_bytes(location, json.dumps(status, sort_keys=True).encode() + b"\n")
+    urls.write_bytes(location, json.dumps(status, sort_keys=True).encode() + b"\n")
     return status
 
 
@@ -157,14 +157,14 @@ def _remove_stale(out: str, before: dict[str, Any] | None, found: dict[str, Any]
     """Remove the volume of a series that has another name now, or is none any more."""
     if before and "row" in before and before["row"]["series_uid"] != found.get("row", {}).get("series_uid"):
         uid = before["row"]["series_uid"]
-        storage.remove(storage.join(out, store.volume_path(uid)))
-        storage.remove(storage.join(out, store.picture_path(uid)))
+        urls.remove(urls.join(out, store.volume_path(uid)))
+        urls.remove(urls.join(out, store.picture_path(uid)))
 
 
 @contextmanager
-def _local(source: sources.Source) -> Iterator[Path]:
+def _local(source: catalogue.Source) -> Iterator[Path]:
     """Yield a path of the series on this machine: its own, or a copy fetched from an object store."""
-    if not storage.is_url(source.location):
+    if not urls.is_url(source.location):
         yield Path(source.location)
         return
     with tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as folder:
