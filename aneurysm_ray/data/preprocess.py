@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from aneurysm_ray.config import VolumeConfig
 from aneurysm_ray.data.dataset import Localizer
-from aneurysm_ray.data.dicom.localizers import locate, to_patient_mm
+from aneurysm_ray.data.points import locate, to_patient_mm
 from aneurysm_ray.data.region import head_box, patient_axes, tissue_threshold
 from aneurysm_ray.data.resample import Axes, frame_of, resample
 from aneurysm_ray.data.store import Point, PreparedVolume

@@ -33,7 +33,7 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 @dataclass(frozen=True)
-class Source:
+class SeriesFiles:
     """The files of a series."""
 
     files: tuple[str, ...]
@@ -62,14 +62,14 @@ def is_archive(path: Path) -> bool:
 
 
 @contextmanager
-def open_source(path: Path, at_most: int = MAX_FILES) -> Iterator[Source]:
+def open_series(path: Path, at_most: int = MAX_FILES) -> Iterator[SeriesFiles]:
     """Yield the files of a series; of an archive the first `at_most` are unpacked, into a folder that is removed again.
 
     Raises SeriesError: `bad_archive`, `vanished`, `no_files` or `too_large`.
     """
     if path.is_dir():
         files = list_files(path)
-        yield Source(tuple(files), len(files))
+        yield SeriesFiles(tuple(files), len(files))
     elif not path.is_file():
         raise SeriesError("vanished", f"{path}: there is no such folder or file")
     elif is_archive(path):
@@ -80,9 +80,9 @@ def open_source(path: Path, at_most: int = MAX_FILES) -> Iterator[Source]:
                 files = [_unpack(path, member, Path(folder), index) for index, member in enumerate(chosen)]
             except _DAMAGE as error:
                 raise SeriesError("bad_archive", f"{path}: cannot be unpacked: {error}") from error
-            yield Source(tuple(files), len(members), total)
+            yield SeriesFiles(tuple(files), len(members), total)
     else:
-        yield Source((str(path),), 1)
+        yield SeriesFiles((str(path),), 1)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from aneurysm_ray.data.dicom.files import OpenFiles, same_bytes
 from aneurysm_ray.data.dicom.frames import Frame
 from aneurysm_ray.data.dicom.geometry import dropped_frame
 from aneurysm_ray.data.dicom.pixels import Extremes, OpenPixels
-from aneurysm_ray.data.dicom.problems import BadFile, Dropped
+from aneurysm_ray.data.dicom.quality import BadFile, Dropped
 from aneurysm_ray.data.dicom.values import finish, fits_int16, is_integral, possible, scanned
 from aneurysm_ray.errors import SeriesError
 

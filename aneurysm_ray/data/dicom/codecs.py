@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydicom import uid
 from pydicom.encaps import generate_frames
 
-from aneurysm_ray.data.dicom.problems import BadFile
+from aneurysm_ray.data.dicom.quality import BadFile
 
 NATIVE = frozenset(
     str(syntax)

@@ -8,7 +8,7 @@ raises `Odd`, and pydicom reads that file instead.
 import struct
 from collections.abc import Iterator
 
-from aneurysm_ray.data.dicom.problems import Odd
+from aneurysm_ray.data.dicom.quality import Odd
 
 TRANSFER_SYNTAX = 0x0002_0010
 IMAGE_TYPE = 0x0008_0008

@@ -5,7 +5,7 @@ import re
 from functools import lru_cache
 from typing import TypeAlias
 
-from aneurysm_ray.data.dicom.problems import BadFile
+from aneurysm_ray.data.dicom.quality import BadFile
 
 SPACING_LIMITS_MM = (0.01, 50.0)
 """Pixel and slice spacings outside are taken for damage."""

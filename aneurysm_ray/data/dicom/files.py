@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from aneurysm_ray.data.dicom.problems import BadFile
+from aneurysm_ray.data.dicom.quality import BadFile
 from aneurysm_ray.errors import SeriesError
 
 MAX_FILES = 20_000

@@ -25,7 +25,7 @@ from aneurysm_ray.data.dicom.fields import (
     vector,
 )
 from aneurysm_ray.data.dicom.header import RawHeader
-from aneurysm_ray.data.dicom.problems import BadFile
+from aneurysm_ray.data.dicom.quality import BadFile
 
 MAX_PIXELS = 2**24
 """Rows x columns of one frame: 4096 x 4096; slices have at most 2048 x 2048."""

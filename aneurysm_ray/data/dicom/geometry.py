@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from aneurysm_ray.data.dicom.frames import Frame
 from aneurysm_ray.data.dicom.multiframe import AXIAL
-from aneurysm_ray.data.dicom.problems import Dropped
+from aneurysm_ray.data.dicom.quality import Dropped
 
 SAME_POSITION_MM = 0.01
 """Slices nearer along their normal stand at one position."""

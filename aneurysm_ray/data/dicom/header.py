@@ -25,7 +25,7 @@ from pydicom.uid import (
 from aneurysm_ray.data.dicom import elements as tags
 from aneurysm_ray.data.dicom.elements import UNDEFINED, Short, value_places, walk
 from aneurysm_ray.data.dicom.files import read_at
-from aneurysm_ray.data.dicom.problems import BadFile, Odd
+from aneurysm_ray.data.dicom.quality import BadFile, Odd
 
 META_START = 132
 """Offset of the file meta information, its length first, after the preamble and DICM (PS3.10 7.1)."""

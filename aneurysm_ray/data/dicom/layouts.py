@@ -12,7 +12,7 @@ import numpy as np
 
 from aneurysm_ray.data.dicom.elements import TRANSFER_SYNTAX, WANTED, value_places
 from aneurysm_ray.data.dicom.header import EXPLICIT, HEAD_BYTES, IMPLICIT, META_START, RawHeader, meta, read_header
-from aneurysm_ray.data.dicom.problems import BadFile
+from aneurysm_ray.data.dicom.quality import BadFile
 
 MAX_LAYOUTS = 16
 """Layouts that are learnt from one series; where they are more, learning costs more than it saves."""

@@ -20,7 +20,7 @@ from aneurysm_ray.data.dicom.fields import (
 )
 from aneurysm_ray.data.dicom.frames import Frame
 from aneurysm_ray.data.dicom.header import RawHeader
-from aneurysm_ray.data.dicom.problems import BadFile
+from aneurysm_ray.data.dicom.quality import BadFile
 
 AXIAL: Vector = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 

@@ -8,9 +8,9 @@ import numpy as np
 from aneurysm_ray.data.dicom.codecs import CODECS, Words, decode_frame, split_frames
 from aneurysm_ray.data.dicom.files import OpenFiles, read_at
 from aneurysm_ray.data.dicom.frames import Stored
-from aneurysm_ray.data.dicom.problems import BadFile
+from aneurysm_ray.data.dicom.quality import BadFile
 
-Source = int | bytes
+Readable = int | bytes
 
 
 class Extremes(NamedTuple):
@@ -29,7 +29,7 @@ class OpenPixels:
         """Open a file's pixels; raises BadFile where the file is not what its header was read from."""
         self.stored = stored
         self._compressed: list[memoryview] | None = None
-        self._source: Source
+        self._source: Readable
         if stored.body is not None:
             self._source = stored.body
             return
@@ -61,7 +61,7 @@ class OpenPixels:
         decode_frame(stored.syntax, self._compressed[index], out, stored.bits_allocated)
 
 
-def _read_native(stored: Stored, source: Source, index: int, out: Words) -> None:
+def _read_native(stored: Stored, source: Readable, index: int, out: Words) -> None:
     count = stored.rows * stored.columns * stored.bits_allocated // 8
     offset = stored.offset + index * count
     if stored.bits_allocated == 16:

@@ -1,9 +1,10 @@
 """Read one series of DICOM files into a volume."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from aneurysm_ray.data.dicom.archives import open_source
+from aneurysm_ray.data.dicom.archives import open_series
 from aneurysm_ray.data.dicom.assemble import Assembled, assemble
 from aneurysm_ray.data.dicom.files import OpenFiles
 from aneurysm_ray.data.dicom.frames import Frame, describe_frame, describe_pixels, image_type
@@ -11,8 +12,7 @@ from aneurysm_ray.data.dicom.geometry import choose, dropped_frame, place
 from aneurysm_ray.data.dicom.header import RawHeader
 from aneurysm_ray.data.dicom.layouts import Layouts
 from aneurysm_ray.data.dicom.multiframe import grouped_frames, has_groups, stacked_frames
-from aneurysm_ray.data.dicom.problems import BadFile, Dropped, quality_code, refuse
-from aneurysm_ray.data.dicom.quality import QUALITY
+from aneurysm_ray.data.dicom.quality import QUALITY, BadFile, Dropped, quality_code, refuse
 from aneurysm_ray.data.volume import Volume
 from aneurysm_ray.errors import SeriesError
 
@@ -34,7 +34,7 @@ def read_series(path: Path) -> Volume:
     Raises SeriesError where no volume of two slices or more comes of it: `single_slice`, or the commonest defect.
     """
     try:
-        with open_source(path) as source, OpenFiles() as opened:
+        with open_series(path) as source, OpenFiles() as opened:
             frames, dropped = read_all(source.files, opened)
             return volume_of(path, frames, dropped, opened)
     except MemoryError as error:
@@ -137,3 +137,45 @@ def _volume(path: Path, decoded: Assembled, dropped: list[Dropped]) -> Volume:
         padding=decoded.padding,
         dropped=tuple((Path(drop.file).name, drop.message) for drop in dropped),
     )
+
+
+@dataclass(frozen=True)
+class SeriesHeader:
+    """A series at a glance; everything but `files` and `bytes` is what the first readable image says."""
+
+    files: int
+    bytes: int
+    rows: int
+    columns: int
+    frames: int
+    """Images in all, taking every file for one like the first."""
+    modality: str
+    series_uid: str
+
+    @property
+    def voxel_bytes(self) -> int:
+        """Bytes of the volume in int16."""
+        return 2 * self.frames * self.rows * self.columns
+
+
+PROBED_FILES = 8
+"""Files that are tried for one readable header."""
+
+
+def scan_series(path: Path) -> SeriesHeader:
+    """Return what a series holds; raises SeriesError where none of its first files is an image."""
+    with open_series(path, at_most=PROBED_FILES) as source, OpenFiles() as opened:
+        for file in source.files[:PROBED_FILES]:
+            frames, _ = read_all([file], opened)
+            if frames:
+                stored = frames[0].stored
+                return SeriesHeader(
+                    files=source.count,
+                    bytes=source.bytes,
+                    rows=stored.rows,
+                    columns=stored.columns,
+                    frames=stored.frames * source.count,
+                    modality=frames[0].modality,
+                    series_uid=frames[0].series_uid,
+                )
+    raise SeriesError("no_images", f"{path}: none of its first {PROBED_FILES} files is a DICOM image")

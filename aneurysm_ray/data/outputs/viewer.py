@@ -8,7 +8,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from aneurysm_ray.data.dicom.archives import open_source
+from aneurysm_ray.data.dicom.archives import open_series
 from aneurysm_ray.data.outputs import nifti, seg, sr
 from aneurysm_ray.data.points import SourceSlices
 
@@ -49,7 +49,7 @@ def write_all(
 def _headers(source: Path, wanted: set[str]) -> list[Dataset]:
     """Return the headers of the images that the slices lie in, each instance once."""
     found: dict[str, Dataset] = {}
-    with open_source(source) as opened:
+    with open_series(source) as opened:
         for file in opened.files:
             try:
                 header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
