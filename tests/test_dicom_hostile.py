@@ -108,7 +108,7 @@ def test_a_volume_beyond_the_limit_is_refused_before_memory_is_taken(
 
 
 def test_memory_that_is_not_there_has_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise MemoryError
 
     folder = write_series(tmp_path, 3)

@@ -101,7 +101,7 @@ def content_digest(path: Path, source: Source) -> str:
     """Return the digest of a series' names and bytes and of what the tables know. Raises SeriesError (`vanished`)."""
     whole = hashlib.sha256(json.dumps(_known(source)).encode())
     try:
-        for file in list_files(path) if path.is_dir() else [str(path)]:
+        for file in list_files(path).files if path.is_dir() else (str(path),):
             whole.update(json.dumps([os.path.relpath(file, path), os.path.getsize(file)]).encode())
             with open(file, "rb") as stream:
                 while chunk := stream.read(2**20):

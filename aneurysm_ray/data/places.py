@@ -60,7 +60,7 @@ def on_file_system(root: Path) -> Found:
 
 def _listed_locally(location: str) -> Listing:
     try:
-        files = list_files(Path(location)) if os.path.isdir(location) else [location]
+        files = list_files(Path(location)).files if os.path.isdir(location) else (location,)
         stats = [(os.path.relpath(file, location), os.stat(file)) for file in files]
     except (SeriesError, OSError):
         return []

@@ -2,10 +2,12 @@
 
 import math
 import re
+import struct
 from functools import lru_cache
 from typing import TypeAlias
 
 from aneurysm_ray.data.dicom.quality import BadFile
+from aneurysm_ray.errors import shown
 
 SPACING_LIMITS_MM = (0.01, 50.0)
 """Pixel and slice spacings outside are taken for damage."""
@@ -83,7 +85,7 @@ def uid(values: dict[int, bytes], tag: int) -> str:
     """Return a UID that may stand in a path, empty where absent; raises BadFile for any other."""
     value = text(values, tag)
     if value and not _SAFE_UID.fullmatch(value):
-        raise BadFile("unsafe_path", f"has the UID {value[:80]!r}")
+        raise BadFile("unsafe_path", f"has as a UID {shown(value)}")
     return value
 
 
@@ -94,7 +96,7 @@ def number(value: str, name: str) -> float:
     except ValueError:
         result = math.nan
     if not math.isfinite(result):
-        raise BadFile("no_geometry", f"has {name} {value[:40]!r}")
+        raise BadFile("no_geometry", f"has as {name} {shown(value)}")
     return result
 
 
@@ -109,7 +111,7 @@ def vector(values: dict[int, bytes], tag: int, count: int) -> Vector | None:
         numbers = ()
     if len(numbers) != count or not all(map(math.isfinite, numbers)):
         raise BadFile(
-            "no_geometry", f"has {value[:40]!r} in ({tag >> 16:04x},{tag & 0xFFFF:04x}); {count} numbers are right"
+            "no_geometry", f"has {shown(value)} in ({tag >> 16:04x},{tag & 0xFFFF:04x}); {count} numbers are right"
         )
     return numbers
 
@@ -136,4 +138,11 @@ def decimal(values: dict[int, bytes], tag: int) -> float:
         result = float(text(values, tag) or 0)
     except ValueError:
         return 0.0
+    return result if math.isfinite(result) else 0.0
+
+
+def double(values: dict[int, bytes], tag: int, order: str) -> float:
+    """Return a binary double (VR FD), 0 where absent or damaged: it only ever tells images apart."""
+    value = values.get(tag, b"")
+    result = float(struct.unpack(f"{order}d", value)[0]) if len(value) == 8 else 0.0
     return result if math.isfinite(result) else 0.0

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.uid import ExplicitVRLittleEndian, JPEGLosslessSV1
 
 from aneurysm_ray.data.dicom import elements as tags
 from aneurysm_ray.data.dicom.codecs import CODECS, NATIVE
@@ -16,6 +17,7 @@ from aneurysm_ray.data.dicom.fields import (
     checked_slope,
     checked_spacing,
     decimal,
+    double,
     integer,
     number,
     orthonormal,
@@ -26,6 +28,7 @@ from aneurysm_ray.data.dicom.fields import (
 )
 from aneurysm_ray.data.dicom.header import RawHeader
 from aneurysm_ray.data.dicom.quality import BadFile
+from aneurysm_ray.errors import shown
 
 MAX_PIXELS = 2**24
 """Rows x columns of one frame: 4096 x 4096; slices have at most 2048 x 2048."""
@@ -67,6 +70,8 @@ class Stored:
     padding: tuple[int, int] | None
     """Smallest and largest stored value that mean: outside the scanned field."""
     inverted: bool
+    largest: int = 0
+    """Largest Image Pixel Value, 0 where it is not said."""
     lut: tuple[int, NDArray[np.int64]] | None = None
     """Modality LUT: first stored value mapped, and the entries."""
 
@@ -97,6 +102,8 @@ class Frame:
     temporal: int
     echo_ms: float
     b_value: float
+    marks: tuple[bytes | None, ...]
+    """Values of `elements.PASS_TAGS` as they were written."""
     notes: tuple[str, ...]
     """Keys of QUALITY that hold for this frame."""
 
@@ -114,8 +121,11 @@ PHOTOMETRICS = frozenset(
 """Photometric Interpretations that DICOM defines (PS3.3 C.7.6.3.1.2)."""
 
 
-def describe_pixels(path: str, raw: RawHeader, notes: list[str]) -> Stored:
-    """Return how a file's pixels are stored; raises BadFile for no greyscale slice or missing pixels."""
+def describe_pixels(path: str, raw: RawHeader, notes: list[str], *, alone: bool = False) -> Stored:
+    """Return how a file's pixels are stored; raises BadFile for no greyscale slice or missing pixels.
+
+    A file that is `alone` may be a multi-frame one that says nothing of it, and its length tells.
+    """
     values, order = raw.values, "<" if raw.little_endian else ">"
     samples = short(values, tags.SAMPLES_PER_PIXEL, order, 1)
     photometric = text(values, tags.PHOTOMETRIC).upper() or "MONOCHROME2"
@@ -134,9 +144,15 @@ def describe_pixels(path: str, raw: RawHeader, notes: list[str]) -> Stored:
     if not bits - 1 <= high_bit < allocated:
         high_bit = bits - 1
     if raw.syntax not in CODECS and raw.syntax not in NATIVE:
-        raise BadFile("unsupported", f"has transfer syntax {raw.syntax!r}")
-    encapsulated = raw.syntax in CODECS
-    frames = _frame_count(raw, rows * columns * allocated // 8, notes)
+        raise BadFile("unsupported", f"has transfer syntax {shown(raw.syntax)}")
+    encapsulated = raw.pixel_length == UNDEFINED
+    syntax = raw.syntax
+    if encapsulated != (syntax in CODECS):
+        # Archives decompress and compress without changing the file meta information: what is there counts. The code
+        # itself says which it is, see `codecs.kind_of`.
+        syntax = str(JPEGLosslessSV1) if encapsulated else str(ExplicitVRLittleEndian)
+        notes.append("syntax_misnamed")
+    frames = _frame_count(raw, encapsulated, notes, rows * columns * allocated // 8 if alone else 0)
     if frames > MAX_FRAMES or rows * columns * frames > MAX_FILE_PIXELS:
         raise BadFile("too_large", f"has {frames:,} frames of {rows} x {columns} pixels")
     _check_length(raw, rows * columns * allocated // 8 * frames, frames, encapsulated)
@@ -149,7 +165,7 @@ def describe_pixels(path: str, raw: RawHeader, notes: list[str]) -> Stored:
     return Stored(
         path=path,
         body=raw.body,
-        syntax=raw.syntax,
+        syntax=syntax,
         little_endian=raw.little_endian,
         words=raw.pixel_vr == b"OW" or raw.pixel_vr == b"",
         offset=raw.pixel_offset,
@@ -164,22 +180,26 @@ def describe_pixels(path: str, raw: RawHeader, notes: list[str]) -> Stored:
         signed=signed,
         padding=_padding(values, order, allocated, signed),
         inverted=inverted,
+        largest=short(values, tags.LARGEST_VALUE, order, 0),
         lut=_modality_lut(raw, signed, notes),
     )
 
 
-def _frame_count(raw: RawHeader, frame_bytes: int, notes: list[str]) -> int:
-    """Return Number of Frames, or what the functional groups or the pixel data's length imply where it is missing."""
+def _frame_count(raw: RawHeader, encapsulated: bool, notes: list[str], frame_bytes: int) -> int:
+    """Return Number of Frames, or what functional groups or the pixel data's length imply where it is missing.
+
+    The length counts only where `frame_bytes` is not 0: slices of a series may have bytes behind their pixels.
+    """
     declared = text(raw.values, tags.NUMBER_OF_FRAMES)
     if declared:
         frames = int(number(declared, "Number of Frames"))
         if frames < 1:
-            raise BadFile("no_images", f"has Number of Frames {declared!r}")
+            raise BadFile("no_images", f"has Number of Frames {shown(declared)}")
         return frames
     implied = 1
     if raw.dataset is not None and tags.PER_FRAME_GROUPS in raw.dataset:
         implied = len(raw.dataset[tags.PER_FRAME_GROUPS].value)
-    elif raw.syntax not in CODECS and raw.pixel_length % frame_bytes == 0:
+    elif frame_bytes and not encapsulated and raw.pixel_length % frame_bytes == 0:
         implied = raw.pixel_length // frame_bytes
     if implied > 1:
         notes.append("frames_assumed")
@@ -235,6 +255,26 @@ def _modality_lut(raw: RawHeader, signed: bool, notes: list[str]) -> tuple[int, 
     return first, entries.astype(np.int64)
 
 
+_DERIVED_CLASSES = {
+    "1.2.840.10008.5.1.4.1.1.30": "a parametric map",
+    "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
+    "1.2.840.10008.5.1.4.1.1.66.7": "a label map",
+    "1.2.840.10008.5.1.4.1.1.481.2": "a dose map",
+}
+_DERIVED_MODALITIES = {
+    **{"SEG": "a segmentation", "RTDOSE": "a dose map", "RTSTRUCT": "a set of contours", "REG": "a registration"},
+    **{"PR": "a presentation state", "KO": "a selection of images", "SR": "a report", "DOC": "a document"},
+}
+
+
+def refuse_derived(raw: RawHeader) -> None:
+    """Raise BadFile for an object that was made of images and is none, though it may have pixels and positions."""
+    name = _DERIVED_CLASSES.get(text(raw.values, tags.SOP_CLASS_UID))
+    name = name or _DERIVED_MODALITIES.get(text(raw.values, tags.MODALITY).upper())
+    if name:
+        raise BadFile("derived_objects", f"is {name}, no image")
+
+
 def image_type(raw: RawHeader) -> tuple[str, ...]:
     """Return Image Type in capitals; raises BadFile for a mosaic, whose slices have no places of their own."""
     kind = tuple(part.strip() for part in text(raw.values, tags.IMAGE_TYPE).upper().split("\\"))
@@ -275,7 +315,8 @@ def describe_frame(stored: Stored, raw: RawHeader, kind: tuple[str, ...], notes:
         instance=integer(values, tags.INSTANCE_NUMBER),
         temporal=integer(values, tags.TEMPORAL_POSITION),
         echo_ms=decimal(values, tags.ECHO_TIME),
-        b_value=0.0,
+        b_value=double(values, tags.B_VALUE, "<" if raw.little_endian else ">"),
+        marks=tuple(map(values.get, tags.PASS_TAGS)),
         notes=tuple(notes),
     )
 

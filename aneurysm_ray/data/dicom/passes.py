@@ -1,0 +1,363 @@
+"""The passes of a stack: frames that belong together, told apart before anybody asks where they stand.
+
+A series may hold several reconstructions, contrast phases, energies, echoes, time points, a repeat after the patient
+moved. A volume is one pass. `passes` splits a stack by what the headers say - each `_MARK` in turn - and, where images
+still share their positions, by where their pictures lie in their planes and by the order in which they were made. Parts
+of one scan that follow each other along the normal, and packages of slices that lie between each other, stay together.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aneurysm_ray.data.dicom import elements as tags
+from aneurysm_ray.data.dicom.frames import Frame
+from aneurysm_ray.data.volume import typical_step_mm
+
+SAME_POSITION_MM = 0.01
+"""Slices nearer along their normal stand at one position."""
+NEAR = 0.3
+"""Share of a stack's typical step within which two images of different passes show the same slice."""
+EVEN_RTOL, EVEN_ATOL_MM = 0.05, 0.02
+"""Steps between slices that differ from the median by less are even; positions are often rounded to 0.01 mm."""
+THICK = 1.5
+"""Packages that lie between each other have slices no thicker than so many steps of the whole."""
+SHIFT_MM = 0.1
+"""Images of one slice whose first pixels lie farther apart in the plane are of two passes."""
+WHOLE = 0.9
+"""Share of the positions that an order of frames must put into its best pass to be believed."""
+REPEATED = 0.5
+"""Share of positions with two images or more above which a stack holds a second pass, and not a few repeated slices."""
+SLAB_OVERLAP = 0.2
+"""Share of the shorter of two MR slabs that may overlap with the other and be taken from one of them."""
+MAX_GROUPS, MAX_KINDS = 10_000, 100
+"""Values of a mark, ordered or not, beyond which it is noise: comparing every pair would take minutes."""
+
+Positions = NDArray[np.float64]
+
+
+def normal_of(frame: Frame) -> Positions:
+    """Return the slice normal: row direction x column direction (PS3.3 C.7.6.2.1.1)."""
+    assert frame.orientation is not None
+    a, b, c, d, e, f = frame.orientation
+    return np.array((b * f - c * e, c * d - a * f, a * e - b * d))
+
+
+def distances_mm(frames: Sequence[Frame]) -> Positions:
+    """Return each frame's position along the normal of the first one."""
+    return np.array([frame.position_mm for frame in frames]) @ normal_of(frames[0])
+
+
+def order(frame: Frame) -> tuple[int, int, str, int]:
+    """Return by what images of equal standing are ordered."""
+    return frame.acquisition, frame.instance, frame.stored.path, frame.index
+
+
+def positions(frames: Sequence[Frame]) -> int:
+    """Return at how many positions a stack's frames stand."""
+    return len(_distinct(distances_mm(frames), SAME_POSITION_MM)) if frames else 0
+
+
+def _distinct(distances: Positions, tolerance_mm: float) -> Positions:
+    """Return sorted distances, each farther than the tolerance from the last one kept."""
+    kept: list[float] = []
+    for distance in np.sort(distances).tolist():
+        if not kept or distance - kept[-1] > tolerance_mm:
+            kept.append(distance)
+    return np.array(kept)
+
+
+def passes(frames: list[Frame]) -> list[list[Frame]]:
+    """Return the passes of a stack: frames of one matrix, spacing and orientation, all with positions."""
+    found = [frames]
+    if positions(frames) < 2:
+        return found
+    for mark in _MARKS:
+        found = [part for whole in found for part in _split(whole, mark)]
+    found = [part for whole in found for part in _by_place(whole)]
+    for mark in _ORDERS:
+        found = [part for whole in found for part in _split(whole, mark) if part]
+    return found
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """Something that a header says of a frame, by which passes are told apart."""
+
+    of: Callable[[Frame], Hashable]
+    joins: bool = True
+    """Groups that lie one after another along the normal are parts of one scan, such as the steps of a table."""
+    weaves: bool = False
+    """Groups that lie between each other in even steps are packages of one scan."""
+    ordered: bool = False
+    """Values grow from pass to pass: a group joins the pass before it or begins another."""
+    repeats: bool = False
+    """It counts only where most positions have several images."""
+
+
+def _text(tag: int) -> Callable[[Frame], Hashable]:
+    place = tags.PASS_TAGS.index(tag)
+
+    def of(frame: Frame) -> Hashable:
+        value = frame.marks[place]
+        return value.strip(b"\0 ").upper() if value else b""
+
+    return of
+
+
+def _number(tag: int) -> Callable[[Frame], float]:
+    """Return a reader of a number or time, whatever it is written like; -1 where there is none."""
+    place = tags.PASS_TAGS.index(tag)
+
+    def of(frame: Frame) -> float:
+        try:
+            return float((frame.marks[place] or b"-1").strip(b"\0 ").replace(b":", b""))
+        except ValueError:
+            return -1.0
+
+    return of
+
+
+rescale_type = _text(tags.RESCALE_TYPE)
+kernel = _text(tags.KERNEL)
+contrast_agent = _text(tags.CONTRAST_AGENT)
+_UNITS = {b"": b"", b"HU": b"", b"US": b""}
+_time = _number(tags.ACQUISITION_TIME)
+
+
+def units(frame: Frame) -> Hashable:
+    """Return what a frame's values are measured in, empty for Hounsfield and unspecified units (PS3.3 C.11.1.1.2)."""
+    named = rescale_type(frame)
+    return _UNITS.get(named, named) if isinstance(named, bytes) else named
+
+
+_MARKS = (
+    _Mark(_text(tags.SERIES_NUMBER), joins=False),
+    _Mark(units, joins=False),
+    _Mark(lambda frame: frame.temporal, joins=False),
+    _Mark(lambda frame: frame.kind[2:] if frame.modality == "CT" else ()),
+    _Mark(lambda frame: frame.kind[:2] if frame.modality == "CT" else frame.kind, weaves=True),
+    _Mark(lambda frame: round(frame.echo_ms, 1)),
+    _Mark(lambda frame: frame.b_value),
+    _Mark(kernel),
+    _Mark(contrast_agent),
+    _Mark(_number(tags.KVP)),
+    _Mark(_number(tags.INVERSION_TIME)),
+    _Mark(_number(tags.FLIP_ANGLE)),
+    _Mark(lambda frame: frame.stored.path if frame.stored.frames > 1 else "", weaves=True),
+    _Mark(_number(tags.SLICE_THICKNESS), weaves=True),
+    _Mark(lambda frame: frame.acquisition, weaves=True, ordered=True),
+    _Mark(_number(tags.TRIGGER_TIME), weaves=True, ordered=True),
+    _Mark(_time, weaves=True, ordered=True),
+    _Mark(_number(tags.ACQUISITION_DATETIME), weaves=True, ordered=True),
+)
+"""What tells passes apart, wherever their frames stand."""
+
+_ORDERS = (
+    _Mark(_number(tags.CONTENT_TIME), ordered=True, repeats=True),
+    _Mark(lambda frame: frame.instance, ordered=True, repeats=True),
+    _Mark(lambda frame: frame.stored.path.rpartition("/")[0], repeats=True),
+    _Mark(lambda frame: (frame.stored.path, frame.index), ordered=True, repeats=True),
+    _Mark(lambda frame: _numbers(frame.sop_uid), ordered=True, repeats=True),
+)
+"""Orders in which frames were made, the last resort where most positions have several images and no mark tells why."""
+
+
+def _numbers(uid: str) -> tuple[tuple[int, str], ...]:
+    return tuple((len(part), part) for part in uid.split("."))
+
+
+class _Group:
+    """Frames with one value of a mark, along the normal."""
+
+    def __init__(self, value: Hashable, frames: list[Frame], at_mm: Positions) -> None:
+        self.value = value
+        self.keep(frames, at_mm)
+
+    def keep(self, frames: list[Frame], at_mm: Positions) -> None:
+        """Hold these frames, at these places, and no others."""
+        self.frames, self.at_mm = frames, at_mm
+        self.low, self.high = float(at_mm.min()), float(at_mm.max())
+
+
+def _split(frames: list[Frame], mark: _Mark) -> list[list[Frame]]:
+    """Return the passes that a mark tells apart, or all frames as one."""
+    values = [mark.of(frame) for frame in frames]
+    if len(set(values)) < 2:
+        return [frames]
+    at_mm = distances_mm(frames)
+    near = max(SAME_POSITION_MM, NEAR * typical_step_mm(np.diff(np.sort(at_mm))))
+    slots = len(_distinct(at_mm, near))
+    if mark.repeats and _repeated(at_mm) < REPEATED:
+        return [frames]
+    groups = _groups(frames, values, at_mm, mark)
+    if len(groups) > (MAX_GROUPS if mark.ordered else MAX_KINDS):
+        return [frames]
+    if not mark.joins:
+        return [group.frames for group in groups]
+    if _apart(groups, near):
+        return _lone_ones(groups, near)
+    if mark.weaves and _is_even(frames, at_mm):
+        return [frames]
+    chains = _chains(groups, near, mark, slabs=frames[0].modality == "MR")
+    # Where every image has a value of its own, such as a time, the values are only an order: it must make sense.
+    if max(len(_distinct(group.at_mm, near)) for group in groups) < 3 or mark.repeats:
+        best = max(len(_distinct(np.concatenate([group.at_mm for group in chain]), near)) for chain in chains)
+        if best < WHOLE * slots or _repeated(at_mm) < REPEATED:
+            return [frames]
+    return [part for chain in chains for part in _lone_ones(chain, near)]
+
+
+def _groups(frames: list[Frame], values: list[Hashable], at_mm: Positions, mark: _Mark) -> list[_Group]:
+    """Group frames by value: in its order, or that of the first frame with it."""
+    members: dict[Hashable, list[int]] = {}
+    for index in sorted(range(len(frames)), key=lambda index: order(frames[index])):
+        members.setdefault(values[index], []).append(index)
+    keys = sorted(members) if mark.ordered else list(members)  # type: ignore[type-var]
+    return [_Group(key, [frames[i] for i in members[key]], at_mm[members[key]]) for key in keys]
+
+
+def _repeated(at_mm: Positions) -> float:
+    """Return the share of positions at which several images stand."""
+    near = max(SAME_POSITION_MM, NEAR * typical_step_mm(np.diff(np.sort(at_mm))))
+    places = _distinct(at_mm, near)
+    counts = np.bincount(np.searchsorted(places, at_mm + SAME_POSITION_MM / 10, "right") - 1, minlength=len(places))
+    return float((counts > 1).mean())
+
+
+def _apart(groups: list[_Group], near: float) -> bool:
+    """Whether groups follow each other along the normal, none reaching into another."""
+    ordered = sorted(groups, key=lambda group: (group.low, group.high))
+    return not any(_overlap(below, above, near, slabs=False) for below, above in pairwise(ordered))
+
+
+def _is_even(frames: list[Frame], at_mm: Positions) -> bool:
+    """Whether frames make one even stack, no position twice and no slice much thicker than the step between them."""
+    steps = np.diff(np.sort(at_mm))
+    median = float(np.median(steps))
+    if steps.min() <= SAME_POSITION_MM or steps.min() < median - max(EVEN_RTOL * median, EVEN_ATOL_MM):
+        return False
+    multiples = np.round(steps / median)
+    if np.any(np.abs(steps - multiples * median) > np.maximum(EVEN_RTOL * multiples * median, EVEN_ATOL_MM)):
+        return False
+    return max(map(_number(tags.SLICE_THICKNESS), frames)) <= THICK * median
+
+
+def _chains(groups: list[_Group], near: float, mark: _Mark, *, slabs: bool) -> list[list[_Group]]:
+    """Put each group to a pass in which no other group reaches into it."""
+    chains: list[list[_Group]] = []
+    for group in groups:
+        for chain in chains[-1:] if mark.ordered else chains:
+            if not any(_overlap(group, other, near, slabs=slabs) for other in chain):
+                chain.append(group)
+                break
+        else:
+            if mark.ordered and chains:
+                chains.append([*_late_ones(chains[-1], group, near), group])
+            else:
+                chains.append([group])
+    return [_trimmed(chain) for chain in chains]
+
+
+def _overlap(one: _Group, other: _Group, near: float, *, slabs: bool) -> bool:
+    low, high = max(one.low, other.low), min(one.high, other.high)
+    shorter, longer = sorted((one.high - one.low, other.high - other.low))
+    # Parts of a scan may follow each other closely; two images that nearly coincide show one slice.
+    if high - low < (-near if longer <= near else -SAME_POSITION_MM):
+        return False
+    return not (slabs and min(len(one.frames), len(other.frames)) > 3 and high - low <= SLAB_OVERLAP * shorter)
+
+
+def _late_ones(chain: list[_Group], first: _Group, near: float) -> list[_Group]:
+    """Take from the end of a pass what came after the widest break since the image that `first` repeats.
+
+    A second pass that begins where the first one has nothing would otherwise leave its first images there.
+    """
+    repeated = max(i for i, group in enumerate(chain) if _overlap(first, group, near, slabs=False))
+    tail = [*chain[repeated:], first]
+    if len(tail) < 3 or any(len(group.frames) > 1 for group in tail):
+        return []
+    jumps = np.abs(np.diff([group.low for group in tail]))
+    breaks = jumps / max(float(np.median(jumps)), 1e-9)
+    values = [group.value for group in tail]
+    if all(isinstance(value, float) for value in values):
+        waits = np.diff(np.array(values, float))
+        breaks = np.maximum(breaks, waits / max(float(np.median(waits)), 1e-9))
+    cut = repeated + 1 + int(np.flatnonzero(breaks == breaks.max())[-1])
+    late = chain[cut:]
+    del chain[cut:]
+    return late
+
+
+def _trimmed(chain: list[_Group]) -> list[_Group]:
+    """Cut slabs that overlap in the middle of what they share, so that every position is of one of them."""
+    chain = sorted(chain, key=lambda group: group.low)
+    for below, above in pairwise(chain):
+        if below.high >= above.low:
+            middle = (above.low + below.high) / 2
+            for group, keep in ((below, below.at_mm <= middle), (above, above.at_mm > middle)):
+                group.keep([frame for frame, stays in zip(group.frames, keep, strict=True) if stays], group.at_mm[keep])
+    return chain
+
+
+def _lone_ones(groups: list[_Group], near: float) -> list[list[Frame]]:
+    """Return groups as one pass, less single slices that stand beside larger ones out of step, as locators do."""
+    counts = [len(_distinct(group.at_mm, near)) for group in groups]
+    rest = [group for group, count in zip(groups, counts, strict=True) if count > 1]
+    if max(counts) < 3 or len(rest) == len(groups):
+        return [[frame for group in groups for frame in group.frames]]
+    stack = _distinct(np.concatenate([group.at_mm for group in rest]), near)
+    step = typical_step_mm(np.diff(stack))
+    found: list[list[Frame]] = [[]]
+    for group, count in zip(groups, counts, strict=True):
+        away = float(np.abs(stack - group.low).min())
+        if count == 1 and abs(away - step) > max(EVEN_RTOL * step, EVEN_ATOL_MM):
+            found.append(group.frames)
+        else:
+            found[0] += group.frames
+    return found
+
+
+def _by_place(frames: list[Frame]) -> list[list[Frame]]:
+    """Return the passes of a stack whose images share positions along the normal but not in their planes."""
+    if len(frames) < 2 or positions(frames) == len(frames):
+        return [frames]
+    at_mm = distances_mm(frames)
+    if _repeated(at_mm) < REPEATED:
+        return [frames]
+    assert frames[0].orientation is not None
+    axes = np.array(frames[0].orientation).reshape(2, 3)
+    in_plane = np.array([frame.position_mm for frame in frames]) @ axes.T
+    paths: list[list[int]] = []
+    waiting: list[int] = []
+    for index in [*np.argsort(at_mm, kind="stable").tolist(), -1]:
+        if index >= 0 and (not waiting or at_mm[index] - at_mm[waiting[0]] <= SAME_POSITION_MM):
+            waiting.append(index)
+            continue
+        _follow(paths, waiting, in_plane)
+        waiting = [index]
+    return [[frames[i] for i in path] for path in paths]
+
+
+def _follow(paths: list[list[int]], slot: list[int], in_plane: Positions) -> None:
+    """Add the images of one position to the paths whose last image lies nearest; those left over begin new ones."""
+    groups: list[list[int]] = []
+    for index in slot:
+        same = next((g for g in groups if np.abs(in_plane[g[0]] - in_plane[index]).max() <= SHIFT_MM), None)
+        groups.append([index]) if same is None else same.append(index)
+    free = list(range(len(paths)))
+    ways = sorted(
+        (float(np.linalg.norm(in_plane[paths[p][-1]] - in_plane[group[0]])), g, p)
+        for g, group in enumerate(groups)
+        for p in free
+    )
+    placed = set()
+    for _, g, p in ways:
+        if g not in placed and p in free:
+            paths[p] += groups[g]
+            placed.add(g)
+            free.remove(p)
+    paths += [group for g, group in enumerate(groups) if g not in placed]
