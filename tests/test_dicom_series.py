@@ -34,8 +34,8 @@ NO_VOLUME["mosaic_syntaxes"] = "unsupported"
 EXPECTED_QUALITY = {
     "ct_ge_head_tilt_varspacing": {"uneven_slices", "gantry_tilt", "padding"},
     "d2n_nonisotropic_slopes": {"rescale_varies"},
-    "d2n_fail_gantrytilt": {"gantry_tilt", "hu_doubtful"},  # its values end at -770
-    "d2n_fail_sliceincrement": {"missing_slices"},
+    "d2n_fail_gantrytilt": {"gantry_tilt", "hu_doubtful"},  # of this and the next, values end at -770
+    "d2n_fail_sliceincrement": {"missing_slices", "hu_doubtful"},
     "d2n_fail_orientation": {"other_stacks"},
     "d2n_philips_mag_phase": {"other_components"},
     "q_missing_slice": {"missing_slices"},

@@ -21,7 +21,7 @@ from pydicom.sequence import Sequence
 
 from aneurysm_ray import rundir
 from aneurysm_ray.config import Config
-from aneurysm_ray.data import catalogue, store, work
+from aneurysm_ray.data import catalogue, identity, store, work
 from aneurysm_ray.data.urls import OutputError
 from aneurysm_ray.distributed import prepare as preparation
 from aneurysm_ray.distributed.prepare import PrepareSummary, prepare
@@ -30,7 +30,20 @@ from aneurysm_ray.errors import AneurysmRayError, DatasetError, RequestError, Ru
 from aneurysm_ray.labels import LABELS
 from aneurysm_ray.overrides import build
 
-CONFIG = build({"volume.spacing_mm": (5.0, 5.0, 5.0), "prepare.patient_key": "a test's key"})
+CONFIG = build({"volume.spacing_mm": (5.0, 5.0, 5.0)})
+KEY = "a test's key"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _key() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(identity.KEY_VARIABLE, KEY)
+        yield
+
+
+def name_of(place: str) -> str:
+    """By what a set knows a place."""
+    return identity.place_hash(KEY.encode(), place)
 
 
 def run(data: Path, out: Path, config: Config = CONFIG, **kwargs: Any) -> PrepareSummary:
@@ -63,9 +76,9 @@ def test_every_series_is_a_volume_or_has_its_reason(prepared: tuple[Path, Prepar
     assert (summary.prepared, summary.rejected, summary.kept, summary.removed) == (6, 2, 0, ())
     table = store.volumes_table(out)
     assert table["series_uid"].tolist() == sorted(map(dicom_sets.series_uid, [0, 1, 2, 3, 4, 7]))
-    assert rundir.read_csv(out / rundir.REJECTED)[["path", "reason"]].values.tolist() == [
-        ["series/1.2.3", "no_images"],
-        ["series/1.2.4", "single_slice"],
+    assert rundir.read_csv(out / rundir.REJECTED)[["source", "reason"]].values.tolist() == [
+        [name, reason]
+        for name, reason in sorted([(name_of("series/1.2.3"), "no_images"), (name_of("series/1.2.4"), "single_slice")])
     ]
     facts = rundir.read_json(out / rundir.PREPARE)
     assert (facts["kind"], facts["complete"], facts["prepared"]) == ("volumes", True, 6)
@@ -98,6 +111,7 @@ def copies(data: Path, prepared: tuple[Path, PrepareSummary], tmp_path: Path) ->
     """A data set and a set prepared from it that a test may change; times of files are kept."""
     shutil.copytree(data, tmp_path / "data")
     shutil.copytree(prepared[0], tmp_path / "volumes")
+    shutil.copy(identity.places_path(str(prepared[0])), tmp_path / "volumes.sources.csv")
     return tmp_path / "data", tmp_path / "volumes"
 
 
@@ -132,7 +146,7 @@ def test_what_changed_is_redone_and_what_went_is_reported(copies: tuple[Path, Pa
     table = store.volumes_table(out).set_index("series_uid")
     assert dicom_sets.series_uid(1) not in table.index
     assert table.loc[dicom_sets.series_uid(2)][LABELS[0]] == 1
-    assert rundir.read_csv(out / rundir.REJECTED)["reason"].tolist() == ["no_files", "single_slice"]
+    assert sorted(rundir.read_csv(out / rundir.REJECTED)["reason"]) == ["no_files", "single_slice"]
 
 
 def test_a_series_that_is_none_any_more_leaves_no_volume(copies: tuple[Path, Path], ray_session: None) -> None:
@@ -145,12 +159,18 @@ def test_a_series_that_is_none_any_more_leaves_no_volume(copies: tuple[Path, Pat
     assert not (out / store.picture_path(uid)).exists()
 
 
-def test_other_settings_another_key_or_a_foreign_folder_are_refused(copies: tuple[Path, Path]) -> None:
+def test_other_settings_another_key_or_a_foreign_folder_are_refused(
+    copies: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data, out = copies
     with pytest.raises(RunDirError, match=r"volume\.dtype=uint8, not int16"):
         run(data, out, build({"volume.dtype": "int16"}, base=CONFIG))
+    key_file = tmp_path / "key"
+    key_file.write_text("another")
+    key_file.chmod(0o600)
+    monkeypatch.delenv(identity.KEY_VARIABLE)
     with pytest.raises(RunDirError, match="another patient key"):
-        run(data, out, build({"prepare.patient_key": "another"}, base=CONFIG))
+        run(data, out, build({"prepare.patient_key_file": str(key_file)}, base=CONFIG))
     with pytest.raises(RunDirError, match="holds no prepared set"):
         run(data, data)
     with pytest.raises(DatasetError, match="is not a folder"):
@@ -233,7 +253,7 @@ def test_poison_is_a_rejected_row_that_the_next_run_tries_again(
     row = preparer({"task": task.to_json()})
     preparer.guard.close()
     assert json.loads(row["status"])["reason"] == reason
-    written = work.read_status(work.status_path(str(tmp_path / "out"), "series/x"))
+    written = work.read_status(work.status_path(task.out, task.name))
     assert written is not None and written["reason"] == reason
     assert work.done_already(task, "00") is None
 
@@ -254,13 +274,13 @@ def test_a_uid_that_would_leave_the_set_is_rejected(tmp_path: Path) -> None:
     assert {path.relative_to(tmp_path / "out").parts[0] for path in (tmp_path / "out").rglob("*")} == {"status"}
 
 
-def test_a_link_out_of_the_data_set_is_rejected(tmp_path: Path) -> None:
+def test_a_series_may_be_a_link_to_where_it_lies(tmp_path: Path) -> None:
     dicom_sets.write_series(tmp_path / "elsewhere", "1.2.3")
     (tmp_path / "data" / "series").mkdir(parents=True)
     (tmp_path / "data" / "series" / "1.2.3").symlink_to(tmp_path / "elsewhere")
     (source,) = catalogue.find_sources(str(tmp_path / "data"))[0]
     task = work.Task(source, str(tmp_path / "out"), CONFIG.volume.model_dump(mode="json"), "00", False)
-    assert work.prepare(task)["reason"] == "unsafe_path"
+    assert work.prepare(task)["row"]["series_uid"] == "1.2.3"
 
 
 def test_an_archive_with_climbing_names_writes_nothing_outside(tmp_path: Path) -> None:
@@ -388,12 +408,12 @@ def test_a_series_whose_worker_dies_is_tried_again_alone_and_rejected_in_the_end
     def results(tasks: list[work.Task], memory: int, in_flight: int, config: Config) -> Iterator[dict[str, str]]:
         passes.append(([task.source.key for task in tasks], in_flight))
         if len(passes) == 2:
-            yield {"status": json.dumps({"key": "innocent"}), "failed": ""}
+            yield {"status": json.dumps({"key": innocent.name}), "failed": ""}
 
     monkeypatch.setattr(preparation, "_tiers", lambda tasks: [(1, tasks)] if tasks else [])
     monkeypatch.setattr(preparation, "_results", results)
     first, last = preparation._run([guilty, innocent], CONFIG, str(tmp_path))
     assert passes == [(["series/x", "innocent"], 2), (["series/x", "innocent"], 1), (["series/x"], 1)]
-    assert first["key"] == "innocent"
-    assert last["key"] == "series/x" and last["reason"] == "crash"
+    assert first["key"] == innocent.name
+    assert last["key"] == guilty.name and last["reason"] == "crash"
     assert work.done_already(guilty, "00") is None, "the next run should try it again"

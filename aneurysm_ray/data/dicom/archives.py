@@ -69,6 +69,12 @@ def is_archive(path: Path) -> bool:
     return path.name.lower().endswith(ARCHIVES)
 
 
+def stem(archive: str) -> str:
+    """Return an archive's name without its suffix: the UID in a competition's layout."""
+    name = archive.lower()
+    return archive[: -len(next(suffix for suffix in ARCHIVES if name.endswith(suffix)))]
+
+
 @contextmanager
 def open_series(path: Path, at_most: int = MAX_FILES, *, deep: bool = True) -> Iterator[SeriesFiles]:
     """Yield the files of a series; of an archive the first `at_most` are unpacked, into a folder that is removed again.

@@ -82,7 +82,7 @@ def text(values: dict[int, bytes], tag: int) -> str:
 
 
 def uid(values: dict[int, bytes], tag: int) -> str:
-    """Return a UID that may stand in a path, empty where absent; raises BadFile for any other."""
+    """Return a UID, or a word that an anonymiser put there; empty where absent. Raises BadFile for what is neither."""
     value = text(values, tag)
     if value and not _SAFE_UID.fullmatch(value):
         raise BadFile("unsafe_path", f"has as a UID {shown(value)}")

@@ -301,7 +301,7 @@ def describe_frame(stored: Stored, raw: RawHeader, kind: tuple[str, ...], notes:
         stored=stored,
         index=0,
         series_uid=uid(values, tags.SERIES_INSTANCE_UID),
-        sop_uid=uid(values, tags.SOP_INSTANCE_UID),
+        sop_uid=text(values, tags.SOP_INSTANCE_UID),
         modality=modality,
         patient_id=text(values, tags.PATIENT_ID),
         kind=kind,

@@ -57,7 +57,7 @@ QUALITY: dict[str, str] = {
     "repeated_instance_uids": "several files share one SOP Instance UID, so that points cannot be placed by it",
     "point_elsewhere": "a localizer names an image that was left out; its own geometry placed the point",
     "point_lost": "a localizer names an image that is not in the series, or names two; its point was left out",
-    "series_uid_assumed": "no Series Instance UID: the name of the folder or file stands for it",
+    "series_uid_assumed": "no Series Instance UID, or a word that is none: a set makes one of the place",
 }
 """Reason codes of `Volume.quality` and what each means."""
 

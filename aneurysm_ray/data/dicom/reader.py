@@ -19,6 +19,7 @@ from aneurysm_ray.data.dicom.layouts import Layouts
 from aneurysm_ray.data.dicom.multiframe import grouped_frames, has_groups, stacked_frames
 from aneurysm_ray.data.dicom.pixels import same_pixels
 from aneurysm_ray.data.dicom.quality import QUALITY, BadFile, Dropped, quality_code, refuse
+from aneurysm_ray.data.identity import is_uid
 from aneurysm_ray.data.volume import LeftOut, Volume
 from aneurysm_ray.errors import SeriesError
 
@@ -158,14 +159,15 @@ def _volume(path: Path, decoded: Assembled, dropped: list[Dropped]) -> Volume:
     instances = tuple((frame.sop_uid, frame.index) for frame in decoded.frames)
     if len(set(instances)) < len(instances):
         notes.add("repeated_instance_uids")
-    if not first.series_uid:
+    named = is_uid(first.series_uid)
+    if not named:
         notes.add("series_uid_assumed")
     return Volume(
         voxels=decoded.voxels,
         affine=placement.affine,
         origins_mm=placement.origins_mm,
         modality=first.modality,
-        series_uid=first.series_uid or path.name,
+        series_uid=first.series_uid if named else path.name,
         patient_id=first.patient_id,
         quality=tuple(code for code in QUALITY if code in {quality_code(note) for note in notes}),
         instances=instances,
