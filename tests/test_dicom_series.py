@@ -45,6 +45,7 @@ EXPECTED_QUALITY = {
     "q_scout_in_series": {"localizers"},
     "q_odd_shape_slice": {"other_stacks"},
     "q_two_stacks": {"other_stacks"},
+    "q_8bit": {"hu_doubtful"},  # its values end at -801
     "q_monochrome1": {"monochrome1", "hu_doubtful"},
     "q_slope_per_slice": {"rescale_varies"},
     "q_no_rescale": {"rescale_assumed", "hu_doubtful"},

@@ -19,7 +19,7 @@ ORTHONORMAL_TOLERANCE = 1e-3
 """Direction cosines off by more are repaired with a note: 0.1 mm at the edge of a 200 mm image."""
 MAX_TEXT_BYTES = 1024
 """What is read of a text; the longest wanted one, Image Type, has a few dozen."""
-_SAFE_UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SAFE_UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 Vector: TypeAlias = tuple[float, ...]
 
@@ -102,18 +102,33 @@ def number(value: str, name: str) -> float:
 
 def vector(values: dict[int, bytes], tag: int, count: int) -> Vector | None:
     """Return `count` decimal strings as numbers, None where absent; raises BadFile for anything else."""
-    value = text(values, tag)
+    raw = values.get(tag)
+    if not raw:
+        return None
+    numbers = _numbers(raw[:MAX_TEXT_BYTES])
+    if numbers is None:
+        return None
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+        raise BadFile(
+            "no_geometry",
+            f"has {shown(text(values, tag))} in ({tag >> 16:04x},{tag & 0xFFFF:04x}); {count} numbers are right",
+        )
+    return numbers
+
+
+@lru_cache(maxsize=1024)
+def _numbers(raw: bytes) -> Vector | None:
+    """Return decimal strings as numbers, None where there is no text, nothing where it is no numbers.
+
+    Slices share orientation and spacing, so that nearly all of this is asked again and again.
+    """
+    value = raw.decode("latin-1").strip("\0 ")
     if not value:
         return None
     try:
-        numbers = tuple(map(float, value.split("\\")))
+        return tuple(map(float, value.split("\\")))
     except ValueError:
-        numbers = ()
-    if len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise BadFile(
-            "no_geometry", f"has {shown(value)} in ({tag >> 16:04x},{tag & 0xFFFF:04x}); {count} numbers are right"
-        )
-    return numbers
+        return ()
 
 
 def short(values: dict[int, bytes], tag: int, order: str, absent: int) -> int:

@@ -2,6 +2,7 @@
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -256,23 +257,29 @@ def _modality_lut(raw: RawHeader, signed: bool, notes: list[str]) -> tuple[int, 
 
 
 _DERIVED_CLASSES = {
-    "1.2.840.10008.5.1.4.1.1.30": "a parametric map",
-    "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
-    "1.2.840.10008.5.1.4.1.1.66.7": "a label map",
-    "1.2.840.10008.5.1.4.1.1.481.2": "a dose map",
+    b"1.2.840.10008.5.1.4.1.1.30": "a parametric map",
+    b"1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
+    b"1.2.840.10008.5.1.4.1.1.66.7": "a label map",
+    b"1.2.840.10008.5.1.4.1.1.481.2": "a dose map",
 }
 _DERIVED_MODALITIES = {
-    **{"SEG": "a segmentation", "RTDOSE": "a dose map", "RTSTRUCT": "a set of contours", "REG": "a registration"},
-    **{"PR": "a presentation state", "KO": "a selection of images", "SR": "a report", "DOC": "a document"},
+    **{b"SEG": "a segmentation", b"RTDOSE": "a dose map", b"RTSTRUCT": "a set of contours", b"REG": "a registration"},
+    **{b"PR": "a presentation state", b"KO": "a selection of images", b"SR": "a report", b"DOC": "a document"},
 }
 
 
 def refuse_derived(raw: RawHeader) -> None:
     """Raise BadFile for an object that was made of images and is none, though it may have pixels and positions."""
-    name = _DERIVED_CLASSES.get(text(raw.values, tags.SOP_CLASS_UID))
-    name = name or _DERIVED_MODALITIES.get(text(raw.values, tags.MODALITY).upper())
-    if name:
-        raise BadFile("derived_objects", f"is {name}, no image")
+    sop_class, modality = raw.values.get(tags.SOP_CLASS_UID), raw.values.get(tags.MODALITY)
+    if _derived_name(sop_class, modality):
+        raise BadFile("derived_objects", f"is {_derived_name(sop_class, modality)}, no image")
+
+
+@lru_cache(maxsize=64)
+def _derived_name(sop_class: bytes | None, modality: bytes | None) -> str:
+    """Return what a derived object is, empty for an image."""
+    known = _DERIVED_CLASSES.get((sop_class or b"")[:64].strip(b"\0 "))
+    return known or _DERIVED_MODALITIES.get((modality or b"")[:64].strip(b"\0 ").upper(), "")
 
 
 def image_type(raw: RawHeader) -> tuple[str, ...]:
@@ -289,7 +296,7 @@ def describe_frame(stored: Stored, raw: RawHeader, kind: tuple[str, ...], notes:
     Where functional groups follow (`grouped`), pixel spacing and rescale may be left to them.
     """
     values = raw.values
-    slope, intercept, rescaled = _rescale(values)
+    slope, intercept, rescaled = _rescale(values.get(tags.RESCALE_SLOPE), values.get(tags.RESCALE_INTERCEPT))
     modality = text(values, tags.MODALITY).upper() or _MODALITY_OF_CLASS.get(text(values, tags.SOP_CLASS_UID), "")
     if modality == "CT" and not rescaled and not grouped and stored.lut is None:
         notes.append("rescale_assumed")
@@ -321,7 +328,9 @@ def describe_frame(stored: Stored, raw: RawHeader, kind: tuple[str, ...], notes:
     )
 
 
-def _rescale(values: dict[int, bytes]) -> tuple[float, float, bool]:
+@lru_cache(maxsize=1024)
+def _rescale(raw_slope: bytes | None, raw_intercept: bytes | None) -> tuple[float, float, bool]:
+    values = {tags.RESCALE_SLOPE: raw_slope or b"", tags.RESCALE_INTERCEPT: raw_intercept or b""}
     slope, intercept = text(values, tags.RESCALE_SLOPE), text(values, tags.RESCALE_INTERCEPT)
     factor = number(slope, "Rescale Slope") if slope else 1.0
     offset = number(intercept, "Rescale Intercept") if intercept else 0.0

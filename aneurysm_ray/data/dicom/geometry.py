@@ -75,6 +75,9 @@ def choose(frames: list[Frame], brighter: Callable[[list[Frame], list[Frame]], b
 
     def keep(kept: Iterable[Frame], code: str, message: str) -> None:
         nonlocal frames
+        kept = list(kept)
+        if len(kept) == len(frames):
+            return
         stay = set(map(id, kept))
         dropped.extend(dropped_frame(frame, code, message) for frame in frames if id(frame) not in stay)
         frames = [frame for frame in frames if id(frame) in stay]

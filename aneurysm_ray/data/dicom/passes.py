@@ -63,8 +63,11 @@ def positions(frames: Sequence[Frame]) -> int:
 
 def _distinct(distances: Positions, tolerance_mm: float) -> Positions:
     """Return sorted distances, each farther than the tolerance from the last one kept."""
+    ordered = np.sort(distances)
+    if len(ordered) < 2 or np.diff(ordered).min() > tolerance_mm:
+        return ordered
     kept: list[float] = []
-    for distance in np.sort(distances).tolist():
+    for distance in ordered.tolist():
         if not kept or distance - kept[-1] > tolerance_mm:
             kept.append(distance)
     return np.array(kept)
@@ -75,11 +78,21 @@ def passes(frames: list[Frame]) -> list[list[Frame]]:
     found = [frames]
     if positions(frames) < 2:
         return found
+    # Most series have one pass, and most marks one value in it: those cost a look.
+    constant = {
+        tag
+        for tag, values in zip(tags.PASS_TAGS, zip(*{frame.marks for frame in frames}, strict=True), strict=True)
+        if len(set(values)) == 1
+    }
     for mark in _MARKS:
-        found = [part for whole in found for part in _split(whole, mark)]
+        if mark.tag not in constant:
+            found = [part for whole in found for part in _split(whole, mark)]
+    if all(_repeated(distances_mm(part)) < REPEATED for part in found):
+        return found
     found = [part for whole in found for part in _by_place(whole)]
     for mark in _ORDERS:
-        found = [part for whole in found for part in _split(whole, mark) if part]
+        if mark.tag not in constant:
+            found = [part for whole in found for part in _split(whole, mark)]
     return found
 
 
@@ -88,6 +101,8 @@ class _Mark:
     """Something that a header says of a frame, by which passes are told apart."""
 
     of: Callable[[Frame], Hashable]
+    tag: int = 0
+    """The element of `elements.PASS_TAGS` that says it, 0 for a field of the frame."""
     joins: bool = True
     """Groups that lie one after another along the normal are parts of one scan, such as the steps of a table."""
     weaves: bool = False
@@ -125,7 +140,6 @@ rescale_type = _text(tags.RESCALE_TYPE)
 kernel = _text(tags.KERNEL)
 contrast_agent = _text(tags.CONTRAST_AGENT)
 _UNITS = {b"": b"", b"HU": b"", b"US": b""}
-_time = _number(tags.ACQUISITION_TIME)
 
 
 def units(frame: Frame) -> Hashable:
@@ -135,29 +149,29 @@ def units(frame: Frame) -> Hashable:
 
 
 _MARKS = (
-    _Mark(_text(tags.SERIES_NUMBER), joins=False),
-    _Mark(units, joins=False),
+    _Mark(_text(tags.SERIES_NUMBER), tags.SERIES_NUMBER, joins=False),
+    _Mark(units, tags.RESCALE_TYPE, joins=False),
     _Mark(lambda frame: frame.temporal, joins=False),
     _Mark(lambda frame: frame.kind[2:] if frame.modality == "CT" else ()),
     _Mark(lambda frame: frame.kind[:2] if frame.modality == "CT" else frame.kind, weaves=True),
     _Mark(lambda frame: round(frame.echo_ms, 1)),
     _Mark(lambda frame: frame.b_value),
-    _Mark(kernel),
-    _Mark(contrast_agent),
-    _Mark(_number(tags.KVP)),
-    _Mark(_number(tags.INVERSION_TIME)),
-    _Mark(_number(tags.FLIP_ANGLE)),
+    _Mark(kernel, tags.KERNEL),
+    _Mark(contrast_agent, tags.CONTRAST_AGENT),
+    _Mark(_number(tags.KVP), tags.KVP),
+    _Mark(_number(tags.INVERSION_TIME), tags.INVERSION_TIME),
+    _Mark(_number(tags.FLIP_ANGLE), tags.FLIP_ANGLE),
     _Mark(lambda frame: frame.stored.path if frame.stored.frames > 1 else "", weaves=True),
-    _Mark(_number(tags.SLICE_THICKNESS), weaves=True),
+    _Mark(_number(tags.SLICE_THICKNESS), tags.SLICE_THICKNESS, weaves=True),
     _Mark(lambda frame: frame.acquisition, weaves=True, ordered=True),
-    _Mark(_number(tags.TRIGGER_TIME), weaves=True, ordered=True),
-    _Mark(_time, weaves=True, ordered=True),
-    _Mark(_number(tags.ACQUISITION_DATETIME), weaves=True, ordered=True),
+    _Mark(_number(tags.TRIGGER_TIME), tags.TRIGGER_TIME, weaves=True, ordered=True),
+    _Mark(_number(tags.ACQUISITION_TIME), tags.ACQUISITION_TIME, weaves=True, ordered=True),
+    _Mark(_number(tags.ACQUISITION_DATETIME), tags.ACQUISITION_DATETIME, weaves=True, ordered=True),
 )
 """What tells passes apart, wherever their frames stand."""
 
 _ORDERS = (
-    _Mark(_number(tags.CONTENT_TIME), ordered=True, repeats=True),
+    _Mark(_number(tags.CONTENT_TIME), tags.CONTENT_TIME, ordered=True, repeats=True),
     _Mark(lambda frame: frame.instance, ordered=True, repeats=True),
     _Mark(lambda frame: frame.stored.path.rpartition("/")[0], repeats=True),
     _Mark(lambda frame: (frame.stored.path, frame.index), ordered=True, repeats=True),
@@ -185,14 +199,14 @@ class _Group:
 
 def _split(frames: list[Frame], mark: _Mark) -> list[list[Frame]]:
     """Return the passes that a mark tells apart, or all frames as one."""
+    at_mm = distances_mm(frames)
+    if mark.repeats and _repeated(at_mm) < REPEATED:
+        return [frames]
     values = [mark.of(frame) for frame in frames]
     if len(set(values)) < 2:
         return [frames]
-    at_mm = distances_mm(frames)
     near = max(SAME_POSITION_MM, NEAR * typical_step_mm(np.diff(np.sort(at_mm))))
     slots = len(_distinct(at_mm, near))
-    if mark.repeats and _repeated(at_mm) < REPEATED:
-        return [frames]
     groups = _groups(frames, values, at_mm, mark)
     if len(groups) > (MAX_GROUPS if mark.ordered else MAX_KINDS):
         return [frames]
@@ -222,6 +236,8 @@ def _groups(frames: list[Frame], values: list[Hashable], at_mm: Positions, mark:
 
 def _repeated(at_mm: Positions) -> float:
     """Return the share of positions at which several images stand."""
+    if len(at_mm) < 2:
+        return 0.0
     near = max(SAME_POSITION_MM, NEAR * typical_step_mm(np.diff(np.sort(at_mm))))
     places = _distinct(at_mm, near)
     counts = np.bincount(np.searchsorted(places, at_mm + SAME_POSITION_MM / 10, "right") - 1, minlength=len(places))
