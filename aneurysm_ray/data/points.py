@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from aneurysm_ray.data.volume import Volume
 
+SAME_PLACE_MM = 0.01
+"""Copies of one image place a point within this."""
+
 
 @dataclass(frozen=True)
 class SourcePixel:
@@ -81,6 +84,28 @@ def locate(volume: Volume, sop_uid: str, x: float, y: float, frame: int | None =
         if uid == sop_uid and (frame is None or index == frame or _is_single(volume, sop_uid))
     ]
     return np.array((found[0], y, x), np.float64) if len(found) == 1 else None
+
+
+def marked_mm(
+    volume: Volume, sop_uid: str, x: float, y: float, frame: int | None = None
+) -> tuple[NDArray[np.float64], bool] | None:
+    """Return the patient position (x, y, z) in mm of a point as `locate` takes it, and whether its image was read.
+
+    An image of the series that was left out - of another pass, a copy, a damaged one - places the point by its own
+    geometry. None where no image has the UID, or several do at different places.
+    """
+    voxel = locate(volume, sop_uid, x, y, frame)
+    if voxel is not None:
+        return to_patient_mm(volume, voxel), True
+    if any(uid == sop_uid for uid, _ in volume.instances):
+        return None
+    named = [image for image in volume.left_out if image.sop_uid == sop_uid]
+    if frame is not None and len({image.frame for image in named}) > 1:
+        named = [image for image in named if image.frame == frame]
+    found = [image.origin_mm + y * image.row_mm + x * image.column_mm for image in named]
+    if not found or any(np.abs(other - found[0]).max() > SAME_PLACE_MM for other in found):
+        return None
+    return found[0], False
 
 
 def _is_single(volume: Volume, sop_uid: str) -> bool:

@@ -143,6 +143,7 @@ class Scorer:
                 heat.affine,
                 float(answer.probabilities[PRESENT_INDEX]),
                 self.trained.digest,
+                _plain(self.trained.calibrated(answer.probabilities)[PRESENT_INDEX]),
                 timeout_seconds=self.trained.config.prepare.timeout_seconds,
             )
         except SeriesError as error:

@@ -55,7 +55,10 @@ def assemble(slots: Sequence[Sequence[Frame]], name: str, files: OpenFiles, *, a
     return _decoded(mended, name, files, ambiguous=ambiguous)
 
 
-def _decoded(slots: Sequence[Sequence[Frame]], name: str, files: OpenFiles, *, ambiguous: bool) -> Assembled:
+def _decoded(
+    slots: Sequence[Sequence[Frame]], name: str, files: OpenFiles, *, ambiguous: bool, trusting: bool = True
+) -> Assembled:
+    """Decode slices; `trusting` Bits Stored, rescale each one as it comes, and begin again where that turns out wrong."""
     frames = [frame for slot in slots for frame in slot]
     integral = all(map(is_integral, frames))
     rows, columns = slots[0][0].shape
@@ -64,7 +67,7 @@ def _decoded(slots: Sequence[Sequence[Frame]], name: str, files: OpenFiles, *, a
         raise SeriesError("too_large", f"{len(slots)} x {rows} x {columns} voxels take {size:,} bytes", name)
     voxels = np.empty((len(slots), rows, columns), np.int16 if integral else np.float32)
     scratch = None if integral else np.empty((rows, columns), np.int16)
-    in_turn = not integral or all(fits_int16(frame, possible(frame)) for frame in frames)
+    in_turn = not integral or (trusting and all(fits_int16(frame, possible(frame)) for frame in frames))
 
     done: list[tuple[Frame, Extremes]] = []
     dropped: list[Dropped] = []
@@ -78,6 +81,8 @@ def _decoded(slots: Sequence[Sequence[Frame]], name: str, files: OpenFiles, *, a
         if in_turn:
             paddings.append(finish(read[0], words, words if scratch is None else voxels[len(done)]))
         done.append(read)
+    if integral and in_turn and any(found.wider for _, found in done):
+        return _decoded(slots, name, files, ambiguous=ambiguous, trusting=False)
     voxels = voxels[: len(done)]
     wide = False
     if not in_turn:
