@@ -58,7 +58,7 @@ def assemble(slots: Sequence[Sequence[Frame]], name: str, files: OpenFiles, *, a
 def _decoded(
     slots: Sequence[Sequence[Frame]], name: str, files: OpenFiles, *, ambiguous: bool, trusting: bool = True
 ) -> Assembled:
-    """Decode slices; `trusting` Bits Stored, rescale each one as it comes, and begin again where that turns out wrong."""
+    """Decode slices; `trusting` Bits Stored, rescale each as it comes, and begin again where that turns out wrong."""
     frames = [frame for slot in slots for frame in slot]
     integral = all(map(is_integral, frames))
     rows, columns = slots[0][0].shape

@@ -13,20 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm_ray.data.dicom.frames import Frame
+from aneurysm_ray.data.dicom.marks import contrast_agent, kernel, order, units
 from aneurysm_ray.data.dicom.multiframe import AXIAL
 from aneurysm_ray.data.dicom.passes import (
     EVEN_ATOL_MM,
     EVEN_RTOL,
     REPEATED,
     SAME_POSITION_MM,
-    contrast_agent,
     distances_mm,
-    kernel,
     normal_of,
-    order,
     passes,
     positions,
-    units,
 )
 from aneurysm_ray.data.dicom.quality import Dropped
 from aneurysm_ray.data.volume import largest_gap_mm
@@ -133,10 +130,10 @@ def _chosen(
 ) -> tuple[list[Frame], list[list[Frame]], list[Frame]]:
     """Return the pass that becomes the volume, all passes of its stack, and that stack.
 
-    The pass with the most slices. Of passes that are as whole, within `WHOLE_PASS`: the finest pixels; Hounsfield units
-    before other maps; in CT the one whose header names a contrast agent, else the one with the brighter vessels if the
-    two differ in nothing but when they were scanned; else the first kind of image, the lowest echo time, b-value,
-    Temporal Position, Acquisition and Instance Number.
+    The pass with the most slices. Of passes that are nearly as whole (`WHOLE_PASS`): the finest pixels; Hounsfield
+    units before other maps; in CT the one whose header names a contrast agent, else the one with the brighter vessels
+    if the two differ in nothing but when they were scanned; then again the most slices; else the first kind of image,
+    the lowest echo time, b-value, Temporal Position, Acquisition and Instance Number.
     """
     found: list[tuple[int, list[Frame], list[Frame]]] = []
     most = 0
@@ -145,17 +142,18 @@ def _chosen(
             break
         found += [(positions(part), part, stack) for part in passes(stack)]
         most = max(count for count, _, _ in found)
-    whole = [(part, stack) for count, part, stack in found if count >= WHOLE_PASS * most]
-    kinds = {frame.kind: None for part, _ in whole for frame in sorted(part, key=order)}
+    whole = [(count, part, stack) for count, part, stack in found if count >= WHOLE_PASS * most]
+    kinds = {frame.kind: None for _, part, _ in whole for frame in sorted(part, key=order)}
     kind_order = {kind: place for place, kind in enumerate(kinds)}
 
-    def rank(part: list[Frame]) -> tuple[object, ...]:
+    def rank(count: int, part: list[Frame]) -> tuple[object, ...]:
         first = min(part, key=order)
-        return *_class(part), kind_order[first.kind], first.echo_ms, first.b_value, first.temporal, order(first)
+        told = kind_order[first.kind], first.echo_ms, first.b_value, first.temporal, order(first)
+        return *_class(part), -count, *told
 
-    whole.sort(key=lambda pair: rank(pair[0]))
-    best, stack = whole[0]
-    for part, its in whole[1:]:
+    whole.sort(key=lambda one: rank(*one[:2]))
+    _, best, stack = whole[0]
+    for _, part, its in whole[1:]:
         twin = its is stack and part[0].modality == "CT" and _class(part) == _class(best)
         if brighter and twin and kernel(part[0]) == kernel(best[0]) and brighter(best, part):
             best = part

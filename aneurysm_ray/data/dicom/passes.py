@@ -6,8 +6,7 @@ still share their positions, by where their pictures lie in their planes and by 
 of one scan that follow each other along the normal, and packages of slices that lie between each other, stay together.
 """
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from aneurysm_ray.data.dicom import elements as tags
 from aneurysm_ray.data.dicom.frames import Frame
+from aneurysm_ray.data.dicom.marks import MARKS, ORDERS, Mark, number, order
 from aneurysm_ray.data.volume import typical_step_mm
 
 SAME_POSITION_MM = 0.01
@@ -51,11 +51,6 @@ def distances_mm(frames: Sequence[Frame]) -> Positions:
     return np.array([frame.position_mm for frame in frames]) @ normal_of(frames[0])
 
 
-def order(frame: Frame) -> tuple[int, int, str, int]:
-    """Return by what images of equal standing are ordered."""
-    return frame.acquisition, frame.instance, frame.stored.path, frame.index
-
-
 def positions(frames: Sequence[Frame]) -> int:
     """Return at how many positions a stack's frames stand."""
     return len(_distinct(distances_mm(frames), SAME_POSITION_MM)) if frames else 0
@@ -84,104 +79,16 @@ def passes(frames: list[Frame]) -> list[list[Frame]]:
         for tag, values in zip(tags.PASS_TAGS, zip(*{frame.marks for frame in frames}, strict=True), strict=True)
         if len(set(values)) == 1
     }
-    for mark in _MARKS:
+    for mark in MARKS:
         if mark.tag not in constant:
             found = [part for whole in found for part in _split(whole, mark)]
     if all(_repeated(distances_mm(part)) < REPEATED for part in found):
         return found
     found = [part for whole in found for part in _by_place(whole)]
-    for mark in _ORDERS:
+    for mark in ORDERS:
         if mark.tag not in constant:
             found = [part for whole in found for part in _split(whole, mark)]
     return found
-
-
-@dataclass(frozen=True)
-class _Mark:
-    """Something that a header says of a frame, by which passes are told apart."""
-
-    of: Callable[[Frame], Hashable]
-    tag: int = 0
-    """The element of `elements.PASS_TAGS` that says it, 0 for a field of the frame."""
-    joins: bool = True
-    """Groups that lie one after another along the normal are parts of one scan, such as the steps of a table."""
-    weaves: bool = False
-    """Groups that lie between each other in even steps are packages of one scan."""
-    ordered: bool = False
-    """Values grow from pass to pass: a group joins the pass before it or begins another."""
-    repeats: bool = False
-    """It counts only where most positions have several images."""
-
-
-def _text(tag: int) -> Callable[[Frame], Hashable]:
-    place = tags.PASS_TAGS.index(tag)
-
-    def of(frame: Frame) -> Hashable:
-        value = frame.marks[place]
-        return value.strip(b"\0 ").upper() if value else b""
-
-    return of
-
-
-def _number(tag: int) -> Callable[[Frame], float]:
-    """Return a reader of a number or time, whatever it is written like; -1 where there is none."""
-    place = tags.PASS_TAGS.index(tag)
-
-    def of(frame: Frame) -> float:
-        try:
-            return float((frame.marks[place] or b"-1").strip(b"\0 ").replace(b":", b""))
-        except ValueError:
-            return -1.0
-
-    return of
-
-
-rescale_type = _text(tags.RESCALE_TYPE)
-kernel = _text(tags.KERNEL)
-contrast_agent = _text(tags.CONTRAST_AGENT)
-_UNITS = {b"": b"", b"HU": b"", b"US": b""}
-
-
-def units(frame: Frame) -> Hashable:
-    """Return what a frame's values are measured in, empty for Hounsfield and unspecified units (PS3.3 C.11.1.1.2)."""
-    named = rescale_type(frame)
-    return _UNITS.get(named, named) if isinstance(named, bytes) else named
-
-
-_MARKS = (
-    _Mark(_text(tags.SERIES_NUMBER), tags.SERIES_NUMBER, joins=False),
-    _Mark(units, tags.RESCALE_TYPE, joins=False),
-    _Mark(lambda frame: frame.temporal, joins=False),
-    _Mark(lambda frame: frame.kind[2:] if frame.modality == "CT" else ()),
-    _Mark(lambda frame: frame.kind[:2] if frame.modality == "CT" else frame.kind, weaves=True),
-    _Mark(lambda frame: round(frame.echo_ms, 1)),
-    _Mark(lambda frame: frame.b_value),
-    _Mark(kernel, tags.KERNEL),
-    _Mark(contrast_agent, tags.CONTRAST_AGENT),
-    _Mark(_number(tags.KVP), tags.KVP),
-    _Mark(_number(tags.INVERSION_TIME), tags.INVERSION_TIME),
-    _Mark(_number(tags.FLIP_ANGLE), tags.FLIP_ANGLE),
-    _Mark(lambda frame: frame.stored.path if frame.stored.frames > 1 else "", weaves=True),
-    _Mark(_number(tags.SLICE_THICKNESS), tags.SLICE_THICKNESS, weaves=True),
-    _Mark(lambda frame: frame.acquisition, weaves=True, ordered=True),
-    _Mark(_number(tags.TRIGGER_TIME), tags.TRIGGER_TIME, weaves=True, ordered=True),
-    _Mark(_number(tags.ACQUISITION_TIME), tags.ACQUISITION_TIME, weaves=True, ordered=True),
-    _Mark(_number(tags.ACQUISITION_DATETIME), tags.ACQUISITION_DATETIME, weaves=True, ordered=True),
-)
-"""What tells passes apart, wherever their frames stand."""
-
-_ORDERS = (
-    _Mark(_number(tags.CONTENT_TIME), tags.CONTENT_TIME, ordered=True, repeats=True),
-    _Mark(lambda frame: frame.instance, ordered=True, repeats=True),
-    _Mark(lambda frame: frame.stored.path.rpartition("/")[0], repeats=True),
-    _Mark(lambda frame: (frame.stored.path, frame.index), ordered=True, repeats=True),
-    _Mark(lambda frame: _numbers(frame.sop_uid), ordered=True, repeats=True),
-)
-"""Orders in which frames were made, the last resort where most positions have several images and no mark tells why."""
-
-
-def _numbers(uid: str) -> tuple[tuple[int, str], ...]:
-    return tuple((len(part), part) for part in uid.split("."))
 
 
 class _Group:
@@ -197,7 +104,7 @@ class _Group:
         self.low, self.high = float(at_mm.min()), float(at_mm.max())
 
 
-def _split(frames: list[Frame], mark: _Mark) -> list[list[Frame]]:
+def _split(frames: list[Frame], mark: Mark) -> list[list[Frame]]:
     """Return the passes that a mark tells apart, or all frames as one."""
     at_mm = distances_mm(frames)
     if mark.repeats and _repeated(at_mm) < REPEATED:
@@ -205,7 +112,7 @@ def _split(frames: list[Frame], mark: _Mark) -> list[list[Frame]]:
     values = [mark.of(frame) for frame in frames]
     if len(set(values)) < 2:
         return [frames]
-    near = max(SAME_POSITION_MM, NEAR * typical_step_mm(np.diff(np.sort(at_mm))))
+    near = _near_mm(at_mm)
     slots = len(_distinct(at_mm, near))
     groups = _groups(frames, values, at_mm, mark)
     if len(groups) > (MAX_GROUPS if mark.ordered else MAX_KINDS):
@@ -213,6 +120,11 @@ def _split(frames: list[Frame], mark: _Mark) -> list[list[Frame]]:
     if not mark.joins:
         return [group.frames for group in groups]
     if _apart(groups, near):
+        one_each = mark.ordered and not mark.repeats and len(groups) == len(frames)
+        runs = _runs(groups, at_mm) if one_each else [groups]
+        thick = max(map(number(tags.SLICE_THICKNESS), frames)) > THICK * float(np.median(np.diff(np.sort(at_mm))))
+        if len(runs) > 1 and thick:
+            return [[frame for group in run for frame in group.frames] for run in runs]
         return _lone_ones(groups, near)
     if mark.weaves and _is_even(frames, at_mm):
         return [frames]
@@ -220,12 +132,13 @@ def _split(frames: list[Frame], mark: _Mark) -> list[list[Frame]]:
     # Where every image has a value of its own, such as a time, the values are only an order: it must make sense.
     if max(len(_distinct(group.at_mm, near)) for group in groups) < 3 or mark.repeats:
         best = max(len(_distinct(np.concatenate([group.at_mm for group in chain]), near)) for chain in chains)
-        if best < WHOLE * slots or _repeated(at_mm) < REPEATED:
+        most = int(_counts(at_mm, near).max())
+        if best < WHOLE * slots or _repeated(at_mm) < REPEATED or (mark.repeats and len(chains) > most):
             return [frames]
     return [part for chain in chains for part in _lone_ones(chain, near)]
 
 
-def _groups(frames: list[Frame], values: list[Hashable], at_mm: Positions, mark: _Mark) -> list[_Group]:
+def _groups(frames: list[Frame], values: list[Hashable], at_mm: Positions, mark: Mark) -> list[_Group]:
     """Group frames by value: in its order, or that of the first frame with it."""
     members: dict[Hashable, list[int]] = {}
     for index in sorted(range(len(frames)), key=lambda index: order(frames[index])):
@@ -238,10 +151,18 @@ def _repeated(at_mm: Positions) -> float:
     """Return the share of positions at which several images stand."""
     if len(at_mm) < 2:
         return 0.0
-    near = max(SAME_POSITION_MM, NEAR * typical_step_mm(np.diff(np.sort(at_mm))))
+    return float((_counts(at_mm, _near_mm(at_mm)) > 1).mean())
+
+
+def _near_mm(at_mm: Positions) -> float:
+    """Return within what distance two images show one slice of a stack."""
+    return max(SAME_POSITION_MM, NEAR * typical_step_mm(np.diff(np.sort(at_mm))))
+
+
+def _counts(at_mm: Positions, near: float) -> NDArray[np.intp]:
+    """Return how many images stand at each position."""
     places = _distinct(at_mm, near)
-    counts = np.bincount(np.searchsorted(places, at_mm + SAME_POSITION_MM / 10, "right") - 1, minlength=len(places))
-    return float((counts > 1).mean())
+    return np.bincount(np.searchsorted(places, at_mm + SAME_POSITION_MM / 10, "right") - 1, minlength=len(places))
 
 
 def _apart(groups: list[_Group], near: float) -> bool:
@@ -259,10 +180,10 @@ def _is_even(frames: list[Frame], at_mm: Positions) -> bool:
     multiples = np.round(steps / median)
     if np.any(np.abs(steps - multiples * median) > np.maximum(EVEN_RTOL * multiples * median, EVEN_ATOL_MM)):
         return False
-    return max(map(_number(tags.SLICE_THICKNESS), frames)) <= THICK * median
+    return max(map(number(tags.SLICE_THICKNESS), frames)) <= THICK * median
 
 
-def _chains(groups: list[_Group], near: float, mark: _Mark, *, slabs: bool) -> list[list[_Group]]:
+def _chains(groups: list[_Group], near: float, mark: Mark, *, slabs: bool) -> list[list[_Group]]:
     """Put each group to a pass in which no other group reaches into it."""
     chains: list[list[_Group]] = []
     for group in groups:
@@ -306,6 +227,28 @@ def _late_ones(chain: list[_Group], first: _Group, near: float) -> list[_Group]:
     late = chain[cut:]
     del chain[cut:]
     return late
+
+
+def _runs(groups: list[_Group], at_mm: Positions) -> list[list[_Group]]:
+    """Return the ways through the whole stack on which images were made one after another.
+
+    A way ends where the next image lies back or far ahead, or was made much later than the one before. All images are
+    one way where they were made in another order, or where each way has a part of the stack to itself.
+    """
+    steps = np.diff([group.low for group in groups])
+    far = 2 * float(np.median(np.abs(steps)))
+    waits = np.diff([float(group.value) for group in groups])  # type: ignore[arg-type]
+    long = 3 * float(np.median(waits))
+    runs = [groups[:1]]
+    for group, step, wait in zip(groups[1:], steps.tolist(), waits.tolist(), strict=True):
+        way = runs[-1][-1].low - runs[-1][-2].low if len(runs[-1]) > 1 else step
+        if step * way > 0 and abs(step) <= far and wait <= long:
+            runs[-1].append(group)
+        else:
+            runs.append([group])
+    through = WHOLE * float(np.ptp(at_mm)) - far
+    whole = all(len(run) > 2 and abs(run[-1].low - run[0].low) >= through for run in runs)
+    return runs if whole else [groups]
 
 
 def _trimmed(chain: list[_Group]) -> list[_Group]:
