@@ -184,7 +184,7 @@ def _has_marker(data: memoryview, wanted: int) -> bool:
     return False
 
 
-ITEM, SEQUENCE_END = 0xE000_FFFE, 0xE0DD_FFFE
+ITEM, SEQUENCE_END, TRAILING_PADDING = 0xE000_FFFE, 0xE0DD_FFFE, 0xFFFC_FFFC
 
 
 def split_frames(value: bytes, frames: int, *, whole: bool) -> list[memoryview]:
@@ -200,7 +200,7 @@ def split_frames(value: bytes, frames: int, *, whole: bool) -> list[memoryview]:
         if position + 8 > len(value):
             raise BadFile("unreadable_pixels", "is truncated within a compressed frame")
         item, length = struct.unpack_from("<II", value, position)
-        if item == SEQUENCE_END or (len(fragments) > 1 and item == length == 0):
+        if item in (SEQUENCE_END, TRAILING_PADDING) or (len(fragments) > 1 and item == length == 0):
             break
         position += 8
         if item != ITEM or position + length > len(value):

@@ -1,9 +1,10 @@
 """The passes of a stack: frames that belong together, told apart before anybody asks where they stand.
 
 A series may hold several reconstructions, contrast phases, energies, echoes, time points, a repeat after the patient
-moved. A volume is one pass. `passes` splits a stack by what the headers say - each `_MARK` in turn - and, where images
-still share their positions, by where their pictures lie in their planes and by the order in which they were made. Parts
-of one scan that follow each other along the normal, and packages of slices that lie between each other, stay together.
+moved. A volume is one pass. `passes` splits a stack by what the headers say - each of `marks.MARKS` in turn - and,
+where images still share their positions, by where their pictures lie in their planes and by the order in which they
+were made. Parts of one scan that follow each other along the normal, and packages of slices that lie between each
+other, stay together.
 """
 
 from collections.abc import Hashable, Sequence

@@ -116,8 +116,9 @@ def _settle_bits(stored: Stored, out: Words) -> Extremes:
 
 
 def _roughness(image: NDArray[Any]) -> int:
-    """Return the sum of the steps between neighbours in a row."""
-    return int(np.abs(np.diff(image.astype(np.int32), axis=1)).sum(dtype=np.int64))
+    """Return the sum of the steps between neighbours, in rows and columns."""
+    wide = image.astype(np.int32)
+    return sum(int(np.abs(np.diff(wide, axis=axis)).sum(dtype=np.int64)) for axis in (0, 1))
 
 
 def same_pixels(one: Frame, other: Frame, files: OpenFiles) -> bool:

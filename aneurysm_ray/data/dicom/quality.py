@@ -137,4 +137,5 @@ def refuse(path: Path, dropped: list[Dropped]) -> SeriesError:
     more = f" (and {len(dropped) - 1} more files)" if len(dropped) > 1 else ""
     inside = first.file.removeprefix(str(path)).lstrip("/")
     told = f"{first.message}{more}" if inside else f"a file {first.message}{more}"
-    return SeriesError(REASON_OF_CODE.get(commonest, commonest), told, f"{path}: {inside}" if inside else str(path))
+    reason = commonest if commonest in SERIES_REASONS else REASON_OF_CODE.get(commonest, "no_images")
+    return SeriesError(reason, told, f"{path}: {inside}" if inside else str(path))
