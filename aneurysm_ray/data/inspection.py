@@ -6,7 +6,7 @@ from typing import Any
 
 from aneurysm_ray import rundir
 from aneurysm_ray.data import dataset, dicom, store
-from aneurysm_ray.errors import RequestError, SeriesError
+from aneurysm_ray.errors import RequestError, SeriesError, printable
 from aneurysm_ray.labels import LABELS
 
 
@@ -94,7 +94,7 @@ def render(facts: dict[str, Any]) -> str:
             lines.append(f"{key}: {', '.join(map(str, value)) or '-'}")
         else:
             lines.append(f"{key}: {value}")
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def _series_line(row: dict[str, Any]) -> str:
