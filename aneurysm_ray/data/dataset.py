@@ -289,8 +289,9 @@ def _disagreements(
 
 
 def _some(uids: Sequence[str | None]) -> str:
-    shown = ", ".join(str(uid) for uid in uids[:3])
-    return shown if len(uids) <= 3 else f"{shown}, ..."
+    # Notes go into a set's files; a folder that is named by no UID may be named for a person.
+    shown = [uid if uid and is_uid(uid) else "(a folder that is no UID)" for uid in uids[:3]]
+    return ", ".join(shown) + (", ..." if len(uids) > 3 else "")
 
 
 def _find_series(root: Path) -> tuple[list[Path], list[str]]:

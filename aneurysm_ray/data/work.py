@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ def _store(task: Task, volume: Volume, digest: str) -> dict[str, Any]:
         return _write(task, digest, {"own_uid": check_uid(own)})
     uid = check_uid(source.series_uid or own)
     prepared = prepare_series(
-        volume,
+        replace(volume, series_uid=uid),  # by which messages call it
         settings,
         targets=np.array([np.nan if target is None else target for target in source.targets], np.float32),
         localizers=source.points,

@@ -52,6 +52,23 @@ def number(tag: int) -> Callable[[Frame], float]:
     return of
 
 
+def _seconds(tag: int) -> Callable[[Frame], float]:
+    """Return a reader of a time (HHMMSS.FFFFFF) or date and time (YYYYMMDD before it) in seconds; -1 for none."""
+    place = tags.PASS_TAGS.index(tag)
+
+    def of(frame: Frame) -> float:
+        digits = (frame.marks[place] or b"").strip(b"\0 ").replace(b":", b"").split(b"+")[0].split(b"-")[0]
+        whole, _, fraction = digits.partition(b".")
+        days, clock = (whole[:-6], whole[-6:]) if len(whole) > 8 else (b"0", whole)
+        try:
+            hours, minutes, seconds = (int(clock[at : at + 2] or 0) for at in (0, 2, 4))
+            return 86_400.0 * int(days) + 3600 * hours + 60 * minutes + seconds + float(b"0." + (fraction or b"0"))
+        except ValueError:
+            return -1.0
+
+    return of
+
+
 rescale_type = text(tags.RESCALE_TYPE)
 kernel = text(tags.KERNEL)
 contrast_agent = text(tags.CONTRAST_AGENT)
@@ -81,19 +98,20 @@ MARKS = (
     Mark(number(tags.SLICE_THICKNESS), tags.SLICE_THICKNESS, weaves=True),
     Mark(lambda frame: frame.acquisition, weaves=True, ordered=True),
     Mark(number(tags.TRIGGER_TIME), tags.TRIGGER_TIME, weaves=True, ordered=True),
-    Mark(number(tags.ACQUISITION_TIME), tags.ACQUISITION_TIME, weaves=True, ordered=True),
-    Mark(number(tags.ACQUISITION_DATETIME), tags.ACQUISITION_DATETIME, weaves=True, ordered=True),
+    Mark(_seconds(tags.ACQUISITION_TIME), tags.ACQUISITION_TIME, weaves=True, ordered=True),
+    Mark(_seconds(tags.ACQUISITION_DATETIME), tags.ACQUISITION_DATETIME, weaves=True, ordered=True),
 )
 """What tells passes apart, wherever their frames stand."""
 
 ORDERS = (
-    Mark(number(tags.CONTENT_TIME), tags.CONTENT_TIME, ordered=True, repeats=True),
-    Mark(lambda frame: frame.instance, ordered=True, repeats=True),
+    Mark(_seconds(tags.CONTENT_TIME), tags.CONTENT_TIME, weaves=True, ordered=True),
+    Mark(lambda frame: frame.instance, weaves=True, ordered=True),
     Mark(lambda frame: frame.stored.path.rpartition("/")[0], repeats=True),
     Mark(lambda frame: (frame.stored.path, frame.index), ordered=True, repeats=True),
     Mark(lambda frame: _numbers(frame.sop_uid), ordered=True, repeats=True),
 )
-"""Orders in which frames were made, the last resort where most positions have several images and no mark tells why."""
+"""Orders in which frames were made or numbered. Those of names are the last resort, where most positions have several
+images and nothing else tells why."""
 
 
 def _numbers(uid: str) -> tuple[tuple[int, str], ...]:

@@ -26,6 +26,10 @@ EVEN_RTOL, EVEN_ATOL_MM = 0.05, 0.02
 """Steps between slices that differ from the median by less are even; positions are often rounded to 0.01 mm."""
 THICK = 1.5
 """Packages that lie between each other have slices no thicker than so many steps of the whole."""
+LONG_WAIT, FAR_STEPS = 3.0, 4
+"""What is waited for longer than so many times as usual, or lies so many steps away, belongs to another go."""
+OUT_OF_STEP = 0.25
+"""A lone slice is no part of a stack where it lies off the stack's steps by this share of them."""
 SHIFT_MM = 0.1
 """Images of one slice whose first pixels lie farther apart in the plane are of two passes."""
 WHOLE = 0.9
@@ -80,13 +84,16 @@ def passes(frames: list[Frame]) -> list[list[Frame]]:
         for tag, values in zip(tags.PASS_TAGS, zip(*{frame.marks for frame in frames}, strict=True), strict=True)
         if len(set(values)) == 1
     }
+    even = _is_even(frames, distances_mm(frames))
     for mark in MARKS:
-        if mark.tag not in constant:
+        if mark.tag not in constant and not (even and mark.weaves):
             found = [part for whole in found for part in _split(whole, mark)]
-    if all(_repeated(distances_mm(part)) < REPEATED for part in found):
+    if even:
         return found
     found = [part for whole in found for part in _by_place(whole)]
     for mark in ORDERS:
+        if mark.repeats and all(_repeated(distances_mm(part)) < REPEATED for part in found):
+            break
         if mark.tag not in constant:
             found = [part for whole in found for part in _split(whole, mark)]
     return found
@@ -96,7 +103,9 @@ class _Group:
     """Frames with one value of a mark, along the normal."""
 
     def __init__(self, value: Hashable, frames: list[Frame], at_mm: Positions) -> None:
-        self.value = value
+        self.value = self.last = value
+        """Of the first and of the last frame, in the order that they were made in."""
+        self.start_mm, self.end_mm = float(at_mm[0]), float(at_mm[-1])
         self.keep(frames, at_mm)
 
     def keep(self, frames: list[Frame], at_mm: Positions) -> None:
@@ -111,32 +120,38 @@ def _split(frames: list[Frame], mark: Mark) -> list[list[Frame]]:
     if mark.repeats and _repeated(at_mm) < REPEATED:
         return [frames]
     values = [mark.of(frame) for frame in frames]
-    if len(set(values)) < 2:
+    if len(set(values)) < 2 or (mark.ordered and not mark.repeats and _one_way(values, at_mm)):
         return [frames]
     near = _near_mm(at_mm)
-    slots = len(_distinct(at_mm, near))
     groups = _groups(frames, values, at_mm, mark)
     if len(groups) > (MAX_GROUPS if mark.ordered else MAX_KINDS):
         return [frames]
     if not mark.joins:
         return [group.frames for group in groups]
+    one_each = len(groups) == len(frames)
+    if mark.ordered:
+        groups = _goes(groups)
     if _apart(groups, near):
-        one_each = mark.ordered and not mark.repeats and len(groups) == len(frames)
-        runs = _runs(groups, at_mm) if one_each else [groups]
-        thick = max(map(number(tags.SLICE_THICKNESS), frames)) > THICK * float(np.median(np.diff(np.sort(at_mm))))
-        if len(runs) > 1 and thick:
-            return [[frame for group in run for frame in group.frames] for run in runs]
-        return _lone_ones(groups, near)
+        return [frames] if one_each else _lone_ones(groups, near)
     if mark.weaves and _is_even(frames, at_mm):
         return [frames]
     chains = _chains(groups, near, mark, slabs=frames[0].modality == "MR")
     # Where every image has a value of its own, such as a time, the values are only an order: it must make sense.
     if max(len(_distinct(group.at_mm, near)) for group in groups) < 3 or mark.repeats:
         best = max(len(_distinct(np.concatenate([group.at_mm for group in chain]), near)) for chain in chains)
-        most = int(_counts(at_mm, near).max())
-        if best < WHOLE * slots or _repeated(at_mm) < REPEATED or (mark.repeats and len(chains) > most):
+        counts = _counts(at_mm, near)
+        if best < WHOLE * len(counts) or _repeated(at_mm) < REPEATED or (mark.repeats and len(chains) > counts.max()):
             return [frames]
+    if one_each:
+        return [[frame for group in chain for frame in group.frames] for chain in chains]
     return [part for chain in chains for part in _lone_ones(chain, near)]
+
+
+def _one_way(values: list[Hashable], at_mm: Positions) -> bool:
+    """Whether images with growing values lie one after another: all in one way, as in most series."""
+    numbers = np.array(values, np.float64)
+    steps = np.diff(at_mm[np.argsort(numbers, kind="stable")])
+    return bool((len(np.unique(numbers)) == len(numbers)) and ((steps > 0).all() or (steps < 0).all()))
 
 
 def _groups(frames: list[Frame], values: list[Hashable], at_mm: Positions, mark: Mark) -> list[_Group]:
@@ -146,6 +161,48 @@ def _groups(frames: list[Frame], values: list[Hashable], at_mm: Positions, mark:
         members.setdefault(values[index], []).append(index)
     keys = sorted(members) if mark.ordered else list(members)  # type: ignore[type-var]
     return [_Group(key, [frames[i] for i in members[key]], at_mm[members[key]]) for key in keys]
+
+
+def _goes(groups: list[_Group]) -> list[_Group]:
+    """Return images that each have a value of their own as those that were made in one go, others as they are.
+
+    A go ends before a long wait, and where the next image lies back, far ahead or out of step. That too many are made
+    of it shows that the values are no order in which anybody scans.
+    """
+    if len(groups) < 4 or max(group.high - group.low for group in groups) > SAME_POSITION_MM:
+        return groups
+    steps = np.diff([group.low for group in groups])
+    moved = np.abs(steps[np.abs(steps) > SAME_POSITION_MM])
+    typical = float(np.median(moved)) if len(moved) else 1.0
+    waits = _waits(groups)
+    long = LONG_WAIT * float(np.median(waits)) if waits.any() else np.inf
+    goes = [groups[:1]]
+    way = 0.0
+    for group, step, wait in zip(groups[1:], steps.tolist(), waits.tolist(), strict=True):
+        count = round(abs(step) / typical)
+        in_step = 1 <= count <= FAR_STEPS and abs(abs(step) - count * typical) <= NEAR / 2 * typical
+        if in_step and step * way >= 0 and wait <= long:
+            goes[-1].append(group)
+            way = step
+        else:
+            goes.append([group])
+            way = 0.0
+    if len(groups) < 3 * len(goes):
+        return groups
+    return [_joined(go) for go in goes]
+
+
+def _waits(groups: list[_Group]) -> Positions:
+    """Return how much later each group begins than the one before it ended; 0 where values are no numbers."""
+    if not all(isinstance(group.value, int | float) for group in groups):
+        return np.zeros(len(groups) - 1)
+    return np.array([float(after.value) - float(before.last) for before, after in pairwise(groups)])  # type: ignore[arg-type]
+
+
+def _joined(go: list[_Group]) -> _Group:
+    whole = _Group(go[0].value, [f for group in go for f in group.frames], np.concatenate([g.at_mm for g in go]))
+    whole.last, whole.end_mm = go[-1].value, float(go[-1].at_mm[-1])
+    return whole
 
 
 def _repeated(at_mm: Positions) -> float:
@@ -181,7 +238,9 @@ def _is_even(frames: list[Frame], at_mm: Positions) -> bool:
     multiples = np.round(steps / median)
     if np.any(np.abs(steps - multiples * median) > np.maximum(EVEN_RTOL * multiples * median, EVEN_ATOL_MM)):
         return False
-    return max(map(number(tags.SLICE_THICKNESS), frames)) <= THICK * median
+    thickness = number(tags.SLICE_THICKNESS)
+    told = {frame.marks[tags.PASS_TAGS.index(tags.SLICE_THICKNESS)]: frame for frame in frames}
+    return max(map(thickness, told.values())) <= THICK * median
 
 
 def _chains(groups: list[_Group], near: float, mark: Mark, *, slabs: bool) -> list[list[_Group]]:
@@ -210,46 +269,21 @@ def _overlap(one: _Group, other: _Group, near: float, *, slabs: bool) -> bool:
 
 
 def _late_ones(chain: list[_Group], first: _Group, near: float) -> list[_Group]:
-    """Take from the end of a pass what came after the widest break since the image that `first` repeats.
+    """Take from the end of a pass what came after the widest break since the images that `first` repeats.
 
     A second pass that begins where the first one has nothing would otherwise leave its first images there.
     """
     repeated = max(i for i, group in enumerate(chain) if _overlap(first, group, near, slabs=False))
     tail = [*chain[repeated:], first]
-    if len(tail) < 3 or any(len(group.frames) > 1 for group in tail):
+    if len(tail) < 3:
         return []
-    jumps = np.abs(np.diff([group.low for group in tail]))
-    breaks = jumps / max(float(np.median(jumps)), 1e-9)
-    values = [group.value for group in tail]
-    if all(isinstance(value, float) for value in values):
-        waits = np.diff(np.array(values, float))
-        breaks = np.maximum(breaks, waits / max(float(np.median(waits)), 1e-9))
+    jumps = np.abs([after.start_mm - before.end_mm for before, after in pairwise(tail)])
+    waits = _waits(tail)
+    breaks = jumps if waits.max() <= LONG_WAIT * float(np.median(waits)) else waits
     cut = repeated + 1 + int(np.flatnonzero(breaks == breaks.max())[-1])
     late = chain[cut:]
     del chain[cut:]
     return late
-
-
-def _runs(groups: list[_Group], at_mm: Positions) -> list[list[_Group]]:
-    """Return the ways through the whole stack on which images were made one after another.
-
-    A way ends where the next image lies back or far ahead, or was made much later than the one before. All images are
-    one way where they were made in another order, or where each way has a part of the stack to itself.
-    """
-    steps = np.diff([group.low for group in groups])
-    far = 2 * float(np.median(np.abs(steps)))
-    waits = np.diff([float(group.value) for group in groups])  # type: ignore[arg-type]
-    long = 3 * float(np.median(waits))
-    runs = [groups[:1]]
-    for group, step, wait in zip(groups[1:], steps.tolist(), waits.tolist(), strict=True):
-        way = runs[-1][-1].low - runs[-1][-2].low if len(runs[-1]) > 1 else step
-        if step * way > 0 and abs(step) <= far and wait <= long:
-            runs[-1].append(group)
-        else:
-            runs.append([group])
-    through = WHOLE * float(np.ptp(at_mm)) - far
-    whole = all(len(run) > 2 and abs(run[-1].low - run[0].low) >= through for run in runs)
-    return runs if whole else [groups]
 
 
 def _trimmed(chain: list[_Group]) -> list[_Group]:
@@ -274,7 +308,8 @@ def _lone_ones(groups: list[_Group], near: float) -> list[list[Frame]]:
     found: list[list[Frame]] = [[]]
     for group, count in zip(groups, counts, strict=True):
         away = float(np.abs(stack - group.low).min())
-        if count == 1 and abs(away - step) > max(EVEN_RTOL * step, EVEN_ATOL_MM):
+        steps = round(away / step) if step else 0
+        if count == 1 and not (1 <= steps < FAR_STEPS and abs(away - steps * step) <= OUT_OF_STEP * step):
             found.append(group.frames)
         else:
             found[0] += group.frames
