@@ -98,6 +98,20 @@ def test_an_object_store_gives_the_same_volumes_as_a_folder(data: Path, bucket: 
     assert changed[uid].source.digest != again[uid].source.digest
 
 
+def test_prefixes_below_each_other_are_series_of_their_own(bucket: str, tmp_path: Path) -> None:
+    for number, name in enumerate(("a", "a/inner")):
+        dicom_sets.write_series(tmp_path / str(number), dicom_sets.series_uid(number + 20), slices=9 + 3 * number)
+        fsspec.filesystem("s3").put(f"{tmp_path / str(number)}/", f"{bucket}/nested/{name}", recursive=True)
+    found, _ = catalogue.find_sources(f"{bucket}/nested")
+    assert {source.key: (source.series_uid, source.files) for source in found} == {
+        "a": (dicom_sets.series_uid(20), 9),
+        "a/inner": (dicom_sets.series_uid(21), 12),
+    }
+    made = {task.source.key: work.prepare(task) for task in tasks(f"{bucket}/nested", str(tmp_path / "out"))}
+    assert made["a"]["own_uid"] == dicom_sets.series_uid(20)
+    assert "other_series" not in made["a"]["row"]["quality"]
+
+
 def test_objects_with_climbing_names_belong_to_no_series(bucket: str) -> None:
     assert places._remote_series("series/../../etc/passwd", True) == (None, "")
     assert places._remote_series("a/../b/1.dcm", False) == (None, "")

@@ -115,7 +115,7 @@ def _with_header(source: Source) -> Source:
     try:
         if is_url(source.location):
             with tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as folder:
-                header = scan_series(places.fetch(source.location, Path(folder), header_only=True))
+                header = scan_series(places.fetch(source.location, Path(folder), header_only=True, deep=source.deep))
                 frames = max(header.frames, header.frames * source.files)
                 voxels = 2 * frames * header.rows * header.columns
         else:

@@ -28,9 +28,9 @@ def inspect(path: Path, limit: int = 100) -> dict[str, Any]:
     return {"kind": "series", "path": str(path), **_series(path)}
 
 
-def _series(path: Path) -> dict[str, Any]:
+def _series(path: Path, *, deep: bool = True) -> dict[str, Any]:
     try:
-        volume = dicom.read_series(path)
+        volume = dicom.read_series(path, deep=deep)
     except SeriesError as error:
         return {"status": "rejected", "reason": error.reason, "message": str(error)}
     return {
@@ -48,7 +48,7 @@ def _series(path: Path) -> dict[str, Any]:
 
 def _dataset(path: Path, limit: int) -> dict[str, Any]:
     data = dataset.open_dataset(path)
-    read = [{"path": str(entry.path), **_series(entry.path)} for entry in data.series[:limit]]
+    read = [{"path": str(entry.path), **_series(entry.path, deep=entry.deep)} for entry in data.series[:limit]]
     positive = {label: sum(entry.targets[i] == 1 for entry in data.series) for i, label in enumerate(LABELS)}
     return {
         "kind": "dataset",

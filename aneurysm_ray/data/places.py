@@ -124,8 +124,8 @@ def _fetch_counted_frames(filesystem: Any, root: str, folder: Path) -> None:
                 (folder / name).write_bytes(filesystem.cat_file(f"{root}/{name}", start=0, end=HEADER_BYTES))
 
 
-def fetch(location: str, folder: Path, *, header_only: bool = False) -> Path:
-    """Copy a series from an object store below a folder and return its path there.
+def fetch(location: str, folder: Path, *, header_only: bool = False, deep: bool = True) -> Path:
+    """Copy a series from an object store below a folder and return its path there; what lies deeper only where `deep`.
 
     Objects get names of ours, since theirs are data from outside. `header_only` copies the start of a few files.
     Raises SeriesError (`vanished`).
@@ -137,7 +137,8 @@ def fetch(location: str, folder: Path, *, header_only: bool = False) -> Path:
         if is_archive(Path(location)):
             filesystem.get_file(root, str(target))
             return target
-        names = sorted(filesystem.find(root))[: PROBED_FILES if header_only else None]
+        below = sorted(filesystem.find(root, maxdepth=None if deep else 1))
+        names = below[: PROBED_FILES if header_only else None]
         target.mkdir()
         local = [str(target / f"{index:05d}") for index in range(len(names))]
         if header_only:

@@ -170,4 +170,4 @@ def _local(source: catalogue.Source) -> Iterator[Path]:
         yield Path(source.location)
         return
     with tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as folder:
-        yield places.fetch(source.location, Path(folder))
+        yield places.fetch(source.location, Path(folder), deep=source.deep)

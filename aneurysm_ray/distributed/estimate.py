@@ -5,6 +5,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import work
@@ -45,7 +46,9 @@ def _sample(sources: Sequence[Source], config: Config) -> tuple[float, int, int]
     guard = Guard(config.prepare.memory_mb)
     with tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as folder:
         for source in (sources[step] for step in steps):
-            task = work.Task(source, folder, config.volume.model_dump(mode="json"), "00", False)
+            # Named by whatever its voxels are of: a sample is thrown away.
+            own = replace(source, series_uid=None, own_uid=None)
+            task = work.Task(own, folder, config.volume.model_dump(mode="json"), "00", False)
             guard.start()
             begun = time.monotonic()
             try:
