@@ -58,6 +58,7 @@ def _placed(volume: Volume) -> list[tuple[tuple[str, int], Any]]:
 
 
 BY_HEADER: dict[str, Callable[[int, int], dict[str, Any]]] = {
+    "patient": lambda p, z: {"PatientID": ("Jane", "Joan")[p]},
     "kernel": lambda p, z: {"ConvolutionKernel": ("H30s", "H60s")[p]},
     "series number": lambda p, z: {"SeriesNumber": 3 + p},
     "image type": lambda p, z: {"ImageType": ["DERIVED", "SECONDARY", "AXIAL", ("MONO", "IODINE")[p]]},

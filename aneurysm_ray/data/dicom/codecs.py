@@ -197,16 +197,15 @@ def split_frames(value: bytes, frames: int, *, whole: bool) -> list[memoryview]:
     view = memoryview(value)
     position = 0
     while position < len(value) or not whole:
-        if position + 8 > len(value):
-            raise BadFile("unreadable_pixels", "is truncated within a compressed frame")
-        item, length = struct.unpack_from("<II", value, position)
+        item, length = struct.unpack_from("<II", value, position) if position + 8 <= len(value) else (0, len(value))
         if item in (SEQUENCE_END, TRAILING_PADDING) or (len(fragments) > 1 and item == length == 0):
             break
-        position += 8
-        if item != ITEM or position + length > len(value):
+        if item != ITEM or position + 8 + length > len(value):
+            if frames > 1 and len(fragments) > 1:
+                break  # those before the damage are whole
             raise BadFile("unreadable_pixels", "is truncated within a compressed frame")
-        fragments.append(view[position : position + length])
-        position += length
+        fragments.append(view[position + 8 : position + 8 + length])
+        position += 8 + length
     if len(fragments) < 2:  # the first is the Basic Offset Table
         raise BadFile("unreadable_pixels", "has no compressed frame")
     if frames == 1:

@@ -82,6 +82,7 @@ def units(frame: Frame) -> Hashable:
 
 
 MARKS = (
+    Mark(lambda frame: frame.patient_id, joins=False),
     Mark(text(tags.SERIES_NUMBER), tags.SERIES_NUMBER, joins=False),
     Mark(units, tags.RESCALE_TYPE, joins=False),
     Mark(lambda frame: frame.temporal, joins=False),

@@ -92,7 +92,7 @@ def passes(frames: list[Frame]) -> list[list[Frame]]:
         return found
     found = [part for whole in found for part in _by_place(whole)]
     for mark in ORDERS:
-        if mark.repeats and all(_repeated(distances_mm(part)) < REPEATED for part in found):
+        if mark.repeats and all(_repeated(part) < REPEATED for part in found):
             break
         if mark.tag not in constant:
             found = [part for whole in found for part in _split(whole, mark)]
@@ -117,12 +117,12 @@ class _Group:
 def _split(frames: list[Frame], mark: Mark) -> list[list[Frame]]:
     """Return the passes that a mark tells apart, or all frames as one."""
     at_mm = distances_mm(frames)
-    if mark.repeats and _repeated(at_mm) < REPEATED:
+    if mark.repeats and _repeated(frames) < REPEATED:
         return [frames]
     values = [mark.of(frame) for frame in frames]
     if len(set(values)) < 2 or (mark.ordered and not mark.repeats and _one_way(values, at_mm)):
         return [frames]
-    near = _near_mm(at_mm)
+    near = _near_mm(frames, at_mm)
     groups = _groups(frames, values, at_mm, mark)
     if len(groups) > (MAX_GROUPS if mark.ordered else MAX_KINDS):
         return [frames]
@@ -140,7 +140,7 @@ def _split(frames: list[Frame], mark: Mark) -> list[list[Frame]]:
     if max(len(_distinct(group.at_mm, near)) for group in groups) < 3 or mark.repeats:
         best = max(len(_distinct(np.concatenate([group.at_mm for group in chain]), near)) for chain in chains)
         counts = _counts(at_mm, near)
-        if best < WHOLE * len(counts) or _repeated(at_mm) < REPEATED or (mark.repeats and len(chains) > counts.max()):
+        if best < WHOLE * len(counts) or _repeated(frames) < REPEATED or (mark.repeats and len(chains) > counts.max()):
             return [frames]
     if one_each:
         return [[frame for group in chain for frame in group.frames] for chain in chains]
@@ -205,16 +205,26 @@ def _joined(go: list[_Group]) -> _Group:
     return whole
 
 
-def _repeated(at_mm: Positions) -> float:
+def _repeated(frames: list[Frame]) -> float:
     """Return the share of positions at which several images stand."""
-    if len(at_mm) < 2:
+    if len(frames) < 2:
         return 0.0
-    return float((_counts(at_mm, _near_mm(at_mm)) > 1).mean())
+    at_mm = distances_mm(frames)
+    return float((_counts(at_mm, _near_mm(frames, at_mm)) > 1).mean())
 
 
-def _near_mm(at_mm: Positions) -> float:
+def _near_mm(frames: list[Frame], at_mm: Positions) -> float:
     """Return within what distance two images show one slice of a stack."""
-    return max(SAME_POSITION_MM, NEAR * typical_step_mm(np.diff(np.sort(at_mm))))
+    near = NEAR * typical_step_mm(np.diff(np.sort(at_mm)))
+    # Of a stack with many gaps the slices say how far they reach.
+    thick = min((value for value in _thicknesses(frames) if value > 0), default=np.inf)
+    return max(SAME_POSITION_MM, min(near, thick / 2))
+
+
+def _thicknesses(frames: list[Frame]) -> list[float]:
+    """Return the values of Slice Thickness that there are, -1 for none."""
+    place = tags.PASS_TAGS.index(tags.SLICE_THICKNESS)
+    return [number(tags.SLICE_THICKNESS)(frame) for frame in {frame.marks[place]: frame for frame in frames}.values()]
 
 
 def _counts(at_mm: Positions, near: float) -> NDArray[np.intp]:
@@ -238,9 +248,7 @@ def _is_even(frames: list[Frame], at_mm: Positions) -> bool:
     multiples = np.round(steps / median)
     if np.any(np.abs(steps - multiples * median) > np.maximum(EVEN_RTOL * multiples * median, EVEN_ATOL_MM)):
         return False
-    thickness = number(tags.SLICE_THICKNESS)
-    told = {frame.marks[tags.PASS_TAGS.index(tags.SLICE_THICKNESS)]: frame for frame in frames}
-    return max(map(thickness, told.values())) <= THICK * median
+    return max(_thicknesses(frames)) <= THICK * median
 
 
 def _chains(groups: list[_Group], near: float, mark: Mark, *, slabs: bool) -> list[list[_Group]]:
@@ -321,7 +329,7 @@ def _by_place(frames: list[Frame]) -> list[list[Frame]]:
     if len(frames) < 2 or positions(frames) == len(frames):
         return [frames]
     at_mm = distances_mm(frames)
-    if _repeated(at_mm) < REPEATED:
+    if _repeated(frames) < REPEATED:
         return [frames]
     assert frames[0].orientation is not None
     axes = np.array(frames[0].orientation).reshape(2, 3)
