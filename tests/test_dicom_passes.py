@@ -16,7 +16,7 @@ from aneurysm_ray.data.points import marked_mm
 from aneurysm_ray.data.volume import Volume
 from aneurysm_ray.errors import SeriesError
 
-COUNT = 10
+COUNT = 8
 LIFT = 7
 """What a slice of the second pass is above its twin, in stored values."""
 

@@ -94,7 +94,7 @@ def choose(frames: list[Frame], brighter: Callable[[list[Frame], list[Frame]], b
     if not frames:
         return Stack((), tuple(dropped))
     copies = _copies(frames)
-    stacks = _stacks([same[0] for same in copies.values()])
+    stacks = _stacks([same[0] for same in copies.values()] if copies else frames)
     best, parts, stack = _chosen(stacks, brighter)
     others = [frame for other in stacks if other is not stack for frame in other]
     dropped += [dropped_frame(f, "other_stacks", "is of another orientation, matrix or spacing") for f in others]
@@ -104,7 +104,7 @@ def choose(frames: list[Frame], brighter: Callable[[list[Frame], list[Frame]], b
     leads = set(map(id, best))
     slots = [sorted(slot, key=lambda frame: (id(frame) not in leads, order(frame))) for slot in _slots(frames)]
     return Stack(
-        tuple(tuple(copy for frame in slot for copy in copies[_where(frame)]) for slot in slots),
+        tuple(tuple(c for f in slot for c in copies[_where(f)]) if copies else tuple(slot) for slot in slots),
         tuple(dropped),
         ambiguous=sum(len(slot) > 1 for slot in slots) > REPEATED * len(slots),
     )
@@ -116,7 +116,9 @@ def _where(frame: Frame) -> tuple[object, ...]:
 
 
 def _copies(frames: list[Frame]) -> dict[tuple[object, ...], list[Frame]]:
-    """Return images by name and place: those that are there several times follow the first in order."""
+    """Return images by name and place, copies behind the first in order; nothing where each name is one image's."""
+    if len({(frame.sop_uid, frame.index) for frame in frames}) == len(frames):
+        return {}
     found: dict[tuple[object, ...], list[Frame]] = {}
     for frame in frames:
         found.setdefault(_where(frame), []).append(frame)
@@ -172,6 +174,8 @@ def _repeats(best: list[Frame], parts: list[list[Frame]]) -> list[Frame]:
     A pass that repeats more than a few slices is a pass, and no image of it ever stands in for one of another.
     """
     found: list[Frame] = []
+    if len(parts) < 2:
+        return found
     at_mm = distances_mm(best)
     for part in parts:
         if part is not best and positions(part) <= STRAY_SHARE * len(at_mm):

@@ -36,8 +36,8 @@ def rescaled_twice(frames: Sequence[Frame], voxels: Voxels) -> set[Rescale]:
     """
     found = set()
     for rescale in {rescale_of(frame) for frame in frames if frame.modality == "CT" and frame.stored.lut is None}:
-        _, slope, intercept = rescale
-        if slope == 1 and intercept <= TWICE_INTERCEPT:
+        signed, slope, intercept = rescale
+        if signed and slope == 1 and intercept <= TWICE_INTERCEPT:  # unsigned values know no air at -1000
             places = [place for place, frame in enumerate(frames) if rescale_of(frame) == rescale]
             some = _sample(voxels, places)
             stored = some - np.float32(intercept)

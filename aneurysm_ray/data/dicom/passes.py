@@ -76,7 +76,8 @@ def _distinct(distances: Positions, tolerance_mm: float) -> Positions:
 def passes(frames: list[Frame]) -> list[list[Frame]]:
     """Return the passes of a stack: frames of one matrix, spacing and orientation, all with positions."""
     found = [frames]
-    if positions(frames) < 2:
+    at_mm = distances_mm(frames)
+    if np.ptp(at_mm) <= SAME_POSITION_MM:
         return found
     # Most series have one pass, and most marks one value in it: those cost a look.
     constant = {
@@ -84,7 +85,7 @@ def passes(frames: list[Frame]) -> list[list[Frame]]:
         for tag, values in zip(tags.PASS_TAGS, zip(*{frame.marks for frame in frames}, strict=True), strict=True)
         if len(set(values)) == 1
     }
-    even = _is_even(frames, distances_mm(frames))
+    even = _is_even(frames, at_mm)
     for mark in MARKS:
         if mark.tag not in constant and not (even and mark.weaves):
             found = [part for whole in found for part in _split(whole, mark)]
@@ -116,11 +117,13 @@ class _Group:
 
 def _split(frames: list[Frame], mark: Mark) -> list[list[Frame]]:
     """Return the passes that a mark tells apart, or all frames as one."""
-    at_mm = distances_mm(frames)
     if mark.repeats and _repeated(frames) < REPEATED:
         return [frames]
     values = [mark.of(frame) for frame in frames]
-    if len(set(values)) < 2 or (mark.ordered and not mark.repeats and _one_way(values, at_mm)):
+    if len(set(values)) < 2:
+        return [frames]
+    at_mm = distances_mm(frames)
+    if mark.ordered and not mark.repeats and _one_way(values, at_mm):
         return [frames]
     near = _near_mm(frames, at_mm)
     groups = _groups(frames, values, at_mm, mark)
