@@ -174,7 +174,8 @@ def prepare(
     _next(*steps)
     print(out)
     if summary.rejected:
-        raise _PartlyFailed(f"{summary.rejected} series rejected; {out}/rejected.csv says why")
+        which = "" if "://" in str(out) else f", {str(out).rstrip('/')}.sources.csv which"
+        raise _PartlyFailed(f"{summary.rejected} series rejected; {out}/rejected.csv says why{which}")
 
 
 @app.command()

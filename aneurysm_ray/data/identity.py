@@ -170,4 +170,6 @@ def write_places(out: str, places: Mapping[str, str]) -> None:
             os.fchmod(file.fileno(), 0o600)
             file.write(text.getvalue())
     except OSError as error:
-        raise RequestError(f"{path} cannot be written: {error.strerror}; choose another OUT") from error
+        raise RequestError(
+            f"{path} cannot be written: {error.strerror}; which hash is which folder is not kept"
+        ) from error

@@ -80,9 +80,11 @@ def prepare(data: str, out: str, config: Config, *, dry_run: bool = False) -> Pr
             "key": identity.fingerprint(key),
         }
         before = ledger.check_same_settings(out, described)
-        identity.write_places(
-            out, {place: data, **{identity.place_hash(key, source.key): source.key for source in found}}
-        )
+        places = {place: data, **{identity.place_hash(key, source.key): source.key for source in found}}
+        try:
+            identity.write_places(out, places)
+        except RequestError as error:  # the set is whole without it
+            log.warning("%s", error)
         found = [_keyed(source, key) for source in found]
         draft = [Task(source, out, volume, key.hex(), config.prepare.digest == "content") for source in found]
         ledger.check_same_data(draft, out, described, before)
