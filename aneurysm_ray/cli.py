@@ -174,8 +174,7 @@ def prepare(
     _next(*steps)
     print(out)
     if summary.rejected:
-        which = "" if "://" in str(out) else f", {str(out).rstrip('/')}.sources.csv which"
-        raise _PartlyFailed(f"{summary.rejected} series rejected; {out}/rejected.csv says why{which}")
+        raise _PartlyFailed(f"{summary.rejected} series rejected; {out}/rejected.csv says why")
 
 
 @app.command()

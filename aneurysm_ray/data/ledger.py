@@ -169,6 +169,8 @@ def write_tables(
     log.info("%s volumes, %s series rejected", f"{len(rows):,}", f"{len(rejected):,}")
     for reason, count in reasons.items():
         log.info("%8s  %s", f"{count:,}", SERIES_REASONS[reason])
+    if rejected and places:
+        log.info("%s says which folder is behind each hash of %s", identity.places_path(out), rundir.REJECTED)
     if removed:
         log.info("%s series are in the data no more; the table leaves them out", f"{len(removed):,}")
     facts = {
