@@ -112,9 +112,7 @@ def phantom(
     max_mm: Annotated[float, typer.Option(help="Largest diameter of an aneurysm.")] = 20.0,
     spacing_mm: Annotated[float | None, typer.Option(help="Voxel spacing; about 0.8 mm unless given.")] = None,
     faults: Annotated[bool, typer.Option("--faults", help="Add the defects of real folders.")] = False,
-    varied: Annotated[
-        bool, typer.Option("--varied", help="Vary shapes and greys far beyond people and scanners.")
-    ] = False,
+    varied: Annotated[bool, typer.Option("--varied", help="Vary shapes and greys beyond anatomy.")] = False,
     masks: Annotated[float, typer.Option(min=0, max=1, help="Share of series with a vessel mask.")] = 1.0,
     domes: Annotated[bool, typer.Option("--domes", help="Write a mask of each aneurysm too.")] = False,
     scans: Annotated[str, typer.Option(help="CTA, in turn: head, neck, arms, holder, subtracted, slab.")] = "head",
@@ -125,21 +123,10 @@ def phantom(
     from aneurysm_ray import phantom as phantoms
 
     options = phantoms.PhantomOptions(
-        count=count,
-        seed=seed,
-        modalities=tuple(modalities.split(",")),
-        positive_fraction=positive,
-        min_mm=min_mm,
-        max_mm=max_mm,
-        spacing_mm=spacing_mm,
-        faults=faults,
-        varied=varied,
-        masks=masks,
-        domes=domes,
-        scans=tuple(scans.split(",")),
-        geometry=geometry,
-        workers=workers or len(os.sched_getaffinity(0)),
-    )
+        count=count, seed=seed, modalities=tuple(modalities.split(",")), positive_fraction=positive,
+        min_mm=min_mm, max_mm=max_mm, spacing_mm=spacing_mm, faults=faults, varied=varied, masks=masks, domes=domes,
+        scans=tuple(scans.split(",")), geometry=geometry, workers=workers or len(os.sched_getaffinity(0)),
+    )  # fmt: skip
     phantoms.write_dataset(out, options)
     _next(f"aneurysm-ray inspect {out}", f"aneurysm-ray prepare {out} volumes")
     print(out)
@@ -187,6 +174,20 @@ def inspect(
 
 
 @app.command()
+def doctor(
+    places: Annotated[list[str] | None, typer.Argument(help="Where results would go, paths or URLs.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What of this machine would make a command fail or crawl, each with its cure; starts nothing."""
+    from aneurysm_ray.distributed import doctor as examination
+
+    findings = examination.examine(places or ["."])
+    print(examination.as_json(findings) if as_json else examination.render(findings))
+    if bad := [finding.what for finding in findings if finding.state == "bad"]:
+        raise RequestError(f"to be mended first: {', '.join(bad)}; the lines above say how")
+
+
+@app.command()
 def train(
     volumes: Annotated[Path, typer.Argument(help="A prepared set.")],
     words: Words = None,
@@ -204,8 +205,7 @@ def train(
     """Cross-validate by patient-wise folds with Ray Train."""
     flags = {"optim__epochs": epochs, "optim__batch_size": batch_size, "model__name": model, "control": control}
     start = str(init.resolve()) if init else None
-    resumed = out if resume else None
-    settings = _build(preset, config, words, volumes=volumes, resumed=resumed, init=start, **flags)
+    settings = _build(preset, config, words, volumes=volumes, resumed=out if resume else None, init=start, **flags)
     from aneurysm_ray.distributed import train as training
 
     out = out or _run_name("train", settings.model.name)

@@ -9,6 +9,7 @@ import functools
 import json
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -46,7 +47,7 @@ PREPARE = "prepare.json"
 def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary sibling for writing; rename it over `path` when the block ends well, remove it otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         text = "b" not in mode
         with open(temporary, mode, encoding="utf-8" if text else None, newline="" if text else None) as file:

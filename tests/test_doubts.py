@@ -62,8 +62,9 @@ def test_the_middle_is_that_of_the_head_and_not_of_the_scan() -> None:
     bright = MARK_MM + np.array([45, 0, 0])
     assert told(aside, click(aside, bright, LEFT)) == ()
     assert told(aside, click(aside, bright, RIGHT)) == ("point_side",)
-    near_middle = click(aside, np.array([45 - 7.0, -20, 40]), LEFT)
-    assert "point_side" not in told(aside, near_middle)
+    for beyond_mm, wrong in ((5.0, False), (8.0, True)):
+        near_middle = click(aside, np.array([45 - beyond_mm, -20, 40]), LEFT)
+        assert ("point_side" in told(aside, near_middle)) == wrong
 
 
 def test_points_outside_the_box_are_told() -> None:

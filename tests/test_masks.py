@@ -13,7 +13,7 @@ from scans import MARK_MM, scan
 
 from aneurysm_ray import overrides, phantom
 from aneurysm_ray.config import VolumeConfig
-from aneurysm_ray.data import masks, series, sources, store
+from aneurysm_ray.data import catalogue, masks, store, work
 from aneurysm_ray.data.dataset import SEGMENTATION_VALUES, Localizer
 from aneurysm_ray.data.masks import UNKNOWN
 from aneurysm_ray.data.preprocess import prepare_series
@@ -250,17 +250,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, phantom.Phanto
     return phantom.write_dataset(root, options), options
 
 
-def tasks(data: Path, out: Path, *, content: bool = False, **changes: object) -> list[series.Task]:
+def tasks(data: Path, out: Path, *, content: bool = False, **changes: object) -> list[work.Task]:
     config = overrides.build({"volume.spacing_mm": [1.5] * 3}, {f"volume.{key}": v for key, v in changes.items()})
     volume = config.volume.model_dump(mode="json")
-    return [series.Task(source, str(out), volume, "00", content) for source in sources.find_sources(str(data))[0]]
+    return [work.Task(source, str(out), volume, "00", content) for source in catalogue.find_sources(str(data))[0]]
 
 
 def test_a_phantoms_mask_stored_and_read_back_is_its_own_vessels_resampled(
     made: tuple[Path, phantom.PhantomOptions], tmp_path: Path
 ) -> None:
     data, options = made
-    statuses = [series.prepare(task) for task in tasks(data, tmp_path)]
+    statuses = [work.prepare(task) for task in tasks(data, tmp_path)]
     rows = {status["row"]["series_uid"]: status["row"] for status in statuses}
     planes = set()
     for plan in phantom.plan_series(options):
@@ -314,17 +314,17 @@ def test_a_changed_mask_is_prepared_again_and_an_unchanged_one_is_not(
 ) -> None:
     data, out = made[0], tmp_path / "out"
     for content in (False, True):
-        before = {task.source.key: series.prepare(task)["digest"] for task in tasks(data, out, content=content)}
+        before = {task.source.key: work.prepare(task)["digest"] for task in tasks(data, out, content=content)}
         mask = sorted((data / "segmentations").iterdir())[0]
         uid = mask.name.split("_")[0]
         kept = mask.read_bytes()
-        again = {task.source.key: series.prepare(task)["digest"] for task in tasks(data, out, content=content)}
+        again = {task.source.key: work.prepare(task)["digest"] for task in tasks(data, out, content=content)}
         assert again == before
         try:
             image = nibabel.load(mask)
             labels = np.asarray(image.dataobj)
             nibabel.save(nibabel.Nifti1Image(labels * 0, image.affine), mask)
-            changed = {task.source.key: series.prepare(task)["digest"] for task in tasks(data, out, content=content)}
+            changed = {task.source.key: work.prepare(task)["digest"] for task in tasks(data, out, content=content)}
         finally:
             mask.write_bytes(kept)
         assert [key for key in before if changed[key] != before[key]] == [f"series/{uid}"]
@@ -333,7 +333,7 @@ def test_a_changed_mask_is_prepared_again_and_an_unchanged_one_is_not(
 def test_masks_cost_little_room(made: tuple[Path, phantom.PhantomOptions], tmp_path: Path) -> None:
     sizes = {}
     for masked in (True, False):
-        done = [series.prepare(task) for task in tasks(made[0], tmp_path / str(masked), masks=masked)]
+        done = [work.prepare(task) for task in tasks(made[0], tmp_path / str(masked), masks=masked)]
         assert all(status["row"]["has_vessels"] == masked for status in done)
         sizes[masked] = sum(status["row"]["bytes"] for status in done)
     assert sizes[False] < sizes[True] < 1.1 * sizes[False]
@@ -342,7 +342,7 @@ def test_masks_cost_little_room(made: tuple[Path, phantom.PhantomOptions], tmp_p
 def test_a_task_with_masks_travels_as_json(made: tuple[Path, phantom.PhantomOptions], tmp_path: Path) -> None:
     task = tasks(made[0], tmp_path)[0]
     assert task.source.vessels and not task.source.domes
-    assert series.Task.from_json(task.to_json()) == task
+    assert work.Task.from_json(task.to_json()) == task
 
 
 def test_a_grid_beside_its_mask_knows_nothing(tmp_path: Path) -> None:

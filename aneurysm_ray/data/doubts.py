@@ -23,8 +23,9 @@ AIR_MEDIANS = 0.35
 
 GRAVE: tuple[str, ...] = (
     *("point_outside", "point_side", "point_dark", "point_lost", "mask_misses", "mask_contradicts", "mask_unreadable"),
-    *("head_doubtful", "hu_doubtful", "rescale_assumed", "position_assumed", "orientation_assumed"),
-    *("geometry_assumed", "orientation_repaired", "missing_slices", "other_stacks", "frames_assumed"),
+    *("head_doubtful", "hu_doubtful", "rescale_assumed", "rescale_twice", "position_assumed", "orientation_assumed"),
+    *("geometry_assumed", "orientation_repaired", "missing_slices", "wide_gap", "other_stacks", "other_passes"),
+    "frames_assumed",
 )
 """Quality codes that may mean a wrong volume or a wrong label, and not only an untidy folder; the first weigh most."""
 FIRST = GRAVE.index("head_doubtful")

@@ -9,7 +9,7 @@ import pandas as pd
 from aneurysm_ray import rundir
 from aneurysm_ray.data import dataset, dicom, doubts, store
 from aneurysm_ray.data.dicom import QUALITY
-from aneurysm_ray.errors import SERIES_REASONS, RequestError, SeriesError
+from aneurysm_ray.errors import SERIES_REASONS, RequestError, SeriesError, printable
 from aneurysm_ray.labels import LABELS
 
 DOUBTFUL = 20
@@ -34,9 +34,9 @@ def inspect(path: Path, limit: int = 100) -> dict[str, Any]:
     return {"kind": "series", "path": str(path), **_series(path)}
 
 
-def _series(path: Path) -> dict[str, Any]:
+def _series(path: Path, *, deep: bool = True) -> dict[str, Any]:
     try:
-        volume = dicom.read_series(path)
+        volume = dicom.read_series(path, deep=deep)
     except SeriesError as error:
         return {"status": "rejected", "reason": error.reason, "message": str(error)}
     return {
@@ -54,7 +54,7 @@ def _series(path: Path) -> dict[str, Any]:
 
 def _dataset(path: Path, limit: int) -> dict[str, Any]:
     data = dataset.open_dataset(path)
-    read = [{"path": str(entry.path), **_series(entry.path)} for entry in data.series[:limit]]
+    read = [{"path": str(entry.path), **_series(entry.path, deep=entry.deep)} for entry in data.series[:limit]]
     positive = {label: sum(entry.targets[i] == 1 for entry in data.series) for i, label in enumerate(LABELS)}
     return {
         "kind": "dataset",
@@ -114,7 +114,7 @@ def render(facts: dict[str, Any]) -> str:
             lines.append(f"{key}: {', '.join(map(str, value)) or '-'}")
         else:
             lines.append(f"{key}: {value}")
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def _meaning(code: str) -> str:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from aneurysm_ray.config import VolumeConfig
 from aneurysm_ray.data import doubts, masks, vesselness
 from aneurysm_ray.data.dataset import Localizer
-from aneurysm_ray.data.dicom.localizers import locate, to_patient_mm
+from aneurysm_ray.data.points import marked_mm
 from aneurysm_ray.data.region import Head, find_head, head_box, patient_axes
-from aneurysm_ray.data.resample import Frame, frame_of, resample
+from aneurysm_ray.data.resample import Axes, frame_of, resample
 from aneurysm_ray.data.store import Point, PreparedVolume
 from aneurysm_ray.data.volume import Volume
 from aneurysm_ray.data.window import Window, find_window, to_uint8
@@ -103,7 +103,7 @@ def _centres(low: float, high: float, spacing: float) -> NDArray[np.float64]:
 
 
 def _affine(
-    frame: Frame,
+    frame: Axes,
     axes: tuple[int, int, int],
     signs: tuple[int, int, int],
     targets_mm: tuple[NDArray[np.float64], ...],
@@ -140,7 +140,7 @@ def _stored(
     return whole, Window(window.low * spread, window.high * spread)
 
 
-def _middle_x(head: Head, frame: Frame, affine: NDArray[np.float64]) -> float:
+def _middle_x(head: Head, frame: Axes, affine: NDArray[np.float64]) -> float:
     """Return the voxel along x of the head's middle."""
     axes, signs = patient_axes(frame)
     left = signs[2] * frame.directions[axes[2]]
@@ -150,18 +150,21 @@ def _middle_x(head: Head, frame: Frame, affine: NDArray[np.float64]) -> float:
 def _points(
     volume: Volume, localizers: Sequence[Localizer], affine: NDArray[np.float64]
 ) -> tuple[tuple[Point, ...], list[str]]:
-    """Return clicks as points of the prepared volume, and quality codes: clicks on images that are not in the volume
-    are left out, and those of one location that lie together are one."""
+    """Return clicks as points of the prepared volume, and quality codes: a click on an image that was left out is
+    placed by that image's own geometry, one that cannot be placed is left out, and those of one location that lie
+    together are one."""
     to_voxel = np.linalg.inv(affine)
     spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
     points: list[Point] = []
     codes = []
     for click in localizers:
-        place = locate(volume, click.sop_uid, click.x, click.y, click.frame)
+        place = marked_mm(volume, click.sop_uid, click.x, click.y, click.frame)
         if place is None:
             codes.append("point_lost")
             continue
-        z, y, x = to_voxel[:3, :3] @ to_patient_mm(volume, place) + to_voxel[:3, 3]
+        if not place[1]:
+            codes.append("point_elsewhere")
+        z, y, x = to_voxel[:3, :3] @ place[0] + to_voxel[:3, 3]
         same = [other for other in points if other.location == click.location]
         if any(
             np.linalg.norm(((other.z, other.y, other.x) - np.array([z, y, x])) * spacing_mm) < SAME_MM for other in same

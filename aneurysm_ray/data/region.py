@@ -13,7 +13,7 @@ import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
 
-from aneurysm_ray.data.resample import Frame
+from aneurysm_ray.data.resample import Axes
 from aneurysm_ray.data.volume import Volume
 from aneurysm_ray.errors import SeriesError
 
@@ -70,7 +70,7 @@ class _Thinned:
     spacing_mm: tuple[float, float, float]
 
 
-def patient_axes(frame: Frame) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+def patient_axes(frame: Axes) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """Return the frame's axis and its direction (+1 or -1) for each standard axis.
 
     Standard axes: z from feet to head, y from front to back, x from right to left; each gets the nearest one.
@@ -81,7 +81,7 @@ def patient_axes(frame: Frame) -> tuple[tuple[int, int, int], tuple[int, int, in
     return (best[0], best[1], best[2]), (signs[0], signs[1], signs[2])
 
 
-def find_head(volume: Volume, frame: Frame) -> Head:
+def find_head(volume: Volume, frame: Axes) -> Head:
     """Find the head of a scan. Raises SeriesError (`no_head`) for an image of one value."""
     thinned = _thin(volume, frame)
     if not thinned.values.max() > thinned.values.min():
@@ -129,7 +129,7 @@ def _top_mm(thinned: _Thinned, tissue: NDArray[np.bool_], fits: NDArray[np.bool_
     return float(heights[level]) + thinned.spacing_mm[thinned.upward] / 2
 
 
-def head_box(head: Head, volume: Volume, frame: Frame, extent_mm: tuple[float, float, float]) -> NDArray[np.float64]:
+def head_box(head: Head, volume: Volume, frame: Axes, extent_mm: tuple[float, float, float]) -> NDArray[np.float64]:
     """Return (3, 2): the region of interest's first and last edge on each of the frame's axes, in mm.
 
     `extent_mm` is (z, y, x) on the standard axes. The box is cut to the scan, so a smaller scan keeps its size.
@@ -213,7 +213,7 @@ def _parting(values: F32) -> float:
     return float(edges[1:-1][np.argmax(below * above * apart**2)])
 
 
-def _thin(volume: Volume, frame: Frame) -> _Thinned:
+def _thin(volume: Volume, frame: Axes) -> _Thinned:
     """Return every so many slices and rows of a scan, averaged along the rows: whole rows are what memory gives fast,
     and their average has little noise."""
     steps = [max(1, round(THINNED_MM / mm)) for mm in volume.spacing_mm]

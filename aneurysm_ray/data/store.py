@@ -6,7 +6,6 @@ All of it is readable with plain pyarrow.
 """
 
 import hashlib
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,13 +20,12 @@ from numpy.typing import NDArray
 
 from aneurysm_ray import __version__, rundir
 from aneurysm_ray.config import VOLUME_FORMAT
+from aneurysm_ray.data.identity import check_uid
 from aneurysm_ray.data.window import AS_STORED, Window
-from aneurysm_ray.errors import RunDirError, SeriesError
+from aneurysm_ray.errors import RunDirError
 from aneurysm_ray.labels import LABELS
 
 PICTURES = "pictures"
-
-_UID = re.compile(r"[0-9.]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -148,16 +146,6 @@ _ARRAYS = ("voxels", "vessels", "domes")
 
 
 _MADE_BY = {FORMAT_KEY: str(VOLUME_FORMAT).encode(), CODE_VERSION_KEY: __version__.encode()}
-
-
-def check_uid(series_uid: str) -> str:
-    """Return a series UID that may name a file. Raises SeriesError (`unsafe_path`) for one that may not."""
-    if not _UID.fullmatch(series_uid) or series_uid.startswith("."):
-        raise SeriesError(
-            "unsafe_path",
-            f"Series Instance UID {series_uid[:80]!r} is not 1 to 64 digits and dots; no file is named so",
-        )
-    return series_uid
 
 
 def _prefix(series_uid: str) -> str:

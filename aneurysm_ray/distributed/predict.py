@@ -6,6 +6,7 @@ scored in this process, since they take less time than Ray's start.
 """
 
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -19,7 +20,8 @@ import ray.data
 import torch
 
 from aneurysm_ray import overrides, provenance, rundir
-from aneurysm_ray.data import sources, store
+from aneurysm_ray.data import catalogue, store
+from aneurysm_ray.data.catalogue import Source
 from aneurysm_ray.distributed import progress, scoring, session
 from aneurysm_ray.distributed.scoring import Item, Order
 from aneurysm_ray.errors import DatasetError, RequestError
@@ -83,14 +85,14 @@ def find(paths: Sequence[str]) -> tuple[list[Item], list[str]]:
                 items.append(_item((path / str(row["path"])).absolute(), row["series_uid"], row["bytes"]))
         elif path.is_dir():
             try:
-                found, said = sources.find_sources(text)
+                found, said = catalogue.find_sources(text)
             except DatasetError:
                 # Tables that are wrong are the user's to mend; a folder without series is a series that is empty.
                 if any((path / name).exists() for name in ("train.csv", "train_localizers.csv")):
                     raise
                 found, said = [], []
             notes += said
-            items += [_item(Path(s.location), s.series_uid or "", s.bytes, outside=s.outside) for s in found]
+            items += [_item(Path(s.location), s.series_uid or "", s.bytes, s) for s in found]
             if not found:
                 items.append(_item(path.absolute(), "", 0))
         else:
@@ -99,11 +101,12 @@ def find(paths: Sequence[str]) -> tuple[list[Item], list[str]]:
     return sorted(once.values(), key=lambda item: (-item.bytes, item.name)), notes
 
 
-def _item(path: Path, series_uid: str, size: int, *, outside: bool = False) -> Item:
+def _item(path: Path, series_uid: str, size: int, source: Source | None = None) -> Item:
     # The place makes names unique: one series may be given as a folder and as an archive.
     stem = "".join(c for c in (series_uid or path.name)[:64] if c.isalnum() or c in ".-_").lstrip(".")
-    name = f"{stem}-{sha256(str(path).encode()).hexdigest()[:8]}"
-    return Item(name, str(path), series_uid, int(size), outside)
+    name = f"{stem}-{sha256(os.fsencode(path)).hexdigest()[:8]}"
+    deep, own_uid = (source.deep, source.own_uid) if source else (True, None)
+    return Item(name, str(path), series_uid, int(size), deep, own_uid)
 
 
 def _check_volumes(items: Sequence[Item], trained: Ensemble) -> None:

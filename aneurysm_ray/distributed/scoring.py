@@ -14,10 +14,12 @@ import numpy as np
 import torch
 
 from aneurysm_ray import overrides, rundir
+from aneurysm_ray.data import reading
 from aneurysm_ray.data.guard import Guard
 from aneurysm_ray.data.outputs import viewer
 from aneurysm_ray.data.reading import Reading
-from aneurysm_ray.errors import RequestError, SeriesError
+from aneurysm_ray.data.store import PreparedVolume
+from aneurysm_ray.errors import RequestError, SeriesError, printable
 from aneurysm_ray.labels import LABELS, PRESENT_INDEX
 from aneurysm_ray.learning import ensemble, export, inference
 from aneurysm_ray.learning.export import Ensemble
@@ -45,8 +47,10 @@ class Item:
     series_uid: str
     """What a table or the folder's name says; empty where only the files know."""
     bytes: int = 0
-    outside: bool = False
-    """It is a link that leaves its data set."""
+    deep: bool = True
+    """Folders below its own are part of it."""
+    own_uid: str | None = None
+    """The UID in its first header, where nothing but its files names it."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +101,9 @@ class Scorer:
         guard = self._guard()
         series: Reading | None = None
         try:
-            if item.outside:
-                raise SeriesError("unsafe_path", f"{item.location}: is a link that leaves its data set")
-            series = inference.guarded(guard, config.prepare.timeout_seconds)(Path(item.location), config.volume)
+            timeout_seconds = config.prepare.timeout_seconds
+            path = Path(item.location)
+            series = guard.run(reading.read, path, config.volume, item.deep, timeout_seconds=timeout_seconds)
             with self._scoring:
                 answer = inference.score(self.trained, series, self.device)
         except SeriesError as error:
@@ -156,6 +160,7 @@ class Scorer:
                 heat.affine,
                 float(answer.probabilities[PRESENT_INDEX]),
                 self.trained.digest,
+                _plain(self.trained.calibrated(answer.probabilities)[PRESENT_INDEX]),
                 timeout_seconds=self.trained.config.prepare.timeout_seconds,
             )
         except SeriesError as error:
@@ -179,8 +184,8 @@ def describe(item: Item, series: Reading | None, answer: Answer, trained: Ensemb
     multi_frame = len(set(frames)) < len(frames)
     candidates = answer.candidates.assign(multi_frame=multi_frame)
     return {
-        "series_uid": item.series_uid or (prepared.series_uid if prepared else Path(item.location).name),
-        "path": item.location,
+        "series_uid": _uid(item, prepared),
+        "path": printable(item.location),
         "model": trained.digest,
         "reason": answer.reason,
         "message": answer.message,
@@ -195,6 +200,13 @@ def describe(item: Item, series: Reading | None, answer: Answer, trained: Ensemb
         "notes": notes,
         "seconds": answer.seconds,
     }
+
+
+def _uid(item: Item, prepared: PreparedVolume | None) -> str:
+    """Return what a series is named by: a table or the layout, else its voxels, else its first header or its place."""
+    if prepared and item.own_uid is not None and prepared.series_uid != item.own_uid:
+        return printable(prepared.series_uid)
+    return printable(item.series_uid or (prepared.series_uid if prepared else Path(item.location).name))
 
 
 def _plain(value: Any) -> Any:
