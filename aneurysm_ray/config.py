@@ -166,13 +166,13 @@ class AugmentConfig(Section):
     """Largest shift as a share of the patch's size."""
     affine_probability: Fraction = 0.5
     """Probability of the rotation, scaling and shift."""
-    gamma: Annotated[float, Field(ge=0, le=2)] = 0.3
+    gamma: Annotated[float, Field(ge=0, le=2)] = 0.2
     """Largest logarithm of an exponent of intensity, up or down."""
     brightness: Annotated[float, Field(ge=0, le=1)] = 0.08
     """Largest shift of intensity; an image spans 0 to 1."""
-    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Largest relative change of contrast."""
-    blur: Fraction = 0.2
+    blur: Fraction = 0.1
     """Probability of a blur, as of other kernels and thicker slices."""
     noise: Annotated[float, Field(ge=0, le=1)] = 0.03
     """Largest standard deviation of added Gaussian noise."""

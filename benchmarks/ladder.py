@@ -8,8 +8,8 @@
 Writes CTA and MRA phantoms as DICOM, prepares them, and trains every preset on one fold with the same small settings,
 the same patches per epoch and the same number of epochs; the test patients are scored once, at the end. Presets that
 differ in inference alone share one training, whose network is kept as WORK/PRESET_SEED_EPOCHS.pt. What WORK already
-holds of DICOM and volumes is used again. Networks that are given must not have learnt from the test: those of `--transfer` have
-learnt from all splines. The table goes to benchmarks/ladder.md, or to a file of its own with `--out`.
+holds of DICOM and volumes is used again. Networks that are given must not have learnt from the test: those of
+`--transfer` have learnt from all splines. The table goes to benchmarks/ladder.md, or to a file of its own with `--out`.
 """
 
 import argparse

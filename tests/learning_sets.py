@@ -29,6 +29,7 @@ SMALL: dict[str, Any] = {
     "optim.batch_size": 8,
     "optim.epochs": 2,
     "optim.lr": 2e-3,
+    "optim.precision": "float32",
     "inference.overlap": 0.25,
     "feed.threads": 0,
 }

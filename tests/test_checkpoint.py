@@ -105,7 +105,8 @@ def test_medicalnet_weights_find_their_place(tmp_path: Path) -> None:
     assert len(report.matched) == len(network.state_dict()) - 4
     assert str(report) == (
         f"{len(report.matched)} of {len(network.state_dict())} tensors taken; "
-        "1 of another shape (backbone.layer4.0.conv2.weight); 3 not in the file (knows_vessels, head.weight, head.bias); "
+        "1 of another shape (backbone.layer4.0.conv2.weight); "
+        "3 not in the file (knows_vessels, head.weight, head.bias); "
         "2 not used (module.bn1.running_mean, module.conv_seg.0.weight)"
     )
 

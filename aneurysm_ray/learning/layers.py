@@ -35,7 +35,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
     For networks that see nothing but patches of one size. A step's gradient does not depend on how a batch is split
     over workers either.
     """
-    return nn.GroupNorm(math.gcd(channels, max(1, channels // 16)), channels, EPSILON)
+    return nn.GroupNorm(math.gcd(channels, max(1, channels // 16)), channels)
 
 
 class Conv3d(nn.Conv3d):
