@@ -259,6 +259,14 @@ class InferenceConfig(Section):
     """Candidates nearer than this to a stronger one are dropped."""
 
 
+class ValidationConfig(Section):
+    """How a fold is validated after each epoch of its training; the score that is reported is that of the last one."""
+
+    full_every: Annotated[int, Field(ge=0)] = 0
+    """Epochs between two validations as `inference` says; 0: after the last epoch alone. All others are quick: without
+    overlap of windows and without mirroring, which costs up to sixteen times less and tells as well how training goes."""
+
+
 class FeedConfig(Section):
     """How volumes reach the training loop."""
 
@@ -354,6 +362,7 @@ class Config(Section):
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     inference: InferenceConfig = InferenceConfig()
+    validation: ValidationConfig = ValidationConfig()
     feed: FeedConfig = FeedConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tune: TuneConfig = TuneConfig()

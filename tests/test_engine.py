@@ -338,3 +338,23 @@ def test_frequencies_are_those_of_the_targets(volumes: Path) -> None:
     assert patches[-1].item() == pytest.approx(0.25, abs=0.04)
     assert patches[:13].sum().item() == pytest.approx(patches[-1].item(), abs=0.01)
     assert 0 < cells[-1] < patches[-1]
+
+
+def test_only_the_last_validation_is_full(volumes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validations before it are quick, and teach nothing else; with full_every=1 all are full."""
+    asked: list[tuple[float, bool]] = []
+    original = engine.score_cases
+
+    def counted(networks: Any, cases: Any, cache: Any, config: Config, device: Any) -> Any:
+        asked.append((config.inference.overlap, config.inference.flip))
+        return original(networks, cases, cache, config, device)
+
+    monkeypatch.setattr(engine, "score_cases", counted)
+    changes = {"optim__epochs": 3, "inference__flip": True, "sampler__hard_negative_fraction": 0.0}
+    quick = _run(small_config(volumes, **changes), volumes)
+    assert asked == [(0.0, False), (0.0, False), (0.25, True)]
+    asked.clear()
+    full = _run(small_config(volumes, **changes, validation__full_every=1), volumes)
+    assert asked == [(0.25, True)] * 3
+    assert _same(_numbers(quick[-1]), _numbers(full[-1]))
+    assert quick[0].metrics["val/loss"] != full[0].metrics["val/loss"]

@@ -29,7 +29,7 @@ from aneurysm_ray.learning.ensemble import HeatMap
 from aneurysm_ray.learning.objective import Weights
 from aneurysm_ray.learning.patches import Batch, cut, prefetch
 from aneurysm_ray.learning.sampler import KINDS, HardNegative, Plan, plan_epoch, rank_batches
-from aneurysm_ray.learning.validation import find_hard_negatives, score_cases, validate
+from aneurysm_ray.learning.validation import find_hard_negatives, quick, score_cases, validate
 
 SKIPPED = 0.05
 """Largest share of an epoch's steps that may come to no finite gradient."""
@@ -132,7 +132,8 @@ def fit(
             scored[0].eval()
             share = valid_cases[rank::world_size]
             # By series UID: a series that two workers scored counts once.
-            mine_scored = _counted(score_cases(scored, share, cache, config, device), "validation", len(share), tell)
+            ways = config if _is_full(config, epoch) else quick(config)
+            mine_scored = _counted(score_cases(scored, share, cache, ways, device), "validation", len(share), tell)
             scores = dict(gather(list(mine_scored), world_size))
             validation = validate(valid_cases, scores, fold, config.stage)
             if config.sampler.hard_negative_fraction and (epoch + 1) % config.sampler.hard_negative_every == 0:
@@ -153,6 +154,12 @@ def fit(
             learner.next_epoch = epoch + 1
             tables = (validation.predictions, validation.candidates, validation.heatmaps)
             yield EpochResult(epoch, metrics, *tables, _state(learner, config, fold))
+
+
+def _is_full(config: Config, epoch: int) -> bool:
+    """Return whether the validation after an epoch is made as prediction is."""
+    every = config.validation.full_every
+    return epoch == config.optim.epochs - 1 or (every > 0 and (epoch + 1) % every == 0)
 
 
 def check(config: Config) -> None:

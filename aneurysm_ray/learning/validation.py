@@ -58,6 +58,11 @@ def score_cases(
         yield prepared.series_uid, replace(score, vessels=None, dice=dice)
 
 
+def quick(config: Config) -> Config:
+    """Return the settings with which a volume is scored fastest: every voxel in one window, once."""
+    return config.model_copy(update={"inference": config.inference.model_copy(update={"flip": False, "overlap": 0.0})})
+
+
 def vessel_dice(probabilities: NDArray[np.float16], mask: NDArray[np.uint8], stride: int) -> float:
     """Return the Dice overlap of cells above 1/2 with a mask (Z, Y, X) brought to their grid; NaN where both are empty.
 
@@ -126,10 +131,8 @@ def find_hard_negatives(
     rng = np.random.default_rng((*seed, 0x4A))
     drawn = [negative[i] for i in rng.permutation(len(negative))[:HARD_SERIES]][part[0] :: part[1]]
     by_uid = {case.series_uid: case for case in drawn}
-    quick = config.inference.model_copy(update={"flip": False, "overlap": 0.0})
-    config = config.model_copy(update={"inference": quick})
     found = []
-    for uid, score in score_cases(networks, drawn, cache, config, device):
+    for uid, score in score_cases(networks, drawn, cache, quick(config), device):
         to_voxel = np.linalg.inv(by_uid[uid].affine)
         best = score.candidates.head(HARD_PER_SERIES)
         for x_mm, y_mm, z_mm, probability in best[["x_mm", "y_mm", "z_mm", "probability"]].to_numpy(np.float64):
