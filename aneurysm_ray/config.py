@@ -264,7 +264,7 @@ class ValidationConfig(Section):
 
     full_every: Annotated[int, Field(ge=0)] = 0
     """Epochs between two validations as `inference` says; 0: after the last epoch alone. All others are quick: without
-    overlap of windows and without mirroring, which costs up to sixteen times less and tells as well how training goes."""
+    overlap of windows and without mirroring, at up to a sixteenth of the cost."""
 
 
 class FeedConfig(Section):
