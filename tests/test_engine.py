@@ -309,8 +309,8 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_told(volumes: Path, mon
 
 
 def test_settings_that_do_not_fit_are_refused(volumes: Path) -> None:
-    with pytest.raises(ConfigError, match=r"patch.size = \[24, 20, 24\] must be multiples"):
-        _run(small_config(volumes, model__head="grid", patch__size=(24, 20, 24)), volumes)
+    with pytest.raises(ConfigError, match=r"patch.size = \[24, 22, 24\] must be multiples"):
+        _run(small_config(volumes, model__head="grid", patch__size=(24, 22, 24)), volumes)
     with pytest.raises(ConfigError, match="fewer than one patch per worker"):
         _run(small_config(volumes, optim__batch_size=1), volumes, world_size=2)
 

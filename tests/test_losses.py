@@ -56,7 +56,8 @@ def _everything(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """All losses of a grid's cells at once, (B,); channels 0 to 12 are locations, 13 is the lesion's or a vessel's."""
     lesion, wanted = logits[:, PRESENT_INDEX], targets[:, PRESENT_INDEX]
     return (
-        losses.lesion_losses(lesion, wanted, LossConfig(), torch.tensor(5.0))
+        losses.cell_losses(lesion, wanted, LossConfig(), torch.tensor(5.0))
+        + losses.tversky_losses(lesion, wanted)
         + losses.location_losses(logits[:, :PRESENT_INDEX], targets[:, :PRESENT_INDEX])
         + losses.vessel_losses(lesion.unsqueeze(1), wanted.unsqueeze(1))
     )
@@ -81,17 +82,19 @@ def test_gradient_of_a_batch_is_the_mean_of_its_parts() -> None:
     torch.testing.assert_close(whole, sum(parts) / 4)
 
 
-def test_tversky_by_hand() -> None:
+def test_cells_and_tversky_by_hand() -> None:
     # Three cells of probability 0.8, 0.5 and 0.2; only the first is a lesion, the last is not known.
-    logits = torch.tensor([[[[0.8, 0.5, 0.2]]]]).logit()
-    targets = torch.tensor([[[[1.0, 0.0, torch.nan]]]])
-    config = LossConfig(name="bce", tversky_weight=1.0)
+    logits = torch.tensor([[[0.8, 0.5, 0.2]]]).logit()
+    targets = torch.tensor([[[1.0, 0.0, torch.nan]]])
+    config = LossConfig(name="bce")
     entropy = -(5 * math.log(0.8) + math.log(0.5)) / 3
+    assert losses.cell_losses(logits, targets, config, torch.tensor(5.0)).tolist() == pytest.approx([entropy])
     overlap = 1.8 / (0.8 + 0.3 * 0.5 + 0.7 * 0.2 + 1)
-    found = losses.lesion_losses(logits[0], targets[0], config, torch.tensor(5.0))
-    assert found.tolist() == pytest.approx([entropy + 1 - overlap], rel=1e-5)
-    none = losses.lesion_losses(logits[0], torch.zeros(1, 1, 3), config, torch.tensor(5.0))
-    assert none.tolist() == pytest.approx([-(math.log(0.2) + math.log(0.5) + math.log(0.8)) / 3], rel=1e-5)
+    assert losses.tversky_losses(logits, targets).tolist() == pytest.approx([1 - overlap])
+    none = torch.zeros(1, 1, 3)
+    entropy = -(math.log(0.2) + math.log(0.5) + math.log(0.8)) / 3
+    assert losses.cell_losses(logits, none, config, torch.tensor(5.0)).tolist() == pytest.approx([entropy])
+    assert losses.tversky_losses(logits, none).tolist() == [0.0]
 
 
 def test_vessels_by_hand() -> None:

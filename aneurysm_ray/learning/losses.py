@@ -45,14 +45,19 @@ def patch_losses(logits_BL: Tensor, targets_BL: Tensor, config: LossConfig, weig
     return loss.sum(1)
 
 
-def lesion_losses(logits: Tensor, targets: Tensor, config: LossConfig, weight: Tensor) -> Tensor:
-    """Return (B,) losses of a grid's lesion channel, (B, ...): cross-entropy and, of patches with one, Tversky's.
+def cell_losses(logits: Tensor, targets: Tensor, config: LossConfig, weight: Tensor) -> Tensor:
+    """Return (B,) cross-entropies, focal if asked, of one channel, (B, ...), mean over its cells.
 
     `weight` is that of positive cells.
     """
     loss, known, hard = _cross_entropy(logits, targets, config)
-    loss = (loss * (1 + hard * (weight - 1)) * known).flatten(1).mean(1)
-    return loss + config.tversky_weight * _overlap_losses(logits, hard, known, FALSE_ALARMS, MISSES)
+    return (loss * (1 + hard * (weight - 1)) * known).flatten(1).mean(1)
+
+
+def tversky_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return (B,) Tversky losses of one channel, (B, ...), 0 of patches without a positive cell."""
+    known = ~torch.isnan(targets)
+    return _overlap_losses(logits, torch.where(known, targets, 0.0), known, FALSE_ALARMS, MISSES)
 
 
 def location_losses(logits: Tensor, targets: Tensor) -> Tensor:

@@ -42,6 +42,14 @@ def needs_masks(config: Config, cases: Sequence[Case]) -> bool:
     return learns and any(case.has_vessels for case in cases)
 
 
+def freeze_unasked(network: Network, config: Config, cases: Sequence[Case]) -> None:
+    """Train no head that no loss asks: weight decay alone would change it, and data-parallel workers wait for all."""
+    if config.stage == "vessels":
+        network.head.requires_grad_(False)
+    if network.vessel_head is not None and not needs_masks(config, cases):
+        network.vessel_head.requires_grad_(False)
+
+
 def wanted(batch: Batch, config: Config, network: Network) -> list[Tensor]:
     """Return targets: of whole patches (B, 14); of a grid's cells too, (B, 14, z, y, x), and with masks its vessels.
 
@@ -72,14 +80,17 @@ def patch_losses(answer: Answer, goals: Sequence[Tensor], config: Config, networ
     of_patch, cells, *vessels = goals
     total = torch.zeros(len(answer.cells), device=answer.cells.device)
     if config.stage == "lesions":
-        places = slice(len(LOCATIONS))
-        total = losses.lesion_losses(answer.cells[:, PRESENT_INDEX], cells[:, PRESENT_INDEX], loss, weights.cell)
+        lesion, of_lesion = answer.cells[:, PRESENT_INDEX], cells[:, PRESENT_INDEX]
+        total = losses.cell_losses(lesion, of_lesion, loss, weights.cell)
+        if loss.tversky_weight:
+            total = total + loss.tversky_weight * losses.tversky_losses(lesion, of_lesion)
         if loss.location_weight:
+            places = slice(len(LOCATIONS))
             total = total + loss.location_weight * losses.location_losses(answer.cells[:, places], cells[:, places])
         if loss.series_weight:
             present = slice(PRESENT_INDEX, PRESENT_INDEX + 1)
             pooled = losses.pool_logits(answer.cells[:, present], config.inference.top_k)
-            of_series = losses.lesion_losses(pooled, of_patch[:, present], loss, torch.ones_like(weights.cell))
+            of_series = losses.cell_losses(pooled, of_patch[:, present], loss, torch.ones_like(weights.cell))
             total = total + loss.series_weight * of_series
     if vessels and answer.vessels is not None:
         weight = 1.0 if config.stage == "vessels" else loss.vessel_weight
