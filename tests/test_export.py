@@ -51,7 +51,7 @@ IMAGE = torch.rand(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(7))
 
 
 def answers(ensemble: export.Ensemble) -> list[torch.Tensor]:
-    return [model(IMAGE) for model in ensemble.models]
+    return [model(IMAGE).cells for model in ensemble.models]
 
 
 def test_export_gives_the_runs_own_answers_and_digest(run: Path, tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_export_gives_the_runs_own_answers_and_digest(run: Path, tmp_path: Path)
     for a, b in zip(answers(ours), answers(theirs), strict=True):
         assert torch.equal(a, b)
     expected, _ = checkpoint.load_model(rundir.fold_dir(run, 1) / rundir.CHECKPOINT_BEST)
-    assert torch.equal(answers(theirs)[1], expected(IMAGE))
+    assert torch.equal(answers(theirs)[1], expected(IMAGE).cells)
     assert not torch.equal(answers(theirs)[0], answers(theirs)[1])
     assert ours.digest == theirs.digest
     assert ours.config == theirs.config == overrides.build(SMALL)

@@ -19,7 +19,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from aneurysm_ray.config import Config
-from aneurysm_ray.errors import AneurysmRayError, ConfigError, RequestError, RunDirError
+from aneurysm_ray.errors import AneurysmRayError, ConfigError, RunDirError
 from aneurysm_ray.learning import augment, checkpoint, models, objective, optim
 from aneurysm_ray.learning.arithmetic import arithmetic
 from aneurysm_ray.learning.augment import Draws
@@ -102,7 +102,7 @@ def fit(
     a volume or the state cannot be used, AneurysmRayError when the loss is no longer a number.
     """
     device = torch.device(device)
-    cases, valid_cases = _taught(from_table(train, volumes), config), from_table(valid, volumes)
+    cases, valid_cases = objective.teachable(from_table(train, volumes), config), from_table(valid, volumes)
     if config.control == "shuffle":
         cases = shuffled(cases, np.random.default_rng((config.seed, fold, 0x5F)))
     cache = open_cache(volumes, config.feed)
@@ -164,6 +164,8 @@ def _is_full(config: Config, epoch: int) -> bool:
 
 def check(config: Config) -> None:
     """Build the network once and look whether model and patch fit. Raises ConfigError where they do not."""
+    if config.stage == "vessels" and config.model.head != "grid":
+        raise ConfigError('stage = "vessels" needs model.head = "grid", whose cells can say what is vessel')
     with torch.device("meta"):
         network = models.build(config.model)
     if not network.pooled and any(length % network.stride for length in config.patch.size):
@@ -190,22 +192,6 @@ def _counted(things: Iterator[Thing], what: str, total: int, tell: Tell) -> Iter
     for done, thing in enumerate(things, 1):
         tell(what, done, total)
         yield thing
-
-
-def _taught(cases: tuple[Case, ...], config: Config) -> tuple[Case, ...]:
-    """Return the cases that the stage can learn from. Raises RequestError when there are none."""
-    if config.stage == "vessels":
-        if config.model.head != "grid":
-            raise ConfigError('stage = "vessels" needs model.head = "grid", whose cells can say what is vessel')
-        kept = tuple(case for case in cases if case.has_vessels)
-        cure = "prepare the set with segmentations/ beside its train.csv, and with volume.masks on"
-    else:
-        kept = tuple(case for case in cases if not np.isnan(case.targets).all())
-        cure = "train on volumes prepared with a train.csv"
-    if not kept:
-        what = "mask of its vessels" if config.stage == "vessels" else "known label"
-        raise RequestError(f"no training series has a {what}; {cure}")
-    return kept
 
 
 def _of_training(losses: np.ndarray, skipped: int) -> dict[str, float]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from aneurysm_ray.config import Config
+from aneurysm_ray.errors import RequestError
 from aneurysm_ray.labels import LOCATIONS, PRESENT_INDEX
 from aneurysm_ray.learning import losses, targets
 from aneurysm_ray.learning.cases import Case
@@ -34,6 +35,22 @@ class Weights:
 
     def to(self, device: torch.device) -> "Weights":
         return Weights(self.patch.to(device), self.cell.to(device))
+
+
+def teachable(cases: Sequence[Case], config: Config) -> tuple[Case, ...]:
+    """Return the cases that the stage can learn from. Raises RequestError when there are none."""
+    if config.stage == "vessels":
+        kept = tuple(case for case in cases if case.has_vessels)
+        what, cure = (
+            "mask of its vessels",
+            "prepare the set with segmentations/ beside its train.csv and volume.masks on",
+        )
+    else:
+        kept = tuple(case for case in cases if not np.isnan(case.targets).all())
+        what, cure = "known label", "train on volumes prepared with a train.csv"
+    if not kept:
+        raise RequestError(f"no training series has a {what}; {cure}")
+    return kept
 
 
 def needs_masks(config: Config, cases: Sequence[Case]) -> bool:
