@@ -13,6 +13,10 @@ from torch import Tensor
 from aneurysm_ray.config import LossConfig
 from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
 
+NEAR = 1e-4
+"""Least distance of a probability from its target that focal loss tells apart: the slope of a power below 1 is infinite
+at 0, which float32 reaches from a logit of 17 on, and infinity times a loss of 0 is not a number."""
+
 
 def label_weights(present_weight: float) -> Tensor:
     """Return (14,) weights that sum to 1: the mean of the locations against `present_weight` times the last label."""
@@ -38,7 +42,7 @@ def patch_losses(logits: Tensor, targets: Tensor, config: LossConfig, weights_L:
     loss = F.binary_cross_entropy_with_logits(logits, hard, reduction="none")
     if config.name == "focal":
         # |t - p| is 1 - p_t of Lin et al. 2017 for t of 0 or 1, and Li et al. 2020's form for mixed targets.
-        loss = loss * (hard - torch.sigmoid(logits)).abs().pow(config.focal_gamma)
+        loss = loss * (hard - torch.sigmoid(logits)).abs().clamp_min(NEAR).pow(config.focal_gamma)
         if config.focal_alpha >= 0:
             loss = loss * (config.focal_alpha * hard + (1 - config.focal_alpha) * (1 - hard))
     shape = (1, len(LABELS), *(1,) * (logits.ndim - 2))
