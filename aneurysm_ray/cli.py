@@ -1,26 +1,22 @@
-"""The command line: parse, call one function, turn errors into sentences and exit codes.
+"""The command line: parse, call one function, say what to type next; `ending.py` says how a command ends.
 
-Exit codes: 0 done; 1 the work failed; 2 the request is wrong, found before Ray starts; 3 finished, but some inputs or
-trials failed (listed in a file); 130 interrupted. Progress goes to stderr; the result to stdout, whose last line is the
-directory or file written. Rooms are imported inside the commands, so that `--help` answers at once, and after the
-settings are checked, so that a wrong key does too.
+Progress goes to stderr; the result to stdout, whose last line is the directory or file written. Rooms are imported
+inside the commands, so that `--help` answers at once, and after the settings are checked, so that a wrong key does too.
 """
 
-import contextlib
 import datetime
 import json
 import logging
 import os
-import shlex
 import sys
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from aneurysm_ray.errors import AneurysmRayError, RequestError, did_you_mean
+from aneurysm_ray import ending
+from aneurysm_ray.errors import RequestError
 
 log = logging.getLogger("aneurysm_ray")
 
@@ -37,23 +33,6 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of 
 Preset = Annotated[str | None, typer.Option(help="v1, v2, v3, v4 or v5: the ladder of experiments.")]
 Out = Annotated[Path | None, typer.Option(help="Directory to write; named by date and kind unless given.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that --out holds.")]
-
-
-class _PartlyFailed(Exception):
-    """Finished, but some inputs or trials failed: exit code 3."""
-
-
-class _Interrupted(Exception):
-    """Stopped by Ctrl-C; the text is the words that make the same command go on: exit code 130."""
-
-
-@contextlib.contextmanager
-def _resumable(out: Path) -> Iterator[None]:
-    """Name the directory in the command that goes on after Ctrl-C, also when it was not typed."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise _Interrupted(f"--out {out} --resume") from None
 
 
 @app.callback(invoke_without_command=True)
@@ -166,7 +145,7 @@ def prepare(
     _next(*steps)
     print(out)
     if summary.rejected:
-        raise _PartlyFailed(f"{summary.rejected} series rejected; {out}/rejected.csv says why")
+        raise ending.PartlyFailed(f"{summary.rejected} series rejected; {out}/rejected.csv says why")
 
 
 @app.command()
@@ -210,10 +189,12 @@ def train(
     from aneurysm_ray.distributed import train as training
 
     out = out or _run_name("train", settings.model.name)
-    with _resumable(out):
+    with ending.resumable(out):
         summary = training.train(volumes, out, settings, folds=fold, resume=resume)
-    score = summary["score"]
-    print(f"score {score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}] out of fold")
+    from aneurysm_ray.learning.bootstrap import Score
+
+    none = summary["score"]["value"] is None
+    print("no score" if none else f"score {Score.of(summary['score'])} out of fold")
     _next(f"open {out}/report.html", f"aneurysm-ray predict {out} YOUR_DICOM_FOLDER")
     print(out)
 
@@ -236,14 +217,14 @@ def tune(
     from aneurysm_ray.distributed import tune as search
 
     out = out or _run_name("tune")
-    with _resumable(out):
+    with ending.resumable(out):
         summary = search.tune(volumes, out, settings, resume=resume, then_train=then_train)
         if summary.get("interrupted"):
             raise KeyboardInterrupt
     _next(f"open {out}/report.html", f"aneurysm-ray train {volumes} --config {out}/best.toml --fold all")
     print(out)
     if summary.get("failed"):
-        raise _PartlyFailed(f"{summary['failed']} trials failed; {out}/trials.csv says why")
+        raise ending.PartlyFailed(f"{summary['failed']} trials failed; {out}/trials.csv says why")
 
 
 @app.command()
@@ -266,12 +247,12 @@ def predict(
     changes = dict(map(overrides.parse_override, settings))
     from aneurysm_ray.distributed import predict as prediction
 
-    with _resumable(out):
+    with ending.resumable(out):
         summary = prediction.predict(run, series, out, changes, fast=fast, dicom=dicom, resume=resume)
     _next(f"open {out}/report.html")
     print(out)
     if summary.get("fallback"):
-        raise _PartlyFailed(f"{summary['fallback']} series could not be read; {out}/predictions.csv flags them")
+        raise ending.PartlyFailed(f"{summary['fallback']} series could not be read; {out}/predictions.csv flags them")
 
 
 @app.command()
@@ -351,49 +332,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
     log.setLevel(logging.INFO)
-    try:
-        code = typer.main.get_command(app).main(args=words, prog_name="aneurysm-ray", standalone_mode=False)
-        if code == 130 and words[0] != "submit":  # typer's word for Ctrl-C; a job goes on without us
-            return _fail(f"interrupted; to go on: {_again(words, '')}", 130)
-        return code if isinstance(code, int) else 0
-    except typer.TyperException as error:
-        return _fail(_usage_sentence(error), 2)
-    except _PartlyFailed as error:
-        log.info("* %s", error)
-        return 3
-    except AneurysmRayError as error:
-        log.debug("%s", traceback.format_exc())
-        return _fail(str(error), error.exit_code)
-    except _Interrupted as error:
-        return _fail(f"interrupted; to go on: {_again(words, str(error))}", 130)
-    except Exception as error:
-        log.error("%s", traceback.format_exc())
-        return _fail(f"{type(error).__name__}: {error} (a fault of aneurysm-ray; the lines above say where)", 1)
-
-
-def _fail(sentence: str, code: int) -> int:
-    log.error("error: %s", sentence)
-    return code
-
-
-def _usage_sentence(error: typer.TyperException) -> str:
-    """Say what is wrong with the words typed, with the nearest command."""
-    message = error.format_message()
-    if message.startswith("No such command"):
-        names = [command.callback.__name__ for command in app.registered_commands if command.callback]
-        word = message.split("'")[1] if "'" in message else ""
-        return f"no command {word!r}{did_you_mean(word, names)}   (aneurysm-ray --help lists them)"
-    return message
-
-
-def _again(words: list[str], addition: str) -> str:
-    """Return the command that goes on with the work: the words typed, with the directory and --resume once."""
-    kept = list(words)
-    if addition and "--out" in kept:
-        at = kept.index("--out")
-        del kept[at : at + 2]
-    kept = [word for word in kept if not addition or (word != "--resume" and not word.startswith("--out="))]
-    return " ".join(["aneurysm-ray", shlex.join(kept), addition]).strip()
+    command = typer.main.get_command(app)
+    names = [each.callback.__name__ for each in app.registered_commands if each.callback]
+    return ending.run(lambda: command.main(args=words, prog_name="aneurysm-ray", standalone_mode=False), words, names)
 
 
 if __name__ == "__main__":

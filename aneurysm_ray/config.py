@@ -267,6 +267,17 @@ class TuneConfig(Section):
     qrandint, lograndint, choice. `when = {"other.key" = value}` makes a key conditional."""
 
 
+class ChosenConfig(Section):
+    """Which folds a search chose these settings by; a search writes it into its best.toml."""
+
+    folds: tuple[int, ...] = ()
+    """Folds whose score chose; a run's score is also given without them, as it flatters with them."""
+    count: int = 0
+    """folds.count of that search; with another one its patients lie in other folds."""
+    seed: int = 0
+    """folds.seed of that search."""
+
+
 class Config(Section):
     """All settings of a run."""
 
@@ -293,3 +304,4 @@ class Config(Section):
     feed: FeedConfig = FeedConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tune: TuneConfig = TuneConfig()
+    chosen: ChosenConfig = ChosenConfig()

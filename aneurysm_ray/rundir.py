@@ -28,7 +28,6 @@ PREDICTIONS = "predictions.csv"
 CANDIDATES = "candidates.csv"
 HEATMAPS = "heatmaps"
 TENSORBOARD = "tensorboard"
-CHECKPOINT_BEST = "checkpoint_best"
 CHECKPOINT_LAST = "checkpoint_last"
 SUMMARY = "summary.json"
 REPORT = "report.html"
@@ -102,6 +101,11 @@ def read_config(folder: Path) -> Config:
 def fold_dir(folder: Path, fold: int) -> Path:
     """Return the directory of one fold."""
     return folder / f"fold_{fold}"
+
+
+def trained_dir(search: Path, trial: int) -> Path:
+    """Return the directory of the full training of a search's trial."""
+    return search / f"train_{trial:04d}"
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aneurysm_ray import cli, errors
+from aneurysm_ray import cli, ending, errors
 
 
 def _sentence(captured: str) -> str:
@@ -54,7 +54,7 @@ def test_wrong_requests_end_with_a_sentence_and_code_2(
         (errors.RequestError("8 workers need 8 GPUs"), 2, "error: 8 workers need 8 GPUs"),
         (errors.SeriesError("colour", "a.dcm: RGB"), 1, "error: a.dcm: RGB"),
         (KeyboardInterrupt(), 130, "error: interrupted; to go on: aneurysm-ray inspect 'a b'"),
-        (cli._PartlyFailed("2 series rejected"), 3, "* 2 series rejected"),
+        (ending.PartlyFailed("2 series rejected"), 3, "* 2 series rejected"),
     ],
 )
 def test_each_kind_of_failure_has_its_code(

@@ -19,7 +19,7 @@ from aneurysm_ray.data import store
 from aneurysm_ray.distributed import train
 from aneurysm_ray.errors import RequestError, RunDirError
 from aneurysm_ray.labels import LABELS
-from aneurysm_ray.learning import metrics
+from aneurysm_ray.learning import export, inference, metrics
 
 TIMES = ["seconds", "patches_per_s", "data_wait_fraction"]
 
@@ -98,6 +98,17 @@ def test_a_run_holds_what_it_promises(straight: Path, volumes: Path) -> None:
     assert "<html" in (straight / rundir.REPORT).read_text(encoding="utf-8")
     assert "fold 1  epoch   3/3" in (straight / rundir.LOG).read_text()
     assert rundir.read_json(straight / rundir.PROVENANCE)["volumes"] == str(volumes)
+
+
+def test_the_model_that_is_exported_is_the_one_whose_score_is_reported(
+    straight: Path, volumes: Path, tmp_path: Path
+) -> None:
+    export.export_run(straight, tmp_path / "model.safetensors")
+    trained = export.load(tmp_path / "model.safetensors")
+    table = rundir.read_csv(straight / rundir.PREDICTIONS).set_index("series_uid")
+    answers = {uid: inference.answer(trained, volumes / store.volume_path(uid), "cpu") for uid in table.index}
+    for uid, row in table[list(LABELS)].iterrows():
+        np.testing.assert_allclose(answers[str(uid)].probabilities, row.to_numpy(float), rtol=1e-5)
 
 
 def test_tensorboard_files_hold_every_epochs_metrics(straight: Path) -> None:

@@ -5,14 +5,14 @@ A folder with a `result.json` is done. The folder holds the page, the heat map, 
 
 import logging
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from aneurysm_ray import overrides, rundir
+from aneurysm_ray import rundir
 from aneurysm_ray.data.guard import Guard
 from aneurysm_ray.data.outputs import viewer
 from aneurysm_ray.data.reading import Reading
@@ -59,8 +59,7 @@ class Order:
 
 def load(order: Order, device: str) -> Ensemble:
     """Load the models of an order with its overrides."""
-    trained = export.load(Path(order.run), device, fast=order.fast)
-    return replace(trained, config=overrides.build(order.changes, base=trained.config))
+    return export.load(Path(order.run), device, fast=order.fast).changed(order.changes)
 
 
 class Scorer:

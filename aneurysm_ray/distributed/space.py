@@ -40,6 +40,7 @@ FIXED_SECTIONS: dict[str, str] = {
     "folds": "trials must share their folds",
     "resources": "trials must share their resources",
     "tune": "it describes the search itself",
+    "chosen": "a search writes it",
 }
 """Sections of the config that a trial cannot change, and why."""
 

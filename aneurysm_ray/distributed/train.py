@@ -243,8 +243,6 @@ def _write_epoch(folder: Path, result: Any) -> None:
     rundir.write_csv(folder / rundir.CANDIDATES, result.candidates)
     for uid, heatmap in result.heatmaps.items():
         ensemble.write_heatmap(folder / rundir.HEATMAPS / f"{uid}.npz", heatmap)
-    if history["val/score"].iloc[-1] >= history["val/score"].max():
-        checkpoint.save(folder / rundir.CHECKPOINT_BEST, result.state)
     checkpoint.save(folder / rundir.CHECKPOINT_LAST, result.state)
 
 
@@ -284,18 +282,24 @@ def _number(value: float) -> float | None:
 def _finish(out: Path, config: Config, seconds: float) -> dict[str, Any]:
     """Join the folds' out-of-fold tables, compute the score with its interval, and write the summary and the page."""
     from aneurysm_ray.learning import metrics
-    from aneurysm_ray.reporting import pages
+    from aneurysm_ray.reporting import pages, words
 
     complete = [fold for fold in range(config.folds.count) if (rundir.fold_dir(out, fold) / FOLD_SUMMARY).exists()]
     for name in (rundir.PREDICTIONS, rundir.CANDIDATES):
         tables = [rundir.read_csv(rundir.fold_dir(out, fold) / name) for fold in complete]
         rundir.write_csv(out / name, pd.concat([table for table in tables if len(table)] or tables, ignore_index=True))
+    predictions = rundir.read_csv(out / rundir.PREDICTIONS)
     summary = {
         "kind": "train",
-        **metrics.summarise(rundir.read_csv(out / rundir.PREDICTIONS)),
+        **metrics.summarise(predictions),
         "folds": [rundir.read_json(rundir.fold_dir(out, fold) / FOLD_SUMMARY) for fold in complete],
         "seconds": seconds,
     }
+    if summary["note"]:
+        log.info("* %s", summary["note"])
+    if config.chosen.folds:
+        summary["unpicked"] = metrics.unpicked(predictions, config)
+        log.info("* %s", words.picked(config.chosen.folds, summary["unpicked"]))
     rundir.write_json(out / rundir.SUMMARY, summary)
     pages.write_report(out)
     return summary

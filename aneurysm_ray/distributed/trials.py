@@ -100,11 +100,15 @@ def best_of(table: pd.DataFrame, config: Config) -> int | None:
 def write_best(table: pd.DataFrame, config: Config, out: Path) -> int | None:
     """Write the best complete trial's configuration as best.toml; return its number, or None when there is none.
 
-    With several objectives it is the best by the first; the others of the Pareto front are in trials/.
+    It says by which folds it was chosen. With several objectives it is the best by the first; the others of the Pareto
+    front are in trials/.
     """
     best = best_of(table, config)
     if best is not None:
-        rundir.write_text(out / rundir.BEST, overrides.to_toml(rundir.read_config(trial.folder_of(out, best))))
+        folds = sorted({*config.tune.folds, *config.chosen.folds})
+        chosen = {"chosen.folds": folds, "chosen.count": config.folds.count, "chosen.seed": config.folds.seed}
+        settings = overrides.build(chosen, base=rundir.read_config(trial.folder_of(out, best)))
+        rundir.write_text(out / rundir.BEST, overrides.to_toml(settings))
     return best
 
 

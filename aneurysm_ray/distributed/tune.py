@@ -31,9 +31,9 @@ METRICS = (
 def tune(volumes: Path, out: Path, config: Config, *, resume: bool = False, then_train: bool = False) -> dict[str, Any]:
     """Search the space of `config.tune` over prepared volumes and write the search's directory; return its summary.
 
-    `then_train` trains the best configuration on all folds into `out/train` and adds its out-of-fold score, which
-    nothing was picked by, to the summary. Raises RequestError for a request that cannot work, before anything starts,
-    and AneurysmRayError when no trial ran to its end.
+    `then_train` trains the best configuration on all folds into `out/train_<trial>` and adds its out-of-fold score to
+    the summary, also without the folds that chose it. Raises RequestError for a request that cannot work, before
+    anything starts, and AneurysmRayError when no trial ran to its end.
     """
     from aneurysm_ray.reporting import pages
 
@@ -47,7 +47,7 @@ def tune(volumes: Path, out: Path, config: Config, *, resume: bool = False, then
         fit = functools.partial(train.fit_fold, volumes=volumes, folds=out / rundir.FOLDS)
         summary = run_search(out, config, fit, resume=resume)
         if then_train and not summary["interrupted"] and summary["best"]:
-            summary["train"] = _train_best(volumes, out, resume=resume)
+            summary["train"] = _train_best(volumes, out, summary["best"]["trial"])
             rundir.write_json(out / rundir.SUMMARY, summary)
     pages.write_report(out)
     if not summary["interrupted"] and not summary["complete"]:
@@ -113,10 +113,10 @@ def run_search(out: Path, config: Config, fit: trial.Fit, *, resume: bool = Fals
     return summary
 
 
-def _train_best(volumes: Path, out: Path, *, resume: bool) -> dict[str, Any]:
+def _train_best(volumes: Path, out: Path, number: int) -> dict[str, Any]:
     best = overrides.build(overrides.read_toml(out / rundir.BEST))
-    folder = out / "train"
-    return train.train(volumes, folder, best, folds="all", resume=resume and folder.exists())
+    folder = rundir.trained_dir(out, number)
+    return train.train(volumes, folder, best, folds="all", resume=folder.exists())
 
 
 @contextlib.contextmanager

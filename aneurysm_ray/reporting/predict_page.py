@@ -242,7 +242,8 @@ def _probabilities(result: Mapping[str, Any]) -> Table:
         "probabilities",
         "Probabilities",
         "Calibrated: the share of series that turned out positive among those of the run's own out-of-fold predictions "
-        "with such a value (Platt's line on the logit). A dash: the run had too few to tell.",
+        "with such a value (Platt's line on the logit). A dash: the run had too few to tell, or the answer is not "
+        "of the kind that the line was fitted on: the mean of several networks, or with other inference settings.",
         (Column("label", None), Column("as the model says it"), Column("calibrated")),
         tuple(sorted(rows, key=lambda row: -row[1])),
         wide=False,

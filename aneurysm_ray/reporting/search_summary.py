@@ -117,13 +117,10 @@ def _beware(search: SearchData) -> str:
         f"The best of {len(search.trials)} is picked by the number it is reported with, so that number flatters; "
         "the interval does not know of the picking."
     )
-    score = train.get("score") if isinstance(train, dict) else None
-    if isinstance(score, dict) and score.get("value") is not None:
-        numbers = Score(*(float(score[name]) for name in ("value", "low", "high")))
-        return (
-            f"{text} Trained anew on all folds, it scores {numbers} out of fold, a number that nothing was picked by."
-        )
-    return f"{text} Train best.toml on all folds for a number that nothing was picked by."
+    if not isinstance(train, dict) or train.get("score", {}).get("value") is None:
+        return f"{text} Train best.toml on all folds: those that did not choose it have a score that does not flatter."
+    told = words.picked(search.config.tune.folds, train.get("unpicked"))
+    return f"{text} Trained anew on all folds it scores {Score.of(train['score'])} out of fold. {told}"
 
 
 def tiles(search: SearchData, found: Duel | None) -> tuple[Tile, ...]:
