@@ -8,8 +8,9 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,6 +31,7 @@ HEATMAPS = "heatmaps"
 TENSORBOARD = "tensorboard"
 CHECKPOINT_LAST = "checkpoint_last"
 SUMMARY = "summary.json"
+DRIVER = ".driver.json"
 REPORT = "report.html"
 TRIALS = "trials.csv"
 CURVES = "curves.csv"
@@ -44,7 +46,8 @@ PREPARE = "prepare.json"
 def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary sibling for writing; rename it over `path` when the block ends well, remove it otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # Not the process's number: its threads, and processes of other machines, may write the same file.
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         text = "b" not in mode
         with open(temporary, mode, encoding="utf-8" if text else None, newline="" if text else None) as file:
@@ -141,25 +144,32 @@ def kind(folder: Path) -> str:
     return ""
 
 
-def create(folder: Path, config: Config, provenance: dict[str, Any], *, resume: bool = False) -> None:
-    """Make a run directory with its configuration and provenance, or reopen it to resume.
+def check(folder: Path, config: Config, *, resume: bool = False, freed: Sequence[str] = ()) -> None:
+    """Look whether a run directory can be made, or resumed; `freed` are settings that may then be others.
 
     Raises RunDirError when the directory already holds a run and `resume` is off, or when the run to be resumed was
-    started with another overrides.
+    started with other settings.
     """
     if (folder / CONFIG).exists():
         if not resume:
             raise RunDirError(f"{folder} already holds a run; add --resume to go on with it, or choose another --out")
-        if (there := read_config(folder)) != config:
+        there = overrides.build({key: _value(config, key) for key in freed}, base=read_config(folder))
+        if there != config:
             first = next(key for key, _, _ in overrides.dotted_keys() if _value(there, key) != _value(config, key))
             raise RunDirError(
                 f"{folder} was started with {first}={_value(there, first)!r}, not {_value(config, first)!r}; "
                 "resume it with its own config.toml, or choose another --out"
             )
-        return
-    if folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(path.name not in (DRIVER, PROVENANCE) for path in folder.iterdir()):
         raise RunDirError(f"{folder} is not empty and holds no run; choose another --out")
-    write_json(folder / PROVENANCE, provenance)
+
+
+def create(folder: Path, config: Config, provenance: dict[str, Any]) -> None:
+    """Make a run directory, or give the one that `check` found in order the settings that it may have anew."""
+    if not (folder / CONFIG).exists():
+        write_json(folder / PROVENANCE, provenance)
+    elif read_config(folder) == config:
+        return
     write_text(folder / CONFIG, overrides.to_toml(config))
 
 

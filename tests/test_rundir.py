@@ -38,20 +38,31 @@ def test_json_refuses_what_json_cannot_hold(tmp_path: Path) -> None:
 
 def test_a_run_is_resumed_only_when_asked_and_only_as_it_was(tmp_path: Path) -> None:
     folder = tmp_path / "run"
+    rundir.check(folder, Config())
     rundir.create(folder, Config(), {"kind": "train"})
     assert rundir.kind(folder) == "train"
     assert rundir.read_config(folder) == Config()
     with pytest.raises(RunDirError, match="already holds a run; add --resume"):
-        rundir.create(folder, Config(), {"kind": "train"})
-    rundir.create(folder, Config(), {"kind": "train"}, resume=True)
+        rundir.check(folder, Config())
+    rundir.check(folder, Config(), resume=True)
+    other = overrides.load(None, None, ["optim.lr=0.5"])
     with pytest.raises(RunDirError, match=r"started with optim\.lr=0\.0003, not 0\.5"):
-        rundir.create(folder, overrides.load(None, None, ["optim.lr=0.5"]), {"kind": "train"}, resume=True)
+        rundir.check(folder, other, resume=True)
+    rundir.check(folder, other, resume=True, freed=("optim.lr",))
+    rundir.create(folder, other, {"kind": "tune"})
+    assert rundir.read_config(folder) == other
+    assert rundir.kind(folder) == "train", "where a run comes from is told once"
+
+
+def test_a_run_that_was_killed_before_it_had_settings_can_begin(tmp_path: Path) -> None:
+    rundir.write_json(tmp_path / rundir.PROVENANCE, {"kind": "train"})
+    rundir.check(tmp_path, Config())
 
 
 def test_a_foreign_folder_is_not_written_into(tmp_path: Path) -> None:
     (tmp_path / "thesis.doc").write_text("precious")
     with pytest.raises(RunDirError, match="not empty and holds no run"):
-        rundir.create(tmp_path, Config(), {"kind": "train"})
+        rundir.check(tmp_path, Config())
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.doc"]
 
 
