@@ -231,7 +231,7 @@ def overhead(trials: int, seconds: float) -> None:
     with session.connect():
         ray.get(ray.remote(lambda: None).remote())
         begun = time.monotonic()
-        tune.open_directory(out / "s", config, {"kind": "tune"}, resume=False)
+        rundir.create(out / "s", config, {"kind": "tune"})
         summary = tune.run_search(out / "s", config, functools.partial(fit, seconds=seconds))
         wall = time.monotonic() - begun
     training = summary["epochs"] * seconds

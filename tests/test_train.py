@@ -1,12 +1,14 @@
 """Folds on Ray Train: real runs from prepared volumes to a summary, through deaths, on one worker and two."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +18,7 @@ from learning_sets import small_config, write_set
 from aneurysm_ray import overrides, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import store
-from aneurysm_ray.distributed import train
+from aneurysm_ray.distributed import driver, train, tune
 from aneurysm_ray.errors import RequestError, RunDirError
 from aneurysm_ray.labels import LABELS
 from aneurysm_ray.learning import export, inference, metrics
@@ -131,12 +133,35 @@ def test_a_finished_run_is_neither_repeated_nor_overwritten(straight: Path, volu
     assert (straight / "fold_1" / rundir.PREDICTIONS).stat().st_mtime_ns == before
 
 
-def test_a_set_without_labels_is_refused(volumes: Path) -> None:
+def test_a_set_without_labels_is_refused(volumes: Path, tmp_path: Path) -> None:
     frame = store.volumes_table(volumes)
+    store.write_table(tmp_path, frame.assign(**{LABELS[-1]: np.nan}).to_dict("records"))
     with pytest.raises(
         RequestError, match=r"no volume has labels to train on; prepare a data set that has a train\.csv"
     ):
-        train.labelled(frame.assign(**{LABELS[-1]: np.nan}), volumes)
+        train.train(tmp_path, tmp_path / "run", settings(volumes))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", [train.train, tune.tune])
+def test_a_run_that_is_driven_by_another_command_is_refused(command: Any, volumes: Path, tmp_path: Path) -> None:
+    with driver.alone(tmp_path / "run"), pytest.raises(RequestError, match="belongs to a command that still runs"):
+        command(volumes, tmp_path / "run", settings(volumes), resume=True)
+
+
+def test_a_run_is_not_resumed_with_other_data(straight: Path, volumes: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(straight, tmp_path / "run")
+    config = rundir.read_config(out)
+    folds = (out / rundir.FOLDS).read_bytes()
+    write_set(tmp_path / "more", 13)
+    for command in (train.train, tune.tune):
+        with pytest.raises(RunDirError, match=r"1 series \(1\.2\.0\.12\) is new"):
+            command(tmp_path / "more", out, config, resume=True)
+    assert (out / rundir.FOLDS).read_bytes() == folds
+    moved = shutil.copytree(volumes, tmp_path / "moved")
+    train.train(moved, out, config, folds="1", resume=True)
+    assert rundir.read_json(out / rundir.PROVENANCE)["volumes"] == str(moved)
+    same_numbers(straight, out)
 
 
 def test_what_does_not_fit_is_refused_before_it_starts(ray_session: None, volumes: Path, tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ def settings(**keys) -> Config:
 
 
 def run(out: Path, config: Config, fit=fit, *, resume: bool = False) -> dict:
-    tune.open_directory(out, config, {"kind": "tune"}, resume=resume)
+    rundir.check(out, config, resume=resume, freed=tune.FREED)
+    rundir.create(out, config, {"kind": "tune"})
     return tune.run_search(out, config, fit, resume=resume)
 
 
@@ -188,13 +189,6 @@ def test_a_kill_between_two_files_loses_no_epoch_and_repeats_no_row(tmp_path, lo
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert [row["val/score"] for row in rows] == pytest.approx([curve(config, 0, epoch) for epoch in range(4)])
     assert all(a["seconds_total"] <= b["seconds_total"] for a, b in itertools.pairwise(rows))
-
-
-def test_a_search_cannot_be_resumed_while_it_runs(tmp_path):
-    with tune._only_driver(tmp_path), pytest.raises(RequestError, match="still running"), tune._only_driver(tmp_path):
-        pass
-    with tune._only_driver(tmp_path):
-        pass
 
 
 @pytest.mark.parametrize(

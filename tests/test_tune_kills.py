@@ -141,7 +141,7 @@ def _search_that_loses_a_node(out, log):
     node = cluster.add_node(num_cpus=1)
     ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
     try:
-        tune.open_directory(out, config, {"kind": "tune"}, resume=False)
+        rundir.create(out, config, {"kind": "tune"})
         here = os.getpid()
         killer = subprocess.Popen(
             [sys.executable, "-c", _KILL, str(log), str(node.all_processes["raylet"][0].process.pid), str(here)]

@@ -20,7 +20,7 @@ import torch
 
 from aneurysm_ray import overrides, provenance, rundir
 from aneurysm_ray.data import sources, store
-from aneurysm_ray.distributed import progress, scoring, session
+from aneurysm_ray.distributed import driver, progress, scoring, session
 from aneurysm_ray.distributed.scoring import Item, Order
 from aneurysm_ray.errors import DatasetError, RequestError
 from aneurysm_ray.labels import LABELS, PRESENT
@@ -67,12 +67,13 @@ def predict(
     trained = scoring.load(order, "cpu")
     _check_volumes(items, trained)
     facts = {"run": str(run), "model": trained.digest, "models": len(trained.models), "paths": [str(p) for p in paths]}
-    _begin(out, trained, facts, resume=resume)
-    left = [item for item in items if not (out / scoring.SERIES / item.name / scoring.RESULT).exists()]
-    log.info("* %d series, %d to score, %d network(s)", len(items), len(left), len(trained.models))
-    _score(left, order, trained)
-    summary = _finish(out, items, facts, time.monotonic() - begun)
-    page.write(predict_page.index_page(out), out / rundir.REPORT)
+    with driver.alone(out):
+        _begin(out, trained, facts, resume=resume)
+        left = [item for item in items if not (out / scoring.SERIES / item.name / scoring.RESULT).exists()]
+        log.info("* %d series, %d to score, %d network(s)", len(items), len(left), len(trained.models))
+        _score(left, order, trained)
+        summary = _finish(out, items, facts, time.monotonic() - begun)
+        page.write(predict_page.index_page(out), out / rundir.REPORT)
     return summary
 
 
@@ -130,7 +131,8 @@ def _check_volumes(items: Sequence[Item], trained: Ensemble) -> None:
 
 
 def _begin(out: Path, trained: Ensemble, facts: dict[str, Any], *, resume: bool) -> None:
-    rundir.create(out, trained.config, provenance.describe("predict", **facts), resume=resume)
+    rundir.check(out, trained.config, resume=resume)
+    rundir.create(out, trained.config, provenance.describe("predict", **facts))
     there = rundir.read_json(out / rundir.PROVENANCE)
     if (there.get("model"), there.get("models")) != (facts["model"], facts["models"]):
         raise RequestError(f"{out} was begun with other models; choose another --out")

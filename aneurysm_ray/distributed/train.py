@@ -18,13 +18,11 @@ import ray
 import ray.train
 import ray.train.torch
 
-from aneurysm_ray import provenance, rundir
+from aneurysm_ray import rundir
 from aneurysm_ray.config import Config, ResourcesConfig
-from aneurysm_ray.data import folds as fold_tables
 from aneurysm_ray.data import store
-from aneurysm_ray.distributed import room, session
+from aneurysm_ray.distributed import begin, driver, room, session
 from aneurysm_ray.errors import AneurysmRayError, RequestError
-from aneurysm_ray.labels import LABELS
 
 if TYPE_CHECKING:
     from aneurysm_ray.learning.engine import EpochResult
@@ -54,41 +52,33 @@ def train(volumes: Path, out: Path, config: Config, *, folds: str = "0", resume:
     Raises RequestError for a set without labels, a run directory that is taken, or resources that do not fit;
     AneurysmRayError when a fold fails more often than `resources.max_failures`.
     """
-    table = labelled(store.volumes_table(volumes), volumes)
     volumes, out = volumes.resolve(), out.resolve()
     chosen = parse_folds(folds, config.folds.count)
+    dealt = begin.deal(volumes, begin.labelled(volumes), config)
     started = time.monotonic()
     if config.init:
         log.info("* %s: %s", config.init, _transfer(config))
-    facts = {"volumes": str(volumes), "volumes_digest": provenance.file_digest(volumes / rundir.VOLUMES)}
-    rundir.create(out, config, provenance.describe("train", **facts), resume=resume)
-    assignment = fold_tables.assign(table, config.folds)
-    rundir.write_csv(out / rundir.FOLDS, assignment)
-    with rundir.keep_log(out), session.connect():
-        need = room.per_worker(config.resources, session.resources())
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        side_by_side = room.runs_at_once(config.resources, need, nodes, session.growth(), asked=len(chosen))
-        unfinished = [fold for fold in chosen if not (rundir.fold_dir(out, fold) / FOLD_SUMMARY).exists()]
-        log.info(
-            "* fold %s: %s, %d training / %d validation volumes, %d worker(s) of %s, %d fold(s) at a time",
-            *(folds, config.model.name, (assignment["fold"] != chosen[0]).sum()),
-            *((assignment["fold"] == chosen[0]).sum(), config.resources.workers),
-            *(" and ".join(f"{amount:g} {name}s" for name, amount in need.items()), side_by_side),
-        )
-        _run_folds(unfinished, side_by_side, need, config, volumes, out)
-    return _finish(out, config, time.monotonic() - started)
-
-
-def labelled(table: pd.DataFrame, volumes: Path) -> pd.DataFrame:
-    """Return the rows of a prepared set's table that can be learned from. Raises RequestError when there are none."""
-    kept = table[table[LABELS[-1]].notna()]
-    if kept.empty:
-        raise RequestError(
-            f"{volumes}: no volume has labels to train on; prepare a data set that has a train.csv beside its series"
-        )
-    if len(kept) < len(table):
-        log.info("* %d of %d volumes have no labels and are left out", len(table) - len(kept), len(table))
-    return kept.reset_index(drop=True)
+    with driver.alone(out):
+        run = begin.Run("train", volumes, dealt, out, config)
+        run.check(resume=resume)
+        with session.connect():
+            need = room.per_worker(config.resources, session.resources())
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            side_by_side = room.runs_at_once(config.resources, need, nodes, session.growth(), asked=len(chosen))
+            run.open()
+            with rundir.keep_log(out):
+                log.info(
+                    "* fold %s: %s, %d training / %d validation volumes, %d worker(s) of %s, %d fold(s) at a time",
+                    *(folds, config.model.name, (dealt["fold"] != chosen[0]).sum()),
+                    *((dealt["fold"] == chosen[0]).sum(), config.resources.workers),
+                    *(" and ".join(f"{amount:g} {name}s" for name, amount in need.items()), side_by_side),
+                )
+                unfinished = [fold for fold in chosen if not (rundir.fold_dir(out, fold) / FOLD_SUMMARY).exists()]
+                if unfinished:
+                    (out / rundir.SUMMARY).unlink(missing_ok=True)  # what has one is complete
+                _run_folds(unfinished, side_by_side, need, config, volumes, out)
+        with rundir.keep_log(out):
+            return _finish(out, config, time.monotonic() - started)
 
 
 def _transfer(config: Config) -> str:
