@@ -210,21 +210,25 @@ def tune(
     then_train: Annotated[bool, typer.Option("--then-train", help="Train the best on all folds after.")] = False,
     out: Out = None,
     resume: Resume = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Resume, and try failed trials again.")] = False,
 ) -> None:
     """Search hyperparameters with Ray Tune and Optuna; bad trials are stopped early."""
+    resume = resume or retry_failed
     flags = {"tune__trials": trials, "optim__epochs": epochs}
     settings = _build(preset, config, words, out if resume else None, **flags)
     from aneurysm_ray.distributed import tune as search
 
     out = out or _run_name("tune")
     with ending.resumable(out):
-        summary = search.tune(volumes, out, settings, resume=resume, then_train=then_train)
+        summary = search.tune(volumes, out, settings, resume=resume, retry_failed=retry_failed, then_train=then_train)
         if summary.get("interrupted"):
             raise KeyboardInterrupt
     _next(f"open {out}/report.html", f"aneurysm-ray train {volumes} --config {out}/best.toml --fold all")
     print(out)
     if summary.get("failed"):
-        raise ending.PartlyFailed(f"{summary['failed']} trials failed; {out}/trials.csv says why")
+        raise ending.PartlyFailed(
+            f"{summary['failed']} trials failed; {out}/trials.csv says why, --retry-failed tries again"
+        )
 
 
 @app.command()

@@ -40,7 +40,7 @@ def main(out: str, log: str, trials: str, seconds: str, *words: str) -> int:
     rundir.check(Path(out), config, resume=resume, freed=tune.FREED)
     rundir.create(Path(out), config, {"kind": "tune"})
     fit = functools.partial(surrogates.slow_fit, seconds=float(seconds), log=Path(log))
-    summary = tune.run_search(Path(out), config, fit, resume=resume)
+    summary = tune.run_search(Path(out), config, fit)
     print(json.dumps(summary))
     return 130 if summary["interrupted"] else 0
 

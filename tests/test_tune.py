@@ -14,7 +14,7 @@ from surrogates import curve, epoch_result, fit, fit_that_dies_once, fit_that_fa
 
 from aneurysm_ray import overrides, rundir
 from aneurysm_ray.config import Config, ResourcesConfig
-from aneurysm_ray.distributed import room, search, trial, tune
+from aneurysm_ray.distributed import record, room, trial_process, tune
 from aneurysm_ray.errors import ConfigError, RequestError, RunDirError
 
 # Ray's workers do not have the tests on their path.
@@ -32,14 +32,14 @@ def settings(**keys) -> Config:
     return overrides.build(base, {key.replace("__", "."): value for key, value in keys.items()})
 
 
-def run(out: Path, config: Config, fit=fit, *, resume: bool = False) -> dict:
+def run(out: Path, config: Config, fit=fit, *, resume: bool = False, retry_failed: bool = False) -> dict:
     rundir.check(out, config, resume=resume, freed=tune.FREED)
     rundir.create(out, config, {"kind": "tune"})
-    return tune.run_search(out, config, fit, resume=resume)
+    return tune.run_search(out, config, fit, retry_failed=retry_failed)
 
 
 def study_of(out: Path, config: Config):
-    return search.open_study(config.tune, out / rundir.JOURNAL, out.name, resume=True)
+    return record.open_study(config.tune, out)
 
 
 def test_a_search_ends_with_true_states_and_all_its_files(ray_session, tmp_path):
@@ -51,7 +51,7 @@ def test_a_search_ends_with_true_states_and_all_its_files(ray_session, tmp_path)
     assert list(table["state"]) == [t.state.name for t in trials]
     assert {"COMPLETE", "PRUNED"} == set(table["state"]) and table["state"][0] == "COMPLETE"
     for frozen in trials:
-        own = rundir.read_config(trial.folder_of(tmp_path / "s", frozen.number))
+        own = rundir.read_config(trial_process.folder_of(tmp_path / "s", frozen.number))
         ran = 9 if frozen.state == TrialState.COMPLETE else max(frozen.intermediate_values)
         assert frozen.intermediate_values == pytest.approx(
             {step: curve(own, 0, step - 1) for step in range(1, ran + 1)}
@@ -85,8 +85,35 @@ def test_failed_trials_are_kept_with_their_error_and_do_not_end_the_search(ray_s
         "ValueError: a gamma of 3.000 is too much",
         "val/score was not a number after 9 epochs",
     ]
-    text = (trial.folder_of(tmp_path / "s", 1) / "error.txt").read_text()
+    text = (trial_process.folder_of(tmp_path / "s", 1) / "error.txt").read_text()
     assert "Traceback" in text and "is too much" in text
+
+    again = run(tmp_path / "s", config, fit, resume=True, retry_failed=True)
+    assert (again["complete"], again["failed"], again["interrupted"]) == (4, 0, False)
+    table = rundir.read_csv(tmp_path / "s" / rundir.TRIALS)
+    assert list(table["state"]) == ["COMPLETE", "FAIL", "FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+    assert list(table["param/loss.focal_gamma"][4:]) == [3.0, 3.8] and list(table["retry_of"][4:]) == [1, 2]
+
+
+def test_a_search_that_was_renamed_goes_on_and_hands_no_result_to_another_sample(ray_session, tmp_path):
+    run(tmp_path / "first", settings(tune__trials=3))
+    before = rundir.read_csv(tmp_path / "first" / rundir.TRIALS)
+    renamed = (tmp_path / "first").rename(tmp_path / "second")
+    run(renamed, settings(tune__trials=5), resume=True)
+    after = rundir.read_csv(renamed / rundir.TRIALS)
+    pd.testing.assert_frame_equal(after.iloc[:3], before, check_dtype=False)
+    for number, rate in enumerate(after["param/optim.lr"]):
+        assert rundir.read_config(trial_process.folder_of(renamed, number)).optim.lr == pytest.approx(rate)
+
+    # Trial folders of one search beside the study of another, as a careless copy leaves them.
+    for name in (rundir.JOURNAL, rundir.STUDY):
+        (renamed / name).unlink()
+    rundir.create(renamed, settings(tune__trials=2), {"kind": "tune"})
+    summary = tune.run_search(renamed, settings(tune__trials=2), fit)
+    assert (summary["complete"], summary["failed"]) == (0, 2)
+    assert (
+        "holds the results of another sample (trial 0 of first-" in rundir.read_csv(renamed / rundir.TRIALS)["error"][0]
+    )
 
 
 def test_a_trial_whose_process_dies_goes_on_from_its_checkpoint(ray_session, tmp_path):
@@ -106,7 +133,7 @@ def test_a_trial_whose_process_dies_again_and_again_fails(ray_session, tmp_path)
     config = settings(tune__trials=1, resources__max_failures=0)
     summary = run(tmp_path / "s", config, functools.partial(fit_that_dies_once, marks=marks))
     assert (summary["complete"], summary["failed"], summary["best"]) == (0, 1, None)
-    assert "died" in (trial.folder_of(tmp_path / "s", 0) / "error.txt").read_text()
+    assert "died" in (trial_process.folder_of(tmp_path / "s", 0) / "error.txt").read_text()
     assert list(rundir.read_csv(tmp_path / "s" / rundir.TRIALS)["error"]) == ["the trial's process died 1 time(s)"]
 
 
@@ -136,7 +163,7 @@ def test_a_trial_may_be_judged_by_several_folds(ray_session, tmp_path):
     assert frozen.intermediate_values[3] == pytest.approx(first)
     assert frozen.intermediate_values[4] == pytest.approx((first + curve(config, 1, 0)) / 2)
     assert list(rundir.read_csv(tmp_path / "s" / rundir.CURVES)["fold"]) == [0, 0, 0, 1, 1, 1]
-    assert list(rundir.read_csv(trial.folder_of(tmp_path / "s", 0) / rundir.PREDICTIONS)["fold"]) == [0, 1]
+    assert list(rundir.read_csv(trial_process.folder_of(tmp_path / "s", 0) / rundir.PREDICTIONS)["fold"]) == [0, 1]
 
 
 def test_two_objectives_end_in_a_front_and_stop_no_trial(ray_session, tmp_path):
@@ -151,23 +178,23 @@ def test_two_objectives_end_in_a_front_and_stop_no_trial(ray_session, tmp_path):
 
 def test_a_trial_that_was_killed_after_its_last_epoch_reports_all_again(tmp_path):
     config = settings(optim__epochs=3)
-    straight = list(trial.epochs(config, tmp_path / "t", fit))
+    straight = list(trial_process.epochs(config, tmp_path / "t", fit))
     assert [r["step"] for r in straight] == [1, 2, 3] and [r["finished"] for r in straight] == [False, False, True]
-    again = list(trial.epochs(config, tmp_path / "t", lambda *_: pytest.fail("nothing is left to train")))
+    again = list(trial_process.epochs(config, tmp_path / "t", lambda *_: pytest.fail("nothing is left to train")))
     for key in ("step", "finished", "val/score"):
         assert [result[key] for result in again] == [result[key] for result in straight]
 
 
 def test_a_result_that_died_on_its_way_to_tune_comes_with_the_next_process(tmp_path):
     config = settings(optim__epochs=4)
-    study = search.open_study(config.tune, tmp_path / "journal", "s", resume=False)
+    study = record.open_study(config.tune, tmp_path)
     frozen = study.ask()
-    for number, result in enumerate(itertools.islice(trial.epochs(config, tmp_path / "t", fit), 3)):
+    for number, result in enumerate(itertools.islice(trial_process.epochs(config, tmp_path / "t", fit), 3)):
         if number < 2:  # the third epoch was written to the trial's folder, and nobody was told
-            search.report(frozen, result, ["val/score"])
+            record.report(frozen, result, ["val/score"])
     totals = []
-    for result in trial.epochs(config, tmp_path / "t", fit):
-        search.report(frozen, result, ["val/score"])
+    for result in trial_process.epochs(config, tmp_path / "t", fit):
+        record.report(frozen, result, ["val/score"])
         totals.append(study.trials[0].user_attrs["step"])
     assert study.trials[0].intermediate_values == {step: curve(config, 0, step - 1) for step in (1, 2, 3, 4)}
     assert totals == [2, 2, 3, 4]
@@ -176,7 +203,7 @@ def test_a_result_that_died_on_its_way_to_tune_comes_with_the_next_process(tmp_p
 @pytest.mark.parametrize("lost", ["metrics", "checkpoint"])
 def test_a_kill_between_two_files_loses_no_epoch_and_repeats_no_row(tmp_path, lost):
     config = settings(optim__epochs=4)
-    results = trial.epochs(config, tmp_path / "t", fit)
+    results = trial_process.epochs(config, tmp_path / "t", fit)
     next(results), next(results)
     results.close()
     if lost == "checkpoint":
@@ -184,8 +211,8 @@ def test_a_kill_between_two_files_loses_no_epoch_and_repeats_no_row(tmp_path, lo
         from aneurysm_ray.learning import checkpoint
 
         checkpoint.save(tmp_path / "t" / "fold_0" / rundir.CHECKPOINT_LAST, epoch_result(config, 0, 0).state)
-    list(trial.epochs(config, tmp_path / "t", fit))
-    rows = trial.read_rows(tmp_path / "t")
+    list(trial_process.epochs(config, tmp_path / "t", fit))
+    rows = trial_process.read_rows(tmp_path / "t")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert [row["val/score"] for row in rows] == pytest.approx([curve(config, 0, epoch) for epoch in range(4)])
     assert all(a["seconds_total"] <= b["seconds_total"] for a, b in itertools.pairwise(rows))
@@ -255,4 +282,4 @@ def test_what_no_node_to_come_can_hold_is_refused_though_all_together_could():
 
 def test_objectives_skip_nothing_that_is_not_a_number():
     rows = [{"fold": 0, "val/score": 0.5}, {"fold": 1, "val/score": math.nan}]
-    assert math.isnan(trial.objectives(rows, settings())["val/score"])
+    assert math.isnan(trial_process.objectives(rows, settings())["val/score"])

@@ -17,9 +17,8 @@ from optuna.trial import TrialState
 
 from aneurysm_ray import rundir
 from aneurysm_ray.config import Config
-from aneurysm_ray.distributed import search, space, train
-from aneurysm_ray.distributed import trial as one_trial
-from aneurysm_ray.distributed import trials as tables
+from aneurysm_ray.distributed import search_tables, space, train, trial_process
+from aneurysm_ray.distributed.searcher import StudyScheduler, StudySearcher
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ def launch(
     config: Config,
     parameters: tuple[space.Parameter, ...],
     out: Path,
-    fit: one_trial.Fit,
+    fit: trial_process.Fit,
     *,
     need: Mapping[str, float],
     at_once: int,
@@ -61,16 +60,15 @@ def launch(
         request = {"node:__internal_head__": 0.001}
 
     def run_trial(sample: dict[str, Any]) -> None:
-        one_trial.run(sample, base=config, out=out, fit=fit, scaling=scaling)
+        trial_process.run(sample, base=config, out=out, fit=fit, scaling=scaling)
 
-    ranked = config.tune.prune and len(search.metrics(config.tune)) == 1
+    searcher = StudySearcher(study, config, parameters)
     with _environment(_SETTINGS_OF_RAY):
         ray.tune.Tuner(
             ray.tune.with_resources(run_trial, request),
             tune_config=ray.tune.TuneConfig(
-                search_alg=search.StudySearch(study, config, parameters),
-                # Several objectives give no order of trials, so nothing says which one to stop.
-                scheduler=search.StudyASHA(study, config) if ranked else None,
+                search_alg=searcher,
+                scheduler=StudyScheduler(searcher),
                 num_samples=-1,  # the study says when there are enough
                 max_concurrent_trials=at_once,
                 # A process that has imported torch serves the next trial at once.
@@ -121,7 +119,7 @@ class Tables(ray.tune.Callback):
         """Keep the error of a trial whose process died; it has not ended if it will be handed out again."""
         number = trial.config["number"]
         rundir.write_text(
-            one_trial.folder_of(self.out, number) / one_trial.ERROR_FILE, Path(trial.error_file).read_text()
+            trial_process.folder_of(self.out, number) / trial_process.ERROR_FILE, Path(trial.error_file).read_text()
         )
         if self.study.get_trials(deepcopy=False)[number].state == TrialState.RUNNING:
             log.info("* the process of trial %d died; the trial goes on from its last epoch", number)
@@ -130,12 +128,12 @@ class Tables(ray.tune.Callback):
 
     def _end(self, number: int) -> None:
         self.ended += 1
-        for checkpoints in one_trial.folder_of(self.out, number).glob("fold_*"):
+        for checkpoints in trial_process.folder_of(self.out, number).glob("fold_*"):
             shutil.rmtree(checkpoints, ignore_errors=True)
         log.info("%s", progress(self._write(), self.config, self.ended, time.monotonic() - self.begun))
 
     def _write(self) -> pd.DataFrame:
-        table = tables.write(self.study, self.config, self.parameters, self.out, self.gpus)
+        table = search_tables.write(self.study, self.config, self.parameters, self.out, self.gpus)
         self.written = time.monotonic()
         return table
 
@@ -146,7 +144,7 @@ def progress(table: pd.DataFrame, config: Config, ended: int, seconds: float) ->
     done = sum(int(count.get(state, 0)) for state in ("COMPLETE", "PRUNED", "FAIL"))
     line = f"trial {done}/{config.tune.trials}  {count.get('RUNNING', 0)} running  "
     line += f"{count.get('PRUNED', 0)} stopped  {count.get('FAIL', 0)} failed"
-    best = tables.best_of(table, config)
+    best = search_tables.best_of(table, config)
     if best is not None:
         row = table.set_index("trial").loc[best]
         changed = " ".join(f"{key.split('.')[-1]}={_short(row[f'param/{key}'])}" for key in config.tune.space)

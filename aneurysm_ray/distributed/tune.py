@@ -10,7 +10,18 @@ import ray
 
 from aneurysm_ray import overrides, rundir
 from aneurysm_ray.config import Config
-from aneurysm_ray.distributed import begin, driver, launch, room, search, session, space, train, trial, trials
+from aneurysm_ray.distributed import (
+    begin,
+    driver,
+    launch,
+    record,
+    room,
+    search_tables,
+    session,
+    space,
+    train,
+    trial_process,
+)
 from aneurysm_ray.errors import AneurysmRayError, ConfigError, did_you_mean
 from aneurysm_ray.labels import LABELS
 
@@ -21,13 +32,23 @@ FREED = ("tune.trials", "tune.concurrent")
 
 METRICS = (
     *("val/score", "val/auc_present", "val/loss", "train/loss", *(f"val/auc/{label}" for label in LABELS)),
-    *("seconds", "patches_per_s", "data_wait_fraction", "lr", "parameters", search.SECONDS),
+    *("seconds", "patches_per_s", "data_wait_fraction", "lr", "parameters", record.SECONDS),
 )
 """What a trial reports and a search can optimise."""
 
 
-def tune(volumes: Path, out: Path, config: Config, *, resume: bool = False, then_train: bool = False) -> dict[str, Any]:
+def tune(
+    volumes: Path,
+    out: Path,
+    config: Config,
+    *,
+    resume: bool = False,
+    retry_failed: bool = False,
+    then_train: bool = False,
+) -> dict[str, Any]:
     """Search the space of `config.tune` over prepared volumes and write the search's directory; return its summary.
+
+    `retry_failed` runs the samples of a resumed search's failed trials again, each as a trial of its own.
 
     `then_train` trains the best configuration on all folds into `out/train_<trial>` and adds its out-of-fold score to
     the summary, also without the folds that chose it. Raises RequestError for a request that cannot work, before
@@ -45,7 +66,7 @@ def tune(volumes: Path, out: Path, config: Config, *, resume: bool = False, then
             run.open()
             with rundir.keep_log(out):
                 fit = functools.partial(train.fit_fold, volumes=volumes, folds=out / rundir.FOLDS)
-                summary = run_search(out, config, fit, resume=resume)
+                summary = run_search(out, config, fit, retry_failed=retry_failed)
                 if then_train and not summary["interrupted"] and summary["best"]:
                     summary["train"] = _train_best(volumes, out, summary["best"]["trial"])
                     rundir.write_json(out / rundir.SUMMARY, summary)
@@ -60,20 +81,20 @@ def tune(volumes: Path, out: Path, config: Config, *, resume: bool = False, then
 def check(config: Config) -> tuple[space.Parameter, ...]:
     """Check all that can be checked before Ray starts; return the space. Raises ConfigError."""
     settings = config.tune
-    for name in search.metrics(settings):
+    for name in record.metrics(settings):
         if name not in METRICS:
             raise ConfigError(f"tune.metric: no metric {name!r}{did_you_mean(name, METRICS)}")
-    search.modes(settings)
+    record.modes(settings)
     if not settings.folds or len(set(settings.folds)) < len(settings.folds):
         raise ConfigError(f"tune.folds = {list(settings.folds)} must name at least one fold, and each once")
     if outside := [fold for fold in settings.folds if not 0 <= fold < config.folds.count]:
         raise ConfigError(f"tune.folds: there is no fold {outside[0]}; folds.count is {config.folds.count}")
     parameters = space.parse(config)
-    search.check_points(config, parameters)
+    record.check_points(config, parameters)
     return parameters
 
 
-def run_search(out: Path, config: Config, fit: trial.Fit, *, resume: bool = False) -> dict[str, Any]:
+def run_search(out: Path, config: Config, fit: trial_process.Fit, *, retry_failed: bool = False) -> dict[str, Any]:
     """Run the trials that a search has left, on the Ray that is connected, and write its files.
 
     `fit` trains one fold of one trial. Ctrl-C ends the search with what there is: `interrupted` is true in the summary.
@@ -83,21 +104,23 @@ def run_search(out: Path, config: Config, fit: trial.Fit, *, resume: bool = Fals
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     at_once = room.runs_at_once(config.resources, need, nodes, session.growth(), config.tune.concurrent)
     gpus = need.get("GPU", 0.0) * config.resources.workers
-    study = search.open_study(config.tune, out / rundir.JOURNAL, out.name, resume=resume)
-    search.enqueue(study, config, parameters)
-    left = config.tune.trials - sum(t.state in search.DONE for t in study.get_trials(deepcopy=False))
+    study = record.open_study(config.tune, out)
+    record.enqueue(study, config, parameters)
+    if retry_failed and (retried := record.retry_failed(study)):
+        log.info("* %d failed trial(s) to be tried again", retried)
+    left = config.tune.trials - record.counted(study, ended=True)
     log.info(
         "* %d of %d trials to run, %d at a time, each with %d worker(s) of %s",
         *(max(left, 0), config.tune.trials, at_once, config.resources.workers),
         " and ".join(f"{amount:g} {name}s" for name, amount in need.items()),
     )
-    trials.write(study, config, parameters, out, gpus)
+    search_tables.write(study, config, parameters, out, gpus)
     if left > 0:
         (out / rundir.SUMMARY).unlink(missing_ok=True)  # what has one has ended
         launch.launch(study, config, parameters, out, fit, need=need, at_once=at_once)
-    table = trials.write(study, config, parameters, out, gpus)
-    best = trials.write_best(table, config, out)
-    summary = trials.summary(study, table, config, best)
+    table = search_tables.write(study, config, parameters, out, gpus)
+    best = search_tables.write_best(table, config, out)
+    summary = search_tables.summary(study, table, config, best)
     rundir.write_json(out / rundir.SUMMARY, summary)
     shutil.rmtree(out / "ray", ignore_errors=True)
     return summary

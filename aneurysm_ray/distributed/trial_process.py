@@ -4,6 +4,7 @@ A trial's own folder is its state: the rows of its epochs, and the checkpoint of
 trial's process - a crash, a lost node, the end of the search - the next process goes on from that folder.
 """
 
+import json
 import os
 import shutil
 import socket
@@ -19,7 +20,8 @@ import ray.tune
 
 from aneurysm_ray import overrides, rundir
 from aneurysm_ray.config import Config
-from aneurysm_ray.distributed import search
+from aneurysm_ray.distributed import record
+from aneurysm_ray.errors import RunDirError
 
 if TYPE_CHECKING:
     from aneurysm_ray.learning.engine import EpochResult
@@ -47,6 +49,7 @@ def run(
     """
     folder = folder_of(out, sample["number"])
     try:
+        claim(folder, sample)
         config = overrides.build(sample["params"], base=base)
         rundir.write_text(folder / rundir.CONFIG, overrides.to_toml(config))
         if scaling:
@@ -56,7 +59,21 @@ def run(
                 ray.tune.report(result)
     except Exception as error:
         rundir.write_text(folder / ERROR_FILE, traceback.format_exc())
-        ray.tune.report({search.ERROR: f"{type(error).__name__}: {error}"})
+        ray.tune.report({record.ERROR: f"{type(error).__name__}: {error}"})
+
+
+def claim(folder: Path, sample: dict[str, Any]) -> None:
+    """Make a folder a sample's, or find that it is; its results are of no other. Raises RunDirError."""
+    path = folder / rundir.SAMPLE
+    there = rundir.read_json(path) if path.exists() else None
+    if there is None and not (folder / rundir.METRICS).exists():
+        rundir.write_json(path, sample)
+    elif there != json.loads(json.dumps(sample)):
+        raise RunDirError(
+            f"{folder} holds the results of another sample"
+            + (f" (trial {there['number']} of {there['study']})" if there else "")
+            + "; remove it, and resume with --retry-failed"
+        )
 
 
 def _train_on_workers(config: Config, folder: Path, fit: Fit, scaling: ray.train.ScalingConfig) -> None:
@@ -89,7 +106,7 @@ def _worker(settings: dict[str, Any]) -> None:
 def epochs(config: Config, folder: Path, fit: Fit, *, write: bool = True) -> Iterator[dict[str, Any]]:
     """Train a trial's folds one after another, from where its folder stands; yield a result for Tune per epoch.
 
-    A result holds the epoch's metrics, `search.STEP`, `search.FINISHED` and the objectives under their own names: the
+    A result holds the epoch's metrics, `record.STEP`, `record.FINISHED` and the objectives under their own names: the
     mean of their value in this epoch and in the last epoch of each fold before. The results of earlier processes come
     first, once more: the last one may have died with its process on the way to Tune.
     """
@@ -98,26 +115,26 @@ def epochs(config: Config, folder: Path, fit: Fit, *, write: bool = True) -> Ite
     rows = read_rows(folder)
     for count in range(1, len(rows) + 1):
         yield _result(rows[:count], config)
-    if rows and rows[-1][search.STEP] == config.optim.epochs * len(config.tune.folds):
+    if rows and rows[-1][record.STEP] == config.optim.epochs * len(config.tune.folds):
         return
-    begun = time.monotonic() - (rows[-1][search.SECONDS] if rows else 0.0)
+    begun = time.monotonic() - (rows[-1][record.SECONDS] if rows else 0.0)
     for index, fold in enumerate(config.tune.folds):
         first_step = index * config.optim.epochs + 1
-        if rows and rows[-1][search.STEP] >= first_step + config.optim.epochs - 1:
+        if rows and rows[-1][record.STEP] >= first_step + config.optim.epochs - 1:
             continue
         last = rundir.fold_dir(folder, fold) / rundir.CHECKPOINT_LAST
         for result in fit(config, fold, checkpoint.load(last) if (last / checkpoint.STATE).exists() else None):
             row = {
-                search.STEP: first_step + result.epoch,
+                record.STEP: first_step + result.epoch,
                 "fold": fold,
                 **result.metrics,
                 "epoch": result.epoch,
                 "parameters": count_parameters(result.state),
-                search.SECONDS: time.monotonic() - begun,
-                search.WORKER: f"{socket.gethostname()}:{os.getpid()}",
+                record.SECONDS: time.monotonic() - begun,
+                record.WORKER: f"{socket.gethostname()}:{os.getpid()}",
             }
             # A kill between the row and the checkpoint makes the epoch come again; its row is then replaced.
-            rows = [*(earlier for earlier in rows if earlier[search.STEP] < row[search.STEP]), row]
+            rows = [*(earlier for earlier in rows if earlier[record.STEP] < row[record.STEP]), row]
             if write:
                 _write_predictions(folder, fold, result.predictions)
                 rundir.write_csv(folder / rundir.METRICS, pd.DataFrame(rows))
@@ -145,14 +162,14 @@ def objectives(rows: list[dict[str, Any]], config: Config) -> dict[str, float]:
     last_of_fold = {row["fold"]: row for row in rows}
     return {
         name: sum(row.get(name, float("nan")) for row in last_of_fold.values()) / len(last_of_fold)
-        for name in search.metrics(config.tune)
+        for name in record.metrics(config.tune)
     }
 
 
 def _result(rows: list[dict[str, Any]], config: Config) -> dict[str, Any]:
     row = rows[-1]
-    finished = row[search.STEP] == config.optim.epochs * len(config.tune.folds)
-    return {**row, **objectives(rows, config), search.FINISHED: finished}
+    finished = row[record.STEP] == config.optim.epochs * len(config.tune.folds)
+    return {**row, **objectives(rows, config), record.FINISHED: finished}
 
 
 def _write_predictions(folder: Path, fold: int, table: pd.DataFrame) -> None:
