@@ -65,6 +65,13 @@ def _run_name(*parts: str) -> Path:
     raise RequestError(f"runs/{stem}_1 to _9999 all exist; name a directory with --out")
 
 
+def _place(out: Path | None, resume: bool, *parts: str) -> Path:
+    """Return the directory of a run: the one that was named, or a new one. Raises RequestError."""
+    if resume and out is None:
+        raise RequestError("--resume needs --out, the directory to go on with")
+    return out or _run_name(*parts)
+
+
 def _next(*commands: str) -> None:
     """Say what to type next."""
     for number, command in enumerate(commands):
@@ -188,7 +195,7 @@ def train(
     )
     from aneurysm_ray.distributed import train as training
 
-    out = out or _run_name("train", settings.model.name)
+    out = _place(out, resume, "train", settings.model.name)
     with ending.resumable(out):
         summary = training.train(volumes, out, settings, folds=fold, resume=resume)
     from aneurysm_ray.learning.bootstrap import Score
@@ -218,7 +225,7 @@ def tune(
     settings = _build(preset, config, words, out if resume else None, **flags)
     from aneurysm_ray.distributed import tune as search
 
-    out = out or _run_name("tune")
+    out = _place(out, resume, "tune")
     with ending.resumable(out):
         summary = search.tune(volumes, out, settings, resume=resume, retry_failed=retry_failed, then_train=then_train)
         if summary.get("interrupted"):
@@ -247,7 +254,7 @@ def predict(
     series = [word for word in paths if word not in settings]
     if not series:
         raise RequestError("predict needs at least one series, data set or archive after the run")
-    out = out or _run_name("predict")
+    out = _place(out, resume, "predict")
     changes = dict(map(overrides.parse_override, settings))
     from aneurysm_ray.distributed import predict as prediction
 

@@ -219,8 +219,8 @@ class ResourcesConfig(Section):
     """Fewest workers to go on with when nodes are lost; 0: exactly `workers`."""
     gpus_per_worker: Annotated[float, Field(ge=-1)] = -1.0
     """GPUs per worker, fractions allowed; -1: one where the cluster has any, else none."""
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
-    """CPUs per worker."""
+    cpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    """CPUs per worker, and the threads it computes with; 0: an equal share of a node's, per GPU or per worker."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Worker or node losses a fold survives before it fails."""
 

@@ -18,7 +18,9 @@ import pandas as pd
 
 from aneurysm_ray import overrides
 from aneurysm_ray.config import Config
-from aneurysm_ray.errors import RunDirError
+from aneurysm_ray.errors import OutputError, RunDirError
+
+log = logging.getLogger(__name__)
 
 CONFIG = "config.toml"
 PROVENANCE = "provenance.json"
@@ -39,6 +41,7 @@ BEST = "best.toml"
 JOURNAL = "optuna.journal"
 STUDY = "study.json"
 SAMPLE = "sample.json"
+ERROR = "error.txt"
 VOLUMES = "volumes.parquet"
 REJECTED = "rejected.csv"
 PREPARE = "prepare.json"
@@ -46,19 +49,31 @@ PREPARE = "prepare.json"
 
 @contextlib.contextmanager
 def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary sibling for writing; rename it over `path` when the block ends well, remove it otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Open a temporary sibling for writing; rename it over `path` when the block ends well, remove it otherwise.
+
+    Raises OutputError when the disk is full, read-only or gone.
+    """
     # Not the process's number: its threads, and processes of other machines, may write the same file.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         text = "b" not in mode
         with open(temporary, mode, encoding="utf-8" if text else None, newline="" if text else None) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    # torch.save makes a RuntimeError of what the disk says.
+    except (OSError, RuntimeError) as error:
+        if (cause := error if isinstance(error, OSError) else error.__context__) and isinstance(cause, OSError):
+            raise OutputError(
+                f"{path} cannot be written: {cause.strerror or cause}; make room or mend its permissions, and run the "
+                "same command again"
+            ) from error
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -152,6 +167,8 @@ def check(folder: Path, config: Config, *, resume: bool = False, freed: Sequence
     Raises RunDirError when the directory already holds a run and `resume` is off, or when the run to be resumed was
     started with other settings.
     """
+    if resume and not (folder / CONFIG).exists():
+        log.info("* %s holds no run yet; beginning one", folder)
     if (folder / CONFIG).exists():
         if not resume:
             raise RunDirError(f"{folder} already holds a run; add --resume to go on with it, or choose another --out")

@@ -30,6 +30,7 @@ SMALL: dict[str, Any] = {
     "optim.lr": 2e-3,
     "inference.overlap": 0.25,
     "feed.threads": 0,
+    "resources.cpus_per_worker": 1,
 }
 """Overrides with which an epoch takes a second."""
 

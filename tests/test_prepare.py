@@ -22,11 +22,10 @@ from pydicom.sequence import Sequence
 from aneurysm_ray import rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import series, sources, store
-from aneurysm_ray.data.storage import OutputError
 from aneurysm_ray.distributed import prepare as preparation
 from aneurysm_ray.distributed.prepare import PrepareSummary, prepare
 from aneurysm_ray.distributed.progress import Status
-from aneurysm_ray.errors import AneurysmRayError, DatasetError, RequestError, RunDirError, SeriesError
+from aneurysm_ray.errors import AneurysmRayError, DatasetError, OutputError, RequestError, RunDirError, SeriesError
 from aneurysm_ray.labels import LABELS
 from aneurysm_ray.overrides import build
 

@@ -1,14 +1,18 @@
 """Run directories: atomic files, and no run silently continued or mixed with another."""
 
 import json
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from aneurysm_ray import overrides, rundir
 from aneurysm_ray.config import Config
-from aneurysm_ray.errors import RunDirError
+from aneurysm_ray.errors import OutputError, RunDirError
+from aneurysm_ray.learning import checkpoint
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
@@ -19,6 +23,27 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> No
         raise ZeroDivisionError
     assert path.read_text() == "old"
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one megabyte."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], check=False).returncode:
+        pytest.skip("this user may not mount a small disk")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_is_called_so_whoever_writes(small_disk: Path) -> None:
+    rundir.write_text(small_disk / "a.txt", "old")
+    with pytest.raises(OutputError, match=r"a\.txt cannot be written: No space left on device; make room"):
+        rundir.write_text(small_disk / "a.txt", "x" * 2**21)
+    with pytest.raises(OutputError, match=r"state\.pt cannot be written: No space left on device"):
+        checkpoint.save(small_disk / "last", {"model": torch.zeros(2**20)})
+    assert (small_disk / "a.txt").read_text() == "old"
+    assert [path.name for path in (small_disk / "last").iterdir()] == []
 
 
 def test_tables_keep_identifiers_as_text(tmp_path: Path) -> None:

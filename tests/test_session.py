@@ -29,7 +29,7 @@ def test_a_running_ray_is_used_and_left_running(ray_session: None) -> None:
 
     before = dict(os.environ)
     with session.connect():
-        assert session.resources()["CPU"] == 4
+        assert session.cluster().most("CPU") == 4
     assert ray.is_initialized()
     assert dict(os.environ) == before
 
@@ -70,5 +70,14 @@ def test_a_launched_cluster_may_grow_to_what_its_file_allows(
     shutil.copy(Path(__file__).parents[1] / "cluster.yaml", tmp_path / session.LAUNCHER_FILE)
     assert session.growth() is None, "a Ray of this machine's own is not the launched cluster"
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
-    assert session.growth() == 8 * [{"CPU": 32}] + 8 * [{"CPU": 8, "GPU": 1}]
-    assert session.resources()["GPU"] == 8, "whoever asks for a GPU is given one"
+    growth = session.growth()
+    assert growth is not None and growth.most == 16
+    assert list(growth.nodes) == 8 * [{"CPU": 32}] + 8 * [{"CPU": 8, "GPU": 1}]
+    assert session.cluster().most("GPU") == 8, "whoever asks for a GPU is given one"
+
+
+def test_on_kubernetes_more_may_come_than_anybody_tells(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_USAGE_STATS_KUBERAY_IN_USE", "1")
+    growth = session.growth()
+    assert growth is not None and not growth.nodes
+    session.require({"GPU": 4}, "this needs", "Ask for less.")

@@ -19,7 +19,7 @@ from aneurysm_ray import overrides, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import store
 from aneurysm_ray.distributed import driver, train, tune
-from aneurysm_ray.errors import RequestError, RunDirError
+from aneurysm_ray.errors import AneurysmRayError, RequestError, RunDirError
 from aneurysm_ray.labels import LABELS
 from aneurysm_ray.learning import export, inference, metrics
 
@@ -165,8 +165,9 @@ def test_a_run_is_not_resumed_with_other_data(straight: Path, volumes: Path, tmp
 
 
 def test_what_does_not_fit_is_refused_before_it_starts(ray_session: None, volumes: Path, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"64 worker\(s\) with 1 CPUs each do not fit"):
-        train.train(volumes, tmp_path / "run", settings(volumes, resources__workers=64))
+    with pytest.raises(RequestError, match=r"8 worker\(s\) with 1 CPUs each do not fit"):
+        train.train(volumes, tmp_path / "run", settings(volumes, resources__workers=8))
+    assert not (tmp_path / "run").exists(), "the next try finds no run there"
 
 
 def _kill_worker_after_first_epoch(out: Path, killed: list[int]) -> None:
@@ -197,8 +198,46 @@ def test_a_killed_worker_costs_no_digit(straight: Path, volumes: Path, tmp_path:
     train.train(volumes, out, settings(volumes, optim__epochs=3, tensorboard=True), folds="1")
     killer.join()
     assert killed
+    log = (out / rundir.LOG).read_text()
+    assert "fold 1  begins: 1 worker(s), the first with 1 thread(s) on " in log
+    assert "fold 1  lost a worker (" in log and "fold 1  goes on from epoch " in log
     same_numbers(straight, out)
     assert events(out / "fold_1" / rundir.TENSORBOARD).keys() == events(straight / "fold_1" / rundir.TENSORBOARD).keys()
+
+
+def test_what_would_fail_again_is_not_tried_again(
+    ray_session: None, volumes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A loss that is no number, on two workers of which one is told by the other's broken connection."""
+    config = settings(volumes, optim__lr=1e30, optim__clip_norm=0, resources__workers=2)
+    with (
+        caplog.at_level("INFO"),
+        pytest.raises(
+            AneurysmRayError, match=r"^fold 1 failed: the training loss of epoch \d is .*; try a smaller optim"
+        ),
+    ):
+        train.train(volumes, tmp_path / "run", config, folds="1")
+    assert caplog.text.count("fold 1  begins: 2 worker(s)") == 1
+    assert "Traceback" in (tmp_path / "run" / "fold_1" / rundir.ERROR).read_text()
+    assert not (tmp_path / "run" / rundir.SUMMARY).exists()
+
+
+def test_a_fold_that_must_fail_leaves_the_others_complete(straight: Path, volumes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config = settings(volumes, optim__epochs=1)
+    train.train(volumes, out, config, folds="0")
+    (out / "fold_1").write_text("in the way")
+    with pytest.raises(AneurysmRayError) as failed:
+        train.train(volumes, out, config, folds="all", resume=True)
+    text = str(failed.value)
+    assert text.startswith("fold 1 failed: ") and "fold_1" in text and "cannot be written: " in text
+    assert text.endswith("Folds 0, 2 are complete. Mend the cause and add --resume to go on")
+    assert failed.value.exit_code == 1
+    assert not (out / rundir.SUMMARY).exists(), "a run that lacks a fold is not complete"
+    assert (out / "fold_2" / rundir.SUMMARY).exists() and (out / rundir.REPORT).exists()
+    (out / "fold_1").unlink()
+    summary = train.train(volumes, out, config, folds="all", resume=True)
+    assert [fold["fold"] for fold in summary["folds"]] == [0, 1, 2]
 
 
 def test_two_workers_train_as_one(straight: Path, volumes: Path, tmp_path: Path) -> None:

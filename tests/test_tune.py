@@ -13,9 +13,9 @@ from ray import cloudpickle
 from surrogates import curve, epoch_result, fit, fit_that_dies_once, fit_that_fails
 
 from aneurysm_ray import overrides, rundir
-from aneurysm_ray.config import Config, ResourcesConfig
-from aneurysm_ray.distributed import record, room, trial_process, tune
-from aneurysm_ray.errors import ConfigError, RequestError, RunDirError
+from aneurysm_ray.config import Config
+from aneurysm_ray.distributed import record, trial_process, tune
+from aneurysm_ray.errors import ConfigError, RunDirError
 
 # Ray's workers do not have the tests on their path.
 cloudpickle.register_pickle_by_value(surrogates)
@@ -233,51 +233,6 @@ def test_a_kill_between_two_files_loses_no_epoch_and_repeats_no_row(tmp_path, lo
 def test_requests_that_cannot_work_are_refused_before_ray_starts(keys, words):
     with pytest.raises(ConfigError, match=words):
         tune.check(settings(**keys))
-
-
-NODES = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 3.0}]
-
-
-@pytest.mark.parametrize(
-    ("resources", "asked", "limit", "expected"),
-    [
-        ({"gpus_per_worker": 0, "cpus_per_worker": 2}, 0, None, 3),
-        ({"gpus_per_worker": 0, "cpus_per_worker": 2, "workers": 2}, 0, None, 1),
-        ({"gpus_per_worker": 0, "cpus_per_worker": 2, "workers": 2}, 9, None, 1),
-        ({"gpus_per_worker": 1 / 3}, 0, None, 3),
-        ({"gpus_per_worker": -1}, 0, None, 1),
-        ({"gpus_per_worker": 0}, 2, None, 2),
-        ({"gpus_per_worker": 0}, 99, None, 7),
-        ({"gpus_per_worker": 1}, 4, [{"CPU": 64.0, "GPU": 8.0}], 4),
-        ({"gpus_per_worker": 1}, 4, [{"CPU": 8.0, "GPU": 1.0}] * 3, 3),
-        ({"gpus_per_worker": 2, "workers": 2}, 0, [{"CPU": 64.0, "GPU": 8.0}], 1),
-    ],
-)
-def test_as_many_trials_at_a_time_as_fit(resources, asked, limit, expected):
-    chosen = ResourcesConfig(**resources)
-    need = room.per_worker(chosen, {"CPU": 7, "GPU": 1})
-    assert room.runs_at_once(chosen, need, NODES, limit, asked) == expected
-
-
-@pytest.mark.parametrize(
-    ("resources", "words"),
-    [
-        ({"cpus_per_worker": 5}, "5 CPUs"),
-        ({"workers": 8}, r"8 worker\(s\)"),
-        ({"gpus_per_worker": 2}, "2 GPUs"),
-    ],
-)
-def test_a_trial_that_can_never_fit_is_refused(resources, words):
-    chosen = ResourcesConfig(**resources)
-    with pytest.raises(RequestError, match=words):
-        room.runs_at_once(chosen, room.per_worker(chosen, {"CPU": 7, "GPU": 1}), NODES, None, 0)
-
-
-def test_what_no_node_to_come_can_hold_is_refused_though_all_together_could():
-    chosen = ResourcesConfig(cpus_per_worker=16, gpus_per_worker=0)
-    to_come = [{"CPU": 8.0, "GPU": 1.0}] * 8
-    with pytest.raises(RequestError, match="16 CPUs"):
-        room.runs_at_once(chosen, room.per_worker(chosen, {"CPU": 64, "GPU": 8}), NODES, to_come, 0)
 
 
 def test_objectives_skip_nothing_that_is_not_a_number():

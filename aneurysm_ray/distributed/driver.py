@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from aneurysm_ray import rundir
-from aneurysm_ray.errors import AneurysmRayError, RequestError
+from aneurysm_ray.errors import AneurysmRayError, OutputError, RequestError
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ def _beat(path: Path, mine: Driver, stop: threading.Event, lost: threading.Event
                 os.kill(os.getpid(), signal.SIGINT)
                 return
             rundir.write_json(path, asdict(mine))
-        except OSError as error:  # a full disk or a network that is gone for a while; the work itself will say so
+        except OutputError as error:  # a full disk or a network that is gone for a while; the work itself will say so
             log.debug("%s: %s", path, error)
 
 

@@ -1,11 +1,9 @@
 """Run a study's trials with Ray Tune, and keep the search's tables and the terminal up to date."""
 
-import contextlib
 import logging
-import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from optuna.trial import TrialState
 
 from aneurysm_ray import rundir
 from aneurysm_ray.config import Config
-from aneurysm_ray.distributed import search_tables, space, train, trial_process
+from aneurysm_ray.distributed import search_tables, session, space, train, trial_process
 from aneurysm_ray.distributed.searcher import StudyScheduler, StudySearcher
 
 log = logging.getLogger(__name__)
@@ -63,7 +61,7 @@ def launch(
         trial_process.run(sample, base=config, out=out, fit=fit, scaling=scaling)
 
     searcher = StudySearcher(study, config, parameters)
-    with _environment(_SETTINGS_OF_RAY):
+    with session.environment(_SETTINGS_OF_RAY):
         ray.tune.Tuner(
             ray.tune.with_resources(run_trial, request),
             tune_config=ray.tune.TuneConfig(
@@ -118,9 +116,7 @@ class Tables(ray.tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Keep the error of a trial whose process died; it has not ended if it will be handed out again."""
         number = trial.config["number"]
-        rundir.write_text(
-            trial_process.folder_of(self.out, number) / trial_process.ERROR_FILE, Path(trial.error_file).read_text()
-        )
+        rundir.write_text(trial_process.folder_of(self.out, number) / rundir.ERROR, Path(trial.error_file).read_text())
         if self.study.get_trials(deepcopy=False)[number].state == TrialState.RUNNING:
             log.info("* the process of trial %d died; the trial goes on from its last epoch", number)
         else:
@@ -162,18 +158,3 @@ def _short(value: Any) -> str:
 
 def _name(tune_trial: Any) -> str:
     return f"trial_{tune_trial.config['number']:04d}"
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables by which Ray alone can be told these things, and restore them after."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value

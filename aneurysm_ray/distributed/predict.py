@@ -170,8 +170,8 @@ def _device() -> str:
 
 
 def _distributed(left: Sequence[Item], order: Order, timeout_seconds: float) -> Iterator[dict[str, str]]:
-    cluster = session.resources()
-    gpus, cpus = int(cluster.get("GPU", 0)), cluster.get("CPU", 1.0)
+    cluster = session.cluster()
+    gpus, cpus = int(cluster.most("GPU")), cluster.most("CPU")
     # An actor on the CPU has a core for its child, which reads, and one for the network. Loading takes an actor as long
     # as a few series do.
     actors = min(-(-len(left) // max(FEW, 1)), gpus or max(1, int(cpus) // 2))

@@ -30,11 +30,10 @@ from aneurysm_ray.data import series, sources, storage, store
 from aneurysm_ray.data.guard import Guard
 from aneurysm_ray.data.privacy import patient_key
 from aneurysm_ray.data.series import Task
-from aneurysm_ray.data.storage import OutputError
 from aneurysm_ray.distributed import estimate, session
 from aneurysm_ray.distributed.progress import Status, shown
 from aneurysm_ray.distributed.room import workers_on
-from aneurysm_ray.errors import SERIES_REASONS, AneurysmRayError, RequestError, RunDirError, SeriesError
+from aneurysm_ray.errors import SERIES_REASONS, AneurysmRayError, OutputError, RequestError, RunDirError, SeriesError
 
 log = logging.getLogger(__name__)
 

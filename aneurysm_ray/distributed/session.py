@@ -9,7 +9,6 @@ import socket
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import ray
 import ray.data
 import yaml
 
+from aneurysm_ray.distributed.room import Cluster, Growth
 from aneurysm_ray.errors import RequestError
 
 OBJECT_STORE_BYTES = 512 * 2**20
@@ -49,6 +49,9 @@ def _check_answers(address: str) -> None:
 
 LAUNCHER_FILE = "ray_bootstrap_config.yaml"
 """Name that Ray's cluster launcher gives its file on the head."""
+
+_KUBERAY = "RAY_USAGE_STATS_KUBERAY_IN_USE"
+"""Variable that KubeRay sets in each of its pods."""
 
 _DATA_THREADS = ("iter_threaded", "Prefetcher", "ray-data-metadata-prefetch", "StreamingExecutor")
 """How the names of Ray Data's threads begin."""
@@ -140,30 +143,47 @@ def quiet_data(no_progress_seconds: float) -> Iterator[None]:
             setattr(context, name, value)
 
 
-def resources() -> dict[str, float]:
-    """Return what the connected cluster has in all, such as CPU, GPU and memory (bytes), or can grow to.
+@contextlib.contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables by which alone Ray can be told some things, and restore them after."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
 
-    A cluster that grows may start with no GPU at all and still have some for whoever asks.
-    """
-    there = {name: float(amount) for name, amount in ray.cluster_resources().items()}
-    most: Counter[str] = Counter()
-    for node in growth() or ():
-        most.update(node)
-    return {**there, **{name: max(amount, there.get(name, 0.0)) for name, amount in most.items()}}
+
+def free() -> dict[str, float]:
+    """Return what nobody has reserved of the connected cluster."""
+    return {name: float(amount) for name, amount in ray.available_resources().items()}
 
 
-def growth() -> list[dict[str, float]] | None:
-    """Return the nodes that the cluster's autoscaler may add, as their resources; None on a cluster of fixed size.
+def cluster() -> Cluster:
+    """Return the nodes of the connected cluster, and what may come to them."""
+    nodes = tuple(
+        {name: float(amount) for name, amount in node["Resources"].items()} for node in ray.nodes() if node["Alive"]
+    )
+    return Cluster(nodes, growth())
 
-    Where Ray tells only the sum of them, that is one node.
+
+def growth() -> Growth | None:
+    """Return what the cluster's autoscaler may add; None on a cluster of fixed size.
+
+    Where Ray tells only the sum of it, that is one node; KubeRay tells nothing.
     """
     from ray._private.state import state  # no public function tells it; Ray Data asks here too
 
-    limit = state.get_max_resources_from_cluster_config()
-    return [{name: float(amount) for name, amount in limit.items()}] if limit else _launched()
+    if limit := state.get_max_resources_from_cluster_config():
+        return Growth(({name: float(amount) for name, amount in limit.items()},))
+    return _launched() or (Growth() if os.environ.get(_KUBERAY) else None)
 
 
-def _launched() -> list[dict[str, float]] | None:
+def _launched() -> Growth | None:
     """Return the worker nodes of a launcher file; Ray 2.60's own autoscaler tells its limits to nobody else.
 
     `ray up` leaves its file in the home folder of the head, where the drivers of jobs run.
@@ -172,12 +192,13 @@ def _launched() -> list[dict[str, float]] | None:
     if not _address() or not path.exists():
         return None
     config = yaml.safe_load(path.read_text())
-    nodes: list[dict[str, float]] = []
+    most = config.get("max_workers", 0)
     workers = {name: kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]}
+    nodes: list[dict[str, float]] = []
     for kind in workers.values():
-        count = min(kind.get("max_workers", math.inf), config.get("max_workers", 0))
+        count = min(kind.get("max_workers", math.inf), most)
         nodes += [{name: float(amount) for name, amount in kind.get("resources", {}).items()}] * count
-    return nodes
+    return Growth(tuple(nodes), most) if nodes else None
 
 
 def _address() -> str | None:
@@ -190,7 +211,9 @@ def require(need: Mapping[str, float], what: str, cure: str) -> None:
 
     `what` is the subject of the sentence and `cure` its end: what would fit.
     """
-    there = resources()
+    there = cluster()
+    if there.growth and not there.growth.nodes:
+        return  # whatever is asked for may come
     for name, amount in need.items():
-        if there.get(name, 0.0) < amount:
-            raise RequestError(f"{what} {amount:g} {name}; the cluster has {there.get(name, 0.0):g}. {cure}")
+        if there.most(name) < amount:
+            raise RequestError(f"{what} {amount:g} {name}; the cluster has {there.most(name):g}. {cure}")

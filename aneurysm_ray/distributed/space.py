@@ -10,7 +10,7 @@ Bounds mean what they mean in Tune: `randint` and `lograndint` exclude the upper
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -275,6 +275,11 @@ def _meant(parameter: Parameter, value: Any) -> str:
     if parameter.choices is None:
         return ""
     return did_you_mean(str(value), [str(label) for label in parameter.choices])
+
+
+def probes(parameters: Iterable[Parameter]) -> list[tuple[str, Any]]:
+    """Return each key with values that show whether others would do."""
+    return [(parameter.key, value) for parameter in parameters for value in _probes(parameter)]
 
 
 def _in_order(parameters: Mapping[str, Parameter]) -> tuple[Parameter, ...]:

@@ -6,10 +6,12 @@ is one way to go on. Ray's own retries decide when; nothing is kept in Ray's sna
 """
 
 import concurrent.futures
+import functools
 import logging
 import math
+import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +19,13 @@ import pandas as pd
 import ray
 import ray.train
 import ray.train.torch
+from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
 
 from aneurysm_ray import rundir
 from aneurysm_ray.config import Config, ResourcesConfig
 from aneurysm_ray.data import store
-from aneurysm_ray.distributed import begin, driver, room, session
+from aneurysm_ray.distributed import begin, driver, failures, news, preflight, room, session
+from aneurysm_ray.distributed.fold_lines import FoldLines
 from aneurysm_ray.errors import AneurysmRayError, RequestError
 
 if TYPE_CHECKING:
@@ -52,86 +56,88 @@ def train(volumes: Path, out: Path, config: Config, *, folds: str = "0", resume:
     Raises RequestError for a set without labels, a run directory that is taken, or resources that do not fit;
     AneurysmRayError when a fold fails more often than `resources.max_failures`.
     """
-    volumes, out = volumes.resolve(), out.resolve()
+    config = preflight.settled(config)
     chosen = parse_folds(folds, config.folds.count)
-    dealt = begin.deal(volumes, begin.labelled(volumes), config)
+    table = begin.labelled(volumes)  # what is wrong with it names it as it was typed
+    volumes, out = volumes.resolve(), out.resolve()
+    dealt = begin.deal(volumes, table, config)
+    preflight.check_labels(table, dealt, chosen)
+    preflight.check_network(config)
     started = time.monotonic()
-    if config.init:
-        log.info("* %s: %s", config.init, _transfer(config))
     with driver.alone(out):
         run = begin.Run("train", volumes, dealt, out, config)
         run.check(resume=resume)
+        unfinished = [fold for fold in chosen if not (rundir.fold_dir(out, fold) / FOLD_SUMMARY).exists()]
+        preflight.check_states(out, unfinished)
         with session.connect():
-            need = room.per_worker(config.resources, session.resources())
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            side_by_side = room.runs_at_once(config.resources, need, nodes, session.growth(), asked=len(chosen))
+            cluster = session.cluster()
+            need = room.per_worker(config.resources, cluster, max(len(unfinished), 1))
+            side_by_side = room.runs_at_once(config.resources, need, cluster, max(len(unfinished), 1))
             run.open()
             with rundir.keep_log(out):
                 log.info(
                     "* fold %s: %s, %d training / %d validation volumes, %d worker(s) of %s, %d fold(s) at a time",
                     *(folds, config.model.name, (dealt["fold"] != chosen[0]).sum()),
-                    *((dealt["fold"] == chosen[0]).sum(), config.resources.workers),
-                    *(" and ".join(f"{amount:g} {name}s" for name, amount in need.items()), side_by_side),
+                    *((dealt["fold"] == chosen[0]).sum(), config.resources.workers, room.said(need), side_by_side),
                 )
-                unfinished = [fold for fold in chosen if not (rundir.fold_dir(out, fold) / FOLD_SUMMARY).exists()]
                 if unfinished:
                     (out / rundir.SUMMARY).unlink(missing_ok=True)  # what has one is complete
-                _run_folds(unfinished, side_by_side, need, config, volumes, out)
+                failed = _run_folds(unfinished, side_by_side, need, config, volumes, out)
         with rundir.keep_log(out):
+            if failed:
+                _say_failed(failed, chosen, out)
             return _finish(out, config, time.monotonic() - started)
 
 
-def _transfer(config: Config) -> str:
-    """Say what the file of `init` gives the network. Raises RunDirError when it cannot be used."""
-    from aneurysm_ray.learning import checkpoint, models
+def _say_failed(failed: Mapping[int, str], chosen: list[int], out: Path) -> None:
+    """Write the page of what there is and raise AneurysmRayError for the folds that failed."""
+    from aneurysm_ray.reporting import pages
 
-    return str(checkpoint.transfer(models.build(config.model), checkpoint.read_weights(Path(config.init))))
+    pages.write_report(out)
+    complete = [str(fold) for fold in chosen if fold not in failed]
+    told = "; ".join(f"fold {fold} failed: {why}" for fold, why in sorted(failed.items()))
+    rest = f". Fold {', '.join(complete)} is complete" if len(complete) == 1 else ""
+    rest = f". Folds {', '.join(complete)} are complete" if len(complete) > 1 else rest
+    raise AneurysmRayError(f"{told}{rest}. Mend the cause and add --resume to go on")
 
 
 def _run_folds(
     folds: list[int], side_by_side: int, need: Mapping[str, float], config: Config, volumes: Path, out: Path
-) -> None:
-    """Run folds in threads that each wait for one Ray Train controller; log every epoch as it lands."""
+) -> dict[int, str]:
+    """Run folds in threads that each wait for one Ray Train controller; return why each that failed did.
+
+    A fold that fails leaves the others alone.
+    """
+    failed: dict[int, str] = {}
+    if not folds:
+        return failed
     pool = concurrent.futures.ThreadPoolExecutor(side_by_side)
-    shown: dict[int, int] = {}
+    lines = FoldLines(folds, config.optim, lambda: room.waits_for(need, session.free()))
     try:
-        running = {pool.submit(_run_fold, fold, need, config, volumes, out): fold for fold in folds}
-        while running:
-            done, _ = concurrent.futures.wait(
-                running, timeout=_POLL_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED
-            )
-            for fold in list(running.values()):
-                _log_epochs(out, fold, config.optim.epochs, shown)
-            for future in done:
-                fold = running.pop(future)
-                if error := future.exception():
-                    raise AneurysmRayError(
-                        f"fold {fold} failed: {_first_line(error)}; mend the cause and add --resume to go on"
-                    ) from error
+        with news.Box() as box, session.environment(_patience(config.resources)):
+            running = {pool.submit(_run_fold, fold, need, config, volumes, out, box.handle): fold for fold in folds}
+            while running:
+                done, _ = concurrent.futures.wait(
+                    running, timeout=_POLL_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED
+                )
+                lines.read(box.take())
+                for future in done:
+                    fold = running.pop(future)
+                    if error := future.exception():
+                        failed[fold] = failures.told(error)
+                        lines.say("fold %d  failed: %s", fold, failed[fold])
+                lines.tick(fold for future, fold in running.items() if future.running())
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+    return failed
 
 
-def _first_line(error: BaseException) -> str:
-    """Return the last line of an error's text, where Ray puts the worker's own message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _patience(resources: ResourcesConfig) -> dict[str, str]:
+    """Return the variables by which Ray Train waits for nodes as long as it takes, and counts no wait as a failure.
 
-
-def _log_epochs(out: Path, fold: int, epochs: int, shown: dict[int, int]) -> None:
-    path = rundir.fold_dir(out, fold) / rundir.METRICS
-    if not path.exists():
-        return
-    table = rundir.read_csv(path)
-    best = table["val/score"].max() if len(table) else math.nan
-    for _, row in table.iloc[shown.get(fold, 0) :].iterrows():
-        left = row["seconds"] * (epochs - 1 - row["epoch"])
-        log.info(
-            "fold %d  epoch %3d/%d  loss %.3f/%.3f  score %.3f (best %.3f)  %.0f patches/s  lr %.1e  eta %d:%02d",
-            *(fold, row["epoch"] + 1, epochs, row["train/loss"], row["val/loss"], row["val/score"], best),
-            *(row["patches_per_s"], row["lr"], left // 60, left % 60),
-        )
-    shown[fold] = len(table)
+    An elastic group decides on its size by what it saw a moment ago, so that it must be let decide again.
+    """
+    return {} if resources.min_workers else {WORKER_GROUP_START_TIMEOUT_S_ENV_VAR: str(10**8)}
 
 
 def scaling(resources: ResourcesConfig, need: Mapping[str, float]) -> ray.train.ScalingConfig:
@@ -143,26 +149,36 @@ def scaling(resources: ResourcesConfig, need: Mapping[str, float]) -> ray.train.
     )
 
 
-def _run_fold(fold: int, need: Mapping[str, float], config: Config, volumes: Path, out: Path) -> None:
+def _run_fold(fold: int, need: Mapping[str, float], config: Config, volumes: Path, out: Path, box: Any) -> None:
     """Train one fold; returns when its summary is written. Raises Ray's TrainingFailedError."""
-    failures = config.resources.max_failures
     settings = {
         "fold": fold,
         "config": config.model_dump(mode="json"),
         "volumes": str(volumes),
         "out": str(out),
+        "box": box,
     }
     ray.train.torch.TorchTrainer(
         _worker,
         train_loop_config=settings,
         scaling_config=scaling(config.resources, need),
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if "GPU" in need else "gloo"),
         run_config=ray.train.RunConfig(
             name=f"fold_{fold}",
             storage_path=str(out / "ray"),
-            failure_config=ray.train.FailureConfig(max_failures=failures, controller_failure_limit=failures),
+            failure_config=failure_config(config.resources),
+            callbacks=[news.Watch(box, {"fold": fold})],
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     ).fit()
+
+
+def failure_config(resources: ResourcesConfig) -> ray.train.FailureConfig:
+    """Say to Ray Train how many losses a run survives; a node that is taken back with notice is not counted."""
+    return ray.train.FailureConfig(
+        max_failures=resources.max_failures,
+        controller_failure_limit=-1 if resources.min_workers else resources.max_failures,
+    )
 
 
 def _worker(settings: dict[str, Any]) -> None:
@@ -175,38 +191,64 @@ def _worker(settings: dict[str, Any]) -> None:
     last = folder / rundir.CHECKPOINT_LAST
     first = ray.train.get_context().get_world_rank() == 0
     resume = checkpoint.load(last) if (last / checkpoint.STATE).exists() else None
-    for result in fit_fold(config, fold, resume, volumes=volumes, folds=out / rundir.FOLDS):
-        if first:
-            _write_epoch(folder, result)
-            if config.tensorboard:
-                _write_events(folder / rundir.TENSORBOARD, result.metrics)
-        ray.train.report(result.metrics)
+    about = {"fold": fold}
     if first:
-        _write_fold_summary(folder, fold)
+        news.post(settings["box"], {**about, "kind": "begin", **_whereabouts(resume)})
+    tell = news.teller(settings["box"], about) if first else None
+    with failures.kept(folder):
+        for result in fit_fold(config, fold, resume, volumes=volumes, folds=out / rundir.FOLDS, tell=tell):
+            if first:
+                _write_epoch(folder, result)
+                if config.tensorboard:
+                    _write_events(folder / rundir.TENSORBOARD, result.metrics)
+            ray.train.report(result.metrics)
+        if first:
+            _write_fold_summary(folder, fold)
+
+
+def _whereabouts(resume: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Say where a fold begins, or goes on from an earlier state."""
+    from aneurysm_ray.distributed import devices
+
+    place, size = devices.reserved(), ray.train.get_context().get_world_size()
+    device = place.device if place.device != "cpu" else f"{place.threads} thread(s)"
+    scores = [row["val/score"] for row in resume["history"]] if resume else []
+    return {
+        "epoch": resume["epoch"] + 1 if resume else 0,
+        "best": max((score for score in scores if not math.isnan(score)), default=math.nan),
+        "where": f"{size} worker(s), the first with {device} on {socket.gethostname()}",
+    }
 
 
 def fit_fold(
-    config: Config, fold: int, resume: dict[str, Any] | None, *, volumes: Path, folds: Path
+    config: Config,
+    fold: int,
+    resume: dict[str, Any] | None,
+    *,
+    volumes: Path,
+    folds: Path,
+    tell: Callable[[str, int, int], None] | None = None,
 ) -> Iterator["EpochResult"]:
-    """Train one fold of prepared volumes in this process: alone, or as one rank of a Ray Train group.
+    """Train one fold of prepared volumes in a worker of Ray's: alone, or as one rank of a Ray Train group.
 
-    `folds` is the table of series and folds; `resume` the state of an earlier epoch. torch is imported here, since
-    Ray's controller loads this file too and should stay small.
+    `folds` is the table of series and folds; `resume` the state of an earlier epoch; `tell` is told how far an epoch
+    is. torch is imported here, since Ray's controller loads this file too and should stay small.
     """
     import ray.train.torch
     import torch
 
+    from aneurysm_ray.distributed import devices
     from aneurysm_ray.learning import checkpoint, engine
 
-    torch.set_num_threads(max(1, int(config.resources.cpus_per_worker)))
+    device = devices.use(devices.reserved())
     table = store.volumes_table(volumes)
     assignment = rundir.read_csv(folds).set_index("series_uid")["fold"]
     table = table[table["series_uid"].isin(assignment.index)].reset_index(drop=True)
     held_out = table["series_uid"].map(assignment) == fold
-    rank, world, device = 0, 1, "cuda" if torch.cuda.is_available() else "cpu"
+    rank, world = 0, 1
     if config.resources.workers > 1:
         context = ray.train.get_context()
-        rank, world, device = context.get_world_rank(), context.get_world_size(), str(ray.train.torch.get_device())
+        rank, world = context.get_world_rank(), context.get_world_size()
     return engine.fit(
         config,
         volumes,
@@ -217,9 +259,12 @@ def fit_fold(
         world_size=world,
         device=device,
         # An elastic group may be down to one worker, which has nobody to be parallel with.
-        wrap=ray.train.torch.prepare_model if world > 1 else lambda network: network,
+        wrap=functools.partial(ray.train.torch.prepare_model, move_to_device=torch.device(device))
+        if world > 1
+        else lambda network: network,
         resume=resume,
         init=checkpoint.read_weights(Path(config.init)) if config.init else None,
+        tell=tell or (lambda what, done, total: None),
     )
 
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from aneurysm_ray.learning.engine import EpochResult
 
 TRIALS_DIR = "trials"
-ERROR_FILE = "error.txt"
 
 
 Fit = Callable[[Config, int, dict[str, Any] | None], Iterator["EpochResult"]]
@@ -58,7 +57,7 @@ def run(
             for result in epochs(config, folder, fit):
                 ray.tune.report(result)
     except Exception as error:
-        rundir.write_text(folder / ERROR_FILE, traceback.format_exc())
+        rundir.write_text(folder / rundir.ERROR, traceback.format_exc())
         ray.tune.report({record.ERROR: f"{type(error).__name__}: {error}"})
 
 

@@ -6,14 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from aneurysm_ray import overrides, rundir
-from aneurysm_ray.config import Config
+from aneurysm_ray.config import Config, TuneConfig
 from aneurysm_ray.distributed import (
     begin,
     driver,
     launch,
+    preflight,
     record,
     room,
     search_tables,
@@ -29,6 +28,10 @@ log = logging.getLogger(__name__)
 
 FREED = ("tune.trials", "tune.concurrent")
 """Settings that a resumed search may have anew: it can be made longer, or narrower."""
+
+TPE_TURNS = 4
+"""Least number of times that TPE sees the results of trials before it proposes the last ones: what runs at the same
+time is proposed without knowing of each other."""
 
 METRICS = (
     *("val/score", "val/auc_present", "val/loss", "train/loss", *(f"val/auc/{label}" for label in LABELS)),
@@ -56,9 +59,14 @@ def tune(
     """
     from aneurysm_ray.reporting import pages
 
+    config = preflight.settled(config)
+    parameters = check(config)
+    table = begin.labelled(volumes)  # what is wrong with it names it as it was typed
     volumes, out = volumes.resolve(), out.resolve()
-    check(config)
-    dealt = begin.deal(volumes, begin.labelled(volumes), config)
+    dealt = begin.deal(volumes, table, config)
+    preflight.check_labels(table, dealt, config.tune.folds)
+    preflight.check_network(config)
+    preflight.check_samples(config, space.probes(parameters))
     with driver.alone(out):
         run = begin.Run("tune", volumes, dealt, out, config, FREED)
         run.check(resume=resume)
@@ -100,9 +108,10 @@ def run_search(out: Path, config: Config, fit: trial_process.Fit, *, retry_faile
     `fit` trains one fold of one trial. Ctrl-C ends the search with what there is: `interrupted` is true in the summary.
     """
     out, parameters = out.resolve(), check(config)
-    need = room.per_worker(config.resources, session.resources())
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    at_once = room.runs_at_once(config.resources, need, nodes, session.growth(), config.tune.concurrent)
+    cluster = session.cluster()
+    asked = config.tune.concurrent or _enough(config.tune)
+    need = room.per_worker(config.resources, cluster, asked)
+    at_once = room.runs_at_once(config.resources, need, cluster, asked)
     gpus = need.get("GPU", 0.0) * config.resources.workers
     study = record.open_study(config.tune, out)
     record.enqueue(study, config, parameters)
@@ -112,8 +121,10 @@ def run_search(out: Path, config: Config, fit: trial_process.Fit, *, retry_faile
     log.info(
         "* %d of %d trials to run, %d at a time, each with %d worker(s) of %s",
         *(max(left, 0), config.tune.trials, at_once, config.resources.workers),
-        " and ".join(f"{amount:g} {name}s" for name, amount in need.items()),
+        room.said(need),
     )
+    if not config.tune.concurrent and left > at_once == asked:
+        log.info("  (so few that each learns from those before it; tune.concurrent=%d asks for all)", left)
     search_tables.write(study, config, parameters, out, gpus)
     if left > 0:
         (out / rundir.SUMMARY).unlink(missing_ok=True)  # what has one has ended
@@ -124,6 +135,11 @@ def run_search(out: Path, config: Config, fit: trial_process.Fit, *, retry_faile
     rundir.write_json(out / rundir.SUMMARY, summary)
     shutil.rmtree(out / "ray", ignore_errors=True)
     return summary
+
+
+def _enough(config: TuneConfig) -> int:
+    """Return how many trials at a time a search asks for by itself: so few that TPE learns from those before."""
+    return config.trials if config.sampler == "random" else -(-config.trials // TPE_TURNS)
 
 
 def _train_best(volumes: Path, out: Path, number: int) -> dict[str, Any]:

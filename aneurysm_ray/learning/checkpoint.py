@@ -7,6 +7,7 @@ which accepts tensors and plain values and nothing that runs.
 import pickle
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,26 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
         torch.save(dict(state), file)
 
 
+def check(folder: Path) -> None:
+    """Look whether a training state is whole. Raises RunDirError when it is missing or damaged.
+
+    torch itself notices what is cut off, and not what has changed.
+    """
+    path = folder / STATE
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except OSError as error:
+        raise RunDirError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (zipfile.BadZipFile, EOFError, ValueError, zlib.error) as error:
+        raise RunDirError(f"{path}: damaged or cut short; {_cure(path)}") from error
+    if damaged:
+        raise RunDirError(f"{path}: damaged; {_cure(path)}")
+
+
 def load(folder: Path) -> dict[str, Any]:
     """Read a training state onto the CPU. Raises RunDirError when it is missing, damaged or holds code."""
+    check(folder)
     state = _read(folder / STATE)
     if "model" not in state or "config" not in state:
         raise RunDirError(f"{folder / STATE} is not a checkpoint of aneurysm_ray; it has no model and config")
@@ -135,6 +154,12 @@ def transfer(network: nn.Module, weights: Mapping[str, Tensor]) -> Transfer:
     return result
 
 
+def _cure(path: Path) -> str:
+    if path.name != STATE:
+        return "fetch the file again"
+    return f"remove {path.parent} and run the same command with --resume: what it is the state of begins anew"
+
+
 def _bare(name: str) -> str:
     while (shorter := WRAPPERS.sub("", name)) != name:
         name = shorter
@@ -148,9 +173,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise RunDirError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RunDirError(
-            f"{path}: not a file of tensors and plain values ({first}); files that hold code are never loaded"
-        ) from error
+        if isinstance(error, pickle.UnpicklingError) and "truncated" not in first:
+            raise RunDirError(
+                f"{path}: not a file of tensors and plain values ({first}); files that hold code are never loaded"
+            ) from error
+        raise RunDirError(f"{path}: damaged or cut short ({first}); {_cure(path)}") from error
     if not isinstance(found, dict):
         raise RunDirError(f"{path} holds a {type(found).__name__}, not named tensors")
     return found

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from aneurysm_ray.config import Config
 from aneurysm_ray.errors import AneurysmRayError, ConfigError, RunDirError
 from aneurysm_ray.learning import augment, checkpoint, losses, models, optim, targets
+from aneurysm_ray.learning.arithmetic import arithmetic
 from aneurysm_ray.learning.augment import Draws
 from aneurysm_ray.learning.cache import VolumeCache, open_cache
 from aneurysm_ray.learning.cases import Case, from_table, shuffled
@@ -34,6 +35,8 @@ PRIOR_PATCHES = 2048
 
 MicroBatches = list[tuple[Batch, Draws]]
 Thing = TypeVar("Thing")
+Tell = Callable[[str, int, int], None]
+"""Is told what is being done, how much of it is, and of how much: steps of an epoch's training, series validated."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,12 +91,13 @@ def fit(
     wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
     resume: Mapping[str, Any] | None = None,
     init: Mapping[str, Tensor] | None = None,
+    tell: Tell = lambda what, done, total: None,
 ) -> Iterator[EpochResult]:
     """Train on some rows of a prepared set's table and validate on others after every epoch.
 
     `volumes` is the set's folder. With several workers each calls this with its rank, torch.distributed is initialised,
     and `wrap` makes the network data-parallel. `resume` is the state of an earlier epoch; the epochs after it are
-    yielded. `init` are weights to start from, of `checkpoint.read_weights`.
+    yielded. `init` are weights to start from, of `checkpoint.read_weights`. `tell` is told how far an epoch is.
 
     Raises ConfigError for settings that do not fit each other, RequestError when nothing is labelled, RunDirError when
     a volume or the state cannot be used, AneurysmRayError when the loss is no longer a number.
@@ -106,7 +110,7 @@ def fit(
     if config.optim.batch_size < world_size:
         raise ConfigError(f"optim.batch_size = {config.optim.batch_size} is fewer than one patch per worker")
 
-    with _arithmetic(config.optim.deterministic):
+    with arithmetic(config.optim.deterministic):
         learner = _start(config, cases, fold, device, wrap, init)
         if resume is not None:
             _restore(learner, resume)
@@ -115,7 +119,7 @@ def fit(
             torch.manual_seed(_torch_seed(config.seed, fold, epoch + 1, rank))
             plan = _plan(cases, config, fold, epoch, learner.hard)
             feed = _feed(cases, plan, cache, config, (config.seed, fold, epoch), (rank, world_size), device)
-            loss_sum, waited, rate = _train_epoch(learner, feed, len(plan), config, world_size, device)
+            loss_sum, waited, rate = _train_epoch(learner, feed, len(plan), config, world_size, device, tell)
             seconds = time.perf_counter() - started
             train_loss = sum(gather([loss_sum], world_size)) / len(plan)
             if not np.isfinite(train_loss):
@@ -125,7 +129,8 @@ def fit(
             scored[0].eval()
             share = valid_cases[rank::world_size]
             # By series UID: a series that two workers scored counts once.
-            scores = dict(gather(list(score_cases(scored, share, cache, config, device)), world_size))
+            mine_scored = _counted(score_cases(scored, share, cache, config, device), "validation", len(share), tell)
+            scores = dict(gather(list(mine_scored), world_size))
             validation = validate(valid_cases, scores, fold)
             if config.sampler.hard_negative_fraction and (epoch + 1) % config.sampler.hard_negative_every == 0:
                 seed, part = (config.seed, fold, epoch), (rank, world_size)
@@ -169,6 +174,12 @@ def gather(mine: Sequence[Thing], world_size: int) -> list[Thing]:
     everyone: list[Any] = [None] * world_size
     torch.distributed.all_gather_object(everyone, list(mine))
     return [item for part in everyone for item in part]
+
+
+def _counted(things: Iterator[Thing], what: str, total: int, tell: Tell) -> Iterator[Thing]:
+    for done, thing in enumerate(things, 1):
+        tell(what, done, total)
+        yield thing
 
 
 def positive_frequencies(
@@ -217,10 +228,17 @@ def _start(
 
 
 def _train_epoch(
-    learner: Learner, feed: Iterator[MicroBatches], patches: int, config: Config, world_size: int, device: torch.device
+    learner: Learner,
+    feed: Iterator[MicroBatches],
+    patches: int,
+    config: Config,
+    world_size: int,
+    device: torch.device,
+    tell: Tell,
 ) -> tuple[float, float, float]:
     """Make the steps of an epoch; return the sum of this worker's patch losses, seconds waited for data, the rate."""
-    steps = config.optim.epochs * (patches // config.optim.batch_size)
+    of_epoch = patches // config.optim.batch_size
+    steps, done = config.optim.epochs * of_epoch, 0
     total, waited, rate = torch.zeros((), device=device), 0.0, 0.0
     learner.network.train()
     while True:
@@ -248,6 +266,8 @@ def _train_epoch(
         if config.optim.ema_decay:
             learner.average.update(learner.network, learner.step)
         learner.step += 1
+        done += 1
+        tell("training", done, of_epoch)
     return float(total.item()), waited, rate
 
 
@@ -360,29 +380,3 @@ def _no_sync(replica: nn.Module) -> contextlib.AbstractContextManager[None]:
 def _torch_seed(*words: int) -> int:
     """Return a seed for torch's own draws: fresh weights and dropout."""
     return int(np.random.SeedSequence(words).generate_state(1)[0])
-
-
-@contextlib.contextmanager
-def _arithmetic(deterministic: bool) -> Iterator[None]:
-    """Choose deterministic algorithms, or else the fastest convolutions by trial, and put back what was set before.
-
-    Operations without a deterministic form (3D pooling backwards on CUDA) only warn. Memory that an operation is about
-    to write is not filled with NaN first, as torch would in this mode: it costs 3 to 7 % of a step and guards only
-    against reading what nobody wrote.
-    """
-    memory: Any = torch.utils.deterministic  # its switch is a property that type checkers do not see
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-        torch.backends.cudnn.benchmark,
-        memory.fill_uninitialized_memory,
-    )
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    torch.backends.cudnn.benchmark = not deterministic
-    memory.fill_uninitialized_memory = False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.backends.cudnn.benchmark = before[2]
-        memory.fill_uninitialized_memory = before[3]
