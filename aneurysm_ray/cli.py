@@ -4,12 +4,14 @@ Progress goes to stderr; the result to stdout, whose last line is the directory 
 inside the commands, so that `--help` answers at once, and after the settings are checked, so that a wrong key does too.
 """
 
+import contextlib
 import datetime
 import json
 import logging
 import os
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +21,8 @@ from aneurysm_ray import ending
 from aneurysm_ray.errors import RequestError
 
 log = logging.getLogger("aneurysm_ray")
+
+AGAIN = "aneurysm-ray"
 
 app = typer.Typer(
     name="aneurysm-ray",
@@ -65,6 +69,17 @@ def _run_name(*parts: str) -> Path:
     raise RequestError(f"runs/{stem}_1 to _9999 all exist; name a directory with --out")
 
 
+def _going_on(what: str | Callable[[], str]) -> contextlib.AbstractContextManager[None]:
+    """Say at once, and again when nothing else is said, what a command does; loading Ray alone takes seconds."""
+    from aneurysm_ray.distributed import progress
+
+    return progress.told(what, first_seconds=1.0)
+
+
+def _entries(folder: Path) -> int:
+    return len(os.listdir(folder)) if folder.is_dir() else 0
+
+
 def _place(out: Path | None, resume: bool, *parts: str) -> Path:
     """Return the directory of a run: the one that was named, or a new one. Raises RequestError."""
     if resume and out is None:
@@ -72,10 +87,10 @@ def _place(out: Path | None, resume: bool, *parts: str) -> Path:
     return out or _run_name(*parts)
 
 
-def _next(*commands: str) -> None:
-    """Say what to type next."""
-    for number, command in enumerate(commands):
-        log.info("%s %s", "next:" if number == 0 else "     ", command)
+def _next(*commands: Sequence[object]) -> None:
+    """Say what to type next, in words that a shell takes as they are."""
+    for number, words in enumerate(commands):
+        log.info("%s %s", "next:" if number == 0 else "     ", shlex.join(map(str, words)))
 
 
 @app.command()
@@ -84,10 +99,13 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the synthetic patients and of training.")] = 0,
 ) -> None:
     """Synthetic DICOM → prepare → train → search → report, on this machine, in minutes."""
-    from aneurysm_ray import demo as demonstration
+    with _going_on("loading"):
+        from aneurysm_ray import demo as demonstration
 
-    print(demonstration.sentence(demonstration.run(out, seed)))
-    _next(f"open {out}/train/report.html and {out}/tune/report.html", "aneurysm-ray prepare YOUR_DICOM_FOLDER volumes")
+        summary = demonstration.run(out, seed)
+    print(demonstration.sentence(summary))
+    pages = (out / "train" / "report.html", out / "tune" / "report.html")
+    _next(*(("open", page) for page in pages), (AGAIN, "prepare", "YOUR_DICOM_FOLDER", "volumes"))
     print(out)
 
 
@@ -122,8 +140,9 @@ def phantom(
         geometry=geometry,
         workers=workers or len(os.sched_getaffinity(0)),
     )
-    phantoms.write_dataset(out, options)
-    _next(f"aneurysm-ray inspect {out}", f"aneurysm-ray prepare {out} volumes")
+    with _going_on(lambda: f"  {_entries(out / 'series'):,} of {count:,} series begun"):
+        phantoms.write_dataset(out, options)
+    _next((AGAIN, "inspect", out), (AGAIN, "prepare", out, "volumes"))
     print(out)
 
 
@@ -138,17 +157,21 @@ def prepare(
 ) -> None:
     """Decode every series to Parquet volumes with Ray Data; goes on where it stopped."""
     settings = _build(None, config, words)
-    from aneurysm_ray.distributed import prepare as preparation
-
-    summary = preparation.prepare(data, out, settings, dry_run=dry_run)
+    with _going_on("loading"):
+        from aneurysm_ray.distributed import prepare as preparation
+    with _going_on("preparing"):
+        summary = preparation.prepare(data, out, settings, dry_run=dry_run)
     if dry_run:
         print(out)
         return
-    steps = [f"aneurysm-ray inspect {out}", f"aneurysm-ray train {out}"]
+    steps: list[Sequence[object]] = [(AGAIN, "inspect", out)]
+    if summary.prepared:
+        steps.append((AGAIN, "train", out))
     if "://" not in out:
         from aneurysm_ray.reporting import pages
 
-        steps.insert(0, f"open {pages.write_report(Path(out))}")
+        with _going_on("writing the page"):
+            steps.insert(0, ("open", pages.write_report(Path(out))))
     _next(*steps)
     print(out)
     if summary.rejected:
@@ -193,16 +216,16 @@ def train(
         **flags,
         **{"init": str(init.resolve()) if init else None, "control": control},
     )
-    from aneurysm_ray.distributed import train as training
-
     out = _place(out, resume, "train", settings.model.name)
-    with ending.resumable(out):
+    with _going_on("loading Ray and torch"):
+        from aneurysm_ray.distributed import train as training
+    with _going_on("training"), ending.resumable(out):
         summary = training.train(volumes, out, settings, folds=fold, resume=resume)
     from aneurysm_ray.learning.bootstrap import Score
 
     none = summary["score"]["value"] is None
     print("no score" if none else f"score {Score.of(summary['score'])} out of fold")
-    _next(f"open {out}/report.html", f"aneurysm-ray predict {out} YOUR_DICOM_FOLDER")
+    _next(("open", f"{out}/report.html"), (AGAIN, "predict", out, "YOUR_DICOM_FOLDER"))
     print(out)
 
 
@@ -223,14 +246,15 @@ def tune(
     resume = resume or retry_failed
     flags = {"tune__trials": trials, "optim__epochs": epochs}
     settings = _build(preset, config, words, out if resume else None, **flags)
-    from aneurysm_ray.distributed import tune as search
-
     out = _place(out, resume, "tune")
-    with ending.resumable(out):
+    with _going_on("loading Ray and torch"):
+        from aneurysm_ray.distributed import tune as search
+    with _going_on("searching"), ending.resumable(out):
         summary = search.tune(volumes, out, settings, resume=resume, retry_failed=retry_failed, then_train=then_train)
         if summary.get("interrupted"):
             raise KeyboardInterrupt
-    _next(f"open {out}/report.html", f"aneurysm-ray train {volumes} --config {out}/best.toml --fold all")
+    trained = (AGAIN, "train", volumes, "--config", f"{out}/best.toml", "--fold", "all")
+    _next(("open", f"{out}/report.html"), (AGAIN, "predict", out, "YOUR_DICOM_FOLDER") if then_train else trained)
     print(out)
     if summary.get("failed"):
         raise ending.PartlyFailed(
@@ -256,11 +280,11 @@ def predict(
         raise RequestError("predict needs at least one series, data set or archive after the run")
     out = _place(out, resume, "predict")
     changes = dict(map(overrides.parse_override, settings))
-    from aneurysm_ray.distributed import predict as prediction
-
-    with ending.resumable(out):
+    with _going_on("loading Ray and torch"):
+        from aneurysm_ray.distributed import predict as prediction
+    with _going_on("predicting"), ending.resumable(out):
         summary = prediction.predict(run, series, out, changes, fast=fast, dicom=dicom, resume=resume)
-    _next(f"open {out}/report.html")
+    _next(("open", f"{out}/report.html"))
     print(out)
     if summary.get("fallback"):
         raise ending.PartlyFailed(f"{summary['fallback']} series could not be read; {out}/predictions.csv flags them")
@@ -275,7 +299,7 @@ def export(
     from aneurysm_ray.learning import export as exporting
 
     exporting.export_run(run, out)
-    _next(f"aneurysm-ray predict {out} YOUR_DICOM_FOLDER")
+    _next((AGAIN, "predict", out, "YOUR_DICOM_FOLDER"))
     print(out)
 
 
@@ -296,9 +320,13 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Page to write when several are compared.")] = None,
 ) -> None:
     """Write, or write again, the page of a prepared set, a run or a search; of several, their comparison."""
-    from aneurysm_ray.reporting import pages
+    with _going_on("writing the page"):
+        from aneurysm_ray.reporting import pages
 
-    print(pages.write_report(folders[0]) if len(folders) == 1 else pages.compare(folders, out or Path("compare.html")))
+        page = (
+            pages.write_report(folders[0]) if len(folders) == 1 else pages.compare(folders, out or Path("compare.html"))
+        )
+    print(page)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -93,6 +93,18 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
         frame.to_csv(file, index=False)
 
 
+def append_csv(path: Path, frame: pd.DataFrame) -> None:
+    """Add rows to a table that has the same columns, all in one write, so that no reader sees half a row."""
+    try:
+        with open(path, "a", encoding="utf-8", newline="") as file:
+            file.write(frame.to_csv(index=False, header=False))
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written: {error.strerror or error}; make room or mend its permissions, and run the "
+            "same command again"
+        ) from error
+
+
 def read_json(path: Path) -> Any:
     """Read JSON. Raises RunDirError when it is missing or damaged."""
     try:

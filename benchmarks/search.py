@@ -205,7 +205,7 @@ def compare(seeds: int, spread: float) -> None:
         print(f"| {name} | {shown} | {share} | {within}/{seeds} | {reached}/{seeds} | {short:.4f} |")
 
 
-def fit(config: Config, fold: int, resume: dict[str, Any] | None, *, seconds: float) -> Iterator[Any]:
+def fit(config: Config, fold: int, resume: dict[str, Any] | None, tell: Any = None, *, seconds: float) -> Iterator[Any]:
     """Stand in for training: sleep, then yield the surrogate's score."""
     params = {key: space.field(config, key) for key in Config().tune.space}
     for epoch in range(resume["epoch"] + 1 if resume else 0, config.optim.epochs):

@@ -265,3 +265,28 @@ def test_a_killed_driver_costs_no_digit(straight: Path, volumes: Path, tmp_path:
     assert not (out / rundir.SUMMARY).exists()
     subprocess.run([*words, "--resume"], check=True)
     same_numbers(straight, out)
+
+
+@pytest.mark.slow
+def test_sigterm_to_every_process_ends_in_good_order(straight: Path, volumes: Path, tmp_path: Path) -> None:
+    """As SLURM sends it: to the driver, Ray's own processes and the workers alike."""
+    import ray  # noqa: F401 - brings its own psutil
+    import psutil  # isort: skip
+
+    out, file = tmp_path / "my run", tmp_path / "config.toml"
+    file.write_text(overrides.to_toml(settings(volumes, optim__epochs=3)))
+    words = [sys.executable, "-m", "aneurysm_ray.cli", "train", str(volumes), "--fold", "1", "--out", str(out)]
+    driver = subprocess.Popen([*words, "--config", str(file)], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 600
+    while not (out / "fold_1" / rundir.CHECKPOINT_LAST / "state.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    root = psutil.Process(driver.pid)
+    for process in [root, *root.children(recursive=True)]:
+        process.send_signal(signal.SIGTERM)
+    _, said = driver.communicate(timeout=120)
+    assert driver.returncode == 130, said
+    again = f"'{out}' --resume"
+    assert said.splitlines()[-1].startswith("error: interrupted; to go on: aneurysm-ray train ") and again in said
+    assert not (out / rundir.DRIVER).exists()
+    subprocess.run([*words, "--resume"], check=True)
+    same_numbers(straight, out)

@@ -14,7 +14,7 @@ from surrogates import curve, epoch_result, fit, fit_that_dies_once, fit_that_fa
 
 from aneurysm_ray import overrides, rundir
 from aneurysm_ray.config import Config
-from aneurysm_ray.distributed import record, trial_process, tune
+from aneurysm_ray.distributed import launch, record, search_tables, trial_process, tune
 from aneurysm_ray.errors import ConfigError, RunDirError
 
 # Ray's workers do not have the tests on their path.
@@ -195,7 +195,7 @@ def test_a_result_that_died_on_its_way_to_tune_comes_with_the_next_process(tmp_p
     totals = []
     for result in trial_process.epochs(config, tmp_path / "t", fit):
         record.report(frozen, result, ["val/score"])
-        totals.append(study.trials[0].user_attrs["step"])
+        totals.append(study.trials[0].user_attrs["progress"]["step"])
     assert study.trials[0].intermediate_values == {step: curve(config, 0, step - 1) for step in (1, 2, 3, 4)}
     assert totals == [2, 2, 3, 4]
 
@@ -233,6 +233,49 @@ def test_a_kill_between_two_files_loses_no_epoch_and_repeats_no_row(tmp_path, lo
 def test_requests_that_cannot_work_are_refused_before_ray_starts(keys, words):
     with pytest.raises(ConfigError, match=words):
         tune.check(settings(**keys))
+
+
+def test_curves_are_added_to_and_never_written_anew(tmp_path, monkeypatch):
+    config = settings(optim__epochs=5)
+    for number in (0, 1):
+        list(trial_process.epochs(config, trial_process.folder_of(tmp_path, number), fit))
+    whole = search_tables.curves_table(tmp_path, [0, 1])
+    for number in (0, 1):  # as far as two trials are after two epochs
+        rows = whole[(whole["trial"] == number) & (whole["step"] <= 2)].drop(columns="trial")
+        rundir.write_csv(trial_process.folder_of(tmp_path, number) / rundir.METRICS, rows)
+    rundir.write_csv(tmp_path / rundir.CURVES, search_tables.curves_table(tmp_path, []))
+    curves = search_tables.Curves(tmp_path)
+    curves.add(0)
+    monkeypatch.setattr(rundir, "write_csv", lambda *_: pytest.fail("the curves of all trials were written"))
+    curves.add(1), curves.add(1)
+    assert (curves.steps(0), curves.steps(1), curves.steps(2)) == (2, 2, 0)
+    monkeypatch.undo()
+    for number in (1, 0):
+        rows = whole[whole["trial"] == number].drop(columns="trial")
+        rundir.write_csv(trial_process.folder_of(tmp_path, number) / rundir.METRICS, rows)
+        search_tables.Curves(tmp_path).add(number)  # another process goes on
+    found = rundir.read_csv(tmp_path / rundir.CURVES).sort_values(["trial", "step"]).reset_index(drop=True)
+    pd.testing.assert_frame_equal(found, whole)
+
+
+def test_lines_of_a_search_say_where_its_trials_are():
+    class Box:
+        def take(self):
+            return [{"trial": 3, "kind": "step", "what": "training", "done": 5, "total": 40, "seconds": 9.0}]
+
+    lines = launch.SearchLines(settings(tune__folds=(0, 1)), Box(), lambda: "waits for 1 GPUs")
+    assert lines.status() == "  the next trial waits for 1 GPUs"
+    lines.running = {7: 0}
+    assert lines.status() == "  trial 7 epoch 1/18; waits for 1 GPUs"
+    lines.running = {3: 10, 7: 0}
+    assert lines.status() == "  trial 3 epoch 11/18, training 5/40; 7 epoch 1/18"
+
+
+@pytest.mark.parametrize(
+    ("trials", "sampler", "asked"), [(40, "tpe", 10), (6, "tpe", 2), (1, "tpe", 1), (40, "random", 40)]
+)
+def test_a_search_asks_for_so_few_trials_at_a_time_that_each_learns_from_others(trials, sampler, asked):
+    assert tune._enough(settings(tune__trials=trials, tune__sampler=sampler).tune) == asked
 
 
 def test_objectives_skip_nothing_that_is_not_a_number():

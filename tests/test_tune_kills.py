@@ -68,7 +68,7 @@ def check_whole(out: Path, log: Path, before: pd.DataFrame, allowed_repeats: int
     study = record.open_study(config.tune, out)
     assert [t.state.name for t in study.trials] == list(rundir.read_csv(out / rundir.TRIALS)["state"])
     for frozen in study.trials:
-        assert sorted(frozen.intermediate_values) == list(range(1, frozen.user_attrs["step"] + 1))
+        assert sorted(frozen.intermediate_values) == list(range(1, frozen.user_attrs["progress"]["step"] + 1))
 
 
 def test_killing_the_driver_loses_nothing(tmp_path):

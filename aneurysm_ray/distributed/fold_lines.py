@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -11,9 +10,6 @@ from aneurysm_ray.distributed.news import Letter, how_far
 from aneurysm_ray.distributed.progress import clock
 
 log = logging.getLogger(__name__)
-
-SILENT_SECONDS = 8.0
-"""Longest time without a line."""
 
 
 @dataclass
@@ -33,7 +29,8 @@ class FoldLines:
         self.optim = optim
         self.waits = waits
         self.folds = {fold: _Fold() for fold in folds}
-        self.spoken = time.monotonic()
+        self.running: set[int] = set()
+        """Folds that have not ended, and are not still to be begun."""
 
     def read(self, letters: Iterable[Letter]) -> None:
         """Log what letters say, and keep how far epochs are."""
@@ -48,32 +45,25 @@ class FoldLines:
                     self._epoch(letter, fold)
                 case "lost":
                     fold.begun, fold.step = False, {}
-                    self.say(
+                    log.info(
                         "fold %d  lost a worker (%s); it goes on from its last epoch", letter["fold"], letter["why"]
                     )
 
-    def say(self, text: str, *values: object) -> None:
-        """Log a line."""
-        self.spoken = time.monotonic()
-        log.info(text, *values)
-
-    def tick(self, running: Iterable[int]) -> None:
-        """Say how far these folds are, when nothing has been said for a while."""
-        if time.monotonic() - self.spoken < SILENT_SECONDS:
-            return
-        waiting = []
-        for number in sorted(running):
-            fold = self.folds[number]
+    def status(self) -> list[str]:
+        """Say how far the running folds are."""
+        lines, waiting = [], []
+        for number, fold in sorted(self.folds.items()):
+            if number not in self.running:
+                continue
             if fold.step:
-                self.say(
-                    "fold %d  epoch %3d/%d  %s", number, fold.epoch + 1, self.optim.epochs, self._how_far(fold.step)
+                lines.append(
+                    f"fold {number}  epoch {fold.epoch + 1:3d}/{self.optim.epochs}  {self._how_far(fold.step)}"
                 )
             elif fold.begun:
-                self.say("fold %d  reads its volumes", number)
+                lines.append(f"fold {number}  reads its volumes")
             else:
                 waiting.append(str(number))
-        if waiting:
-            self.say("fold %s  %s", ", ".join(waiting), self.waits())
+        return [*lines, *([f"fold {', '.join(waiting)}  {self.waits()}"] if waiting else [])]
 
     def _how_far(self, step: Letter) -> str:
         training = step["what"] == "training"
@@ -85,13 +75,13 @@ class FoldLines:
     def _begin(self, letter: Letter, fold: _Fold) -> None:
         fold.begun, fold.step, fold.best, fold.epoch = True, {}, letter["best"], letter["epoch"]
         what = f"goes on from epoch {letter['epoch'] + 1}" if letter["epoch"] else "begins"
-        self.say("fold %d  %s: %s", letter["fold"], what, letter["where"])
+        log.info("fold %d  %s: %s", letter["fold"], what, letter["where"])
 
     def _epoch(self, letter: Letter, fold: _Fold) -> None:
         row = letter["metrics"]
         fold.best = row["val/score"] if math.isnan(fold.best) else max(fold.best, row["val/score"])
         fold.step, fold.epoch = {}, int(row["epoch"]) + 1
-        self.say(
+        log.info(
             "fold %d  epoch %3d/%d  loss %.3f/%.3f  score %.3f (best %.3f)  %.0f patches/s  lr %.1e  eta %s",
             *(letter["fold"], fold.epoch, self.optim.epochs, row["train/loss"], row["val/loss"]),
             *(row["val/score"], fold.best, row["patches_per_s"], row["lr"]),

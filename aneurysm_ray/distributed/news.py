@@ -65,7 +65,9 @@ def post(handle: Any, letter: Letter) -> None:
 
 
 def teller(handle: Any, about: Letter) -> Callable[[str, int, int], None]:
-    """Return a function (what is done, how many, of how many) that tells it, but not too often."""
+    """Return a function (what is done, how many, of how many) that tells it, but not too often; nobody at None."""
+    if handle is None:
+        return lambda what, done, total: None
     stage, began, last = "", 0.0, 0.0
 
     def tell(what: str, done: int, total: int) -> None:

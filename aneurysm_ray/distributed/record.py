@@ -41,6 +41,8 @@ DIRECTORY = "directory"
 """Attribute of a study: where its search was last driven."""
 SECONDS = "seconds_total"
 """Key of the seconds a trial has taken so far, over all attempts."""
+PROGRESS = "progress"
+"""Attribute of a trial: steps, seconds and worker, as of its last epoch."""
 
 DEFAULT = "default"
 """Origin of the trial of the default configuration."""
@@ -303,10 +305,9 @@ def report(trial: optuna.Trial, result: Mapping[str, Any], names: list[str]) -> 
     new = len(names) == 1 and math.isfinite(value) and result[STEP] not in _reported(trial)
     if new:
         trial.report(float(value), result[STEP])
-    if result[STEP] >= trial.user_attrs.get(STEP, 0):
-        for key in (STEP, SECONDS, WORKER):
-            if key in result:
-                trial.set_user_attr(key, result[key])
+    if result[STEP] >= trial.user_attrs.get(PROGRESS, {}).get(STEP, 0):
+        # One attribute for all: each is a line in the journal that is waited for until it is on the disk.
+        trial.set_user_attr(PROGRESS, {key: result[key] for key in (STEP, SECONDS, WORKER) if key in result})
     return new
 
 

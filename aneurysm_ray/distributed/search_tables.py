@@ -34,19 +34,20 @@ def trials_table(
 
 def _row(frozen: FrozenTrial, config: Config, parameters: tuple[space.Parameter, ...], gpus: float) -> dict[str, Any]:
     facts = frozen.user_attrs
-    seconds = facts.get(record.SECONDS, 0.0)
+    progress = facts.get(record.PROGRESS, {})
+    seconds = progress.get(record.SECONDS, 0.0)
     drawn = space.decode(frozen.params, parameters)
     return {
         "trial": frozen.number,
         "state": frozen.state.name,
         **values(frozen, config),
         **{f"param/{key}": drawn.get(key, space.field(config, key)) for key in config.tune.space},
-        "epochs": facts.get(record.STEP, 0),
+        "epochs": progress.get(record.STEP, 0),
         "started": facts.get("started"),
         "ended": facts.get("ended"),
         "seconds": seconds,
         "gpu_seconds": seconds * gpus,
-        "worker": facts.get(record.WORKER),
+        "worker": progress.get(record.WORKER),
         "origin": facts.get("origin", "sampler"),
         "retry_of": facts.get(record.RETRY_OF),
         "error": frozen.user_attrs.get(record.ERROR, "").strip().partition("\n")[0] or None,
@@ -78,6 +79,35 @@ def curves_table(out: Path, numbers: list[int]) -> pd.DataFrame:
             table.insert(0, "trial", number)
             tables.append(table)
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["trial", record.STEP, "epoch"])
+
+
+class Curves:
+    """`curves.csv`, to which a trial's epochs are added as they come: with hundreds of trials it is long."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.path = out / rundir.CURVES
+        table = rundir.read_csv(self.path)
+        self.columns = list(table.columns)
+        self.last = {int(str(number)): int(rows[record.STEP].max()) for number, rows in table.groupby("trial")}
+
+    def steps(self, number: int) -> int:
+        """Return how many epochs of a trial there are."""
+        return self.last.get(number, 0)
+
+    def add(self, number: int) -> None:
+        """Add what the trial's folder holds beyond that."""
+        table = curves_table(self.out, [number])
+        new = table[table[record.STEP] > self.steps(number)]
+        if new.empty:
+            return
+        if new.columns.difference(self.columns).empty:
+            rundir.append_csv(self.path, new.reindex(columns=self.columns))
+        else:  # the first epochs of all, as a rule
+            before = rundir.read_csv(self.path)
+            rundir.write_csv(self.path, joined := pd.concat([before, new] if len(before) else [new], ignore_index=True))
+            self.columns = list(joined.columns)
+        self.last[number] = int(new[record.STEP].max())
 
 
 def write(

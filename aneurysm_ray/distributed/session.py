@@ -20,7 +20,7 @@ import ray.data
 import ray.util
 import yaml
 
-from aneurysm_ray.distributed import addresses
+from aneurysm_ray.distributed import addresses, progress
 from aneurysm_ray.distributed.room import Cluster, Growth
 from aneurysm_ray.errors import RequestError
 
@@ -82,7 +82,8 @@ def connect(*, dashboard: bool = False) -> Iterator[None]:
         address = addresses.checked(named, _ANSWER_SECONDS)
         log.info("* joining the Ray cluster at %s", address)
         try:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            with progress.told("joining it"):
+                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise addresses.silent(address, error) from error
         _answer_sigterm(on_sigterm)
@@ -96,7 +97,8 @@ def connect(*, dashboard: bool = False) -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp" if len(tempfile.gettempdir()) > 20 else None)
     with environment(_private()):
         try:
-            _start(folder, dashboard)
+            with progress.told("starting Ray"):
+                _start(folder, dashboard)
             _answer_sigterm(on_sigterm)
             yield
         finally:

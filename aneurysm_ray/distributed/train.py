@@ -19,12 +19,11 @@ import pandas as pd
 import ray
 import ray.train
 import ray.train.torch
-from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
 
 from aneurysm_ray import rundir
-from aneurysm_ray.config import Config, ResourcesConfig
+from aneurysm_ray.config import Config
 from aneurysm_ray.data import store
-from aneurysm_ray.distributed import begin, driver, failures, news, preflight, room, session
+from aneurysm_ray.distributed import begin, driver, failures, news, preflight, progress, room, session, survival
 from aneurysm_ray.distributed.fold_lines import FoldLines
 from aneurysm_ray.errors import AneurysmRayError, RequestError
 
@@ -114,39 +113,22 @@ def _run_folds(
     pool = concurrent.futures.ThreadPoolExecutor(side_by_side)
     lines = FoldLines(folds, config.optim, lambda: room.waits_for(need, session.free()))
     try:
-        with news.Box() as box, session.environment(_patience(config.resources)):
+        with news.Box() as box, session.environment(survival.patience(config.resources)), progress.told(lines.status):
             running = {pool.submit(_run_fold, fold, need, config, volumes, out, box.handle): fold for fold in folds}
             while running:
                 done, _ = concurrent.futures.wait(
                     running, timeout=_POLL_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED
                 )
+                lines.running = {fold for future, fold in running.items() if future.running()}
                 lines.read(box.take())
                 for future in done:
                     fold = running.pop(future)
                     if error := future.exception():
                         failed[fold] = failures.told(error)
-                        lines.say("fold %d  failed: %s", fold, failed[fold])
-                lines.tick(fold for future, fold in running.items() if future.running())
+                        log.info("fold %d  failed: %s", fold, failed[fold])
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return failed
-
-
-def _patience(resources: ResourcesConfig) -> dict[str, str]:
-    """Return the variables by which Ray Train waits for nodes as long as it takes, and counts no wait as a failure.
-
-    An elastic group decides on its size by what it saw a moment ago, so that it must be let decide again.
-    """
-    return {} if resources.min_workers else {WORKER_GROUP_START_TIMEOUT_S_ENV_VAR: str(10**8)}
-
-
-def scaling(resources: ResourcesConfig, need: Mapping[str, float]) -> ray.train.ScalingConfig:
-    """Say to Ray Train how many workers to hold and what each needs."""
-    return ray.train.ScalingConfig(
-        num_workers=(resources.min_workers, resources.workers) if resources.min_workers else resources.workers,
-        use_gpu="GPU" in need,
-        resources_per_worker=dict(need),
-    )
 
 
 def _run_fold(fold: int, need: Mapping[str, float], config: Config, volumes: Path, out: Path, box: Any) -> None:
@@ -161,24 +143,16 @@ def _run_fold(fold: int, need: Mapping[str, float], config: Config, volumes: Pat
     ray.train.torch.TorchTrainer(
         _worker,
         train_loop_config=settings,
-        scaling_config=scaling(config.resources, need),
+        scaling_config=survival.scaling(config.resources, need),
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if "GPU" in need else "gloo"),
         run_config=ray.train.RunConfig(
             name=f"fold_{fold}",
             storage_path=str(out / "ray"),
-            failure_config=failure_config(config.resources),
+            failure_config=survival.failure_config(config.resources),
             callbacks=[news.Watch(box, {"fold": fold})],
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     ).fit()
-
-
-def failure_config(resources: ResourcesConfig) -> ray.train.FailureConfig:
-    """Say to Ray Train how many losses a run survives; a node that is taken back with notice is not counted."""
-    return ray.train.FailureConfig(
-        max_failures=resources.max_failures,
-        controller_failure_limit=-1 if resources.min_workers else resources.max_failures,
-    )
 
 
 def _worker(settings: dict[str, Any]) -> None:
@@ -194,9 +168,9 @@ def _worker(settings: dict[str, Any]) -> None:
     about = {"fold": fold}
     if first:
         news.post(settings["box"], {**about, "kind": "begin", **_whereabouts(resume)})
-    tell = news.teller(settings["box"], about) if first else None
+    tell = news.teller(settings["box"] if first else None, about)
     with failures.kept(folder):
-        for result in fit_fold(config, fold, resume, volumes=volumes, folds=out / rundir.FOLDS, tell=tell):
+        for result in fit_fold(config, fold, resume, tell, volumes=volumes, folds=out / rundir.FOLDS):
             if first:
                 _write_epoch(folder, result)
                 if config.tensorboard:
@@ -224,10 +198,10 @@ def fit_fold(
     config: Config,
     fold: int,
     resume: dict[str, Any] | None,
+    tell: Callable[[str, int, int], None],
     *,
     volumes: Path,
     folds: Path,
-    tell: Callable[[str, int, int], None] | None = None,
 ) -> Iterator["EpochResult"]:
     """Train one fold of prepared volumes in a worker of Ray's: alone, or as one rank of a Ray Train group.
 
@@ -264,7 +238,7 @@ def fit_fold(
         else lambda network: network,
         resume=resume,
         init=checkpoint.read_weights(Path(config.init)) if config.init else None,
-        tell=tell or (lambda what, done, total: None),
+        tell=tell,
     )
 
 

@@ -4,6 +4,7 @@ A trial's own folder is its state: the rows of its epochs, and the checkpoint of
 trial's process - a crash, a lost node, the end of the search - the next process goes on from that folder.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -20,8 +21,8 @@ import ray.tune
 
 from aneurysm_ray import overrides, rundir
 from aneurysm_ray.config import Config
-from aneurysm_ray.distributed import record
-from aneurysm_ray.errors import RunDirError
+from aneurysm_ray.distributed import failures, news, record, survival
+from aneurysm_ray.errors import OutputError, RunDirError
 
 if TYPE_CHECKING:
     from aneurysm_ray.learning.engine import EpochResult
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
 TRIALS_DIR = "trials"
 
 
-Fit = Callable[[Config, int, dict[str, Any] | None], Iterator["EpochResult"]]
-"""Train one fold: (config, fold, state to resume from) to a result per epoch."""
+Tell = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is, and of how much."""
+Fit = Callable[[Config, int, dict[str, Any] | None, Tell], Iterator["EpochResult"]]
+"""Train one fold: (config, fold, state to resume from, whom to tell how far it is) to a result per epoch."""
 
 
 def folder_of(out: Path, number: int) -> Path:
@@ -39,26 +42,36 @@ def folder_of(out: Path, number: int) -> Path:
 
 
 def run(
-    sample: dict[str, Any], *, base: Config, out: Path, fit: Fit, scaling: ray.train.ScalingConfig | None = None
+    sample: dict[str, Any],
+    *,
+    base: Config,
+    out: Path,
+    fit: Fit,
+    box: Any = None,
+    scaling: ray.train.ScalingConfig | None = None,
 ) -> None:
     """Run a trial in this process, or on the workers of `scaling`, and report every epoch to Tune.
+
+    `box` is the driver's letter box, which is told how far an epoch is.
 
     An exception is reported as a result and not raised: it would come again, while what Tune retries - a process or
     node that died - may not.
     """
     folder = folder_of(out, sample["number"])
+    about = {"trial": sample["number"]}
     try:
         claim(folder, sample)
         config = overrides.build(sample["params"], base=base)
         rundir.write_text(folder / rundir.CONFIG, overrides.to_toml(config))
         if scaling:
-            _train_on_workers(config, folder, fit, scaling)
+            _train_on_workers(config, folder, fit, scaling, box, about)
         else:
-            for result in epochs(config, folder, fit):
+            for result in epochs(config, folder, fit, news.teller(box, about)):
                 ray.tune.report(result)
     except Exception as error:
-        rundir.write_text(folder / rundir.ERROR, traceback.format_exc())
-        ray.tune.report({record.ERROR: f"{type(error).__name__}: {error}"})
+        with contextlib.suppress(OutputError):  # the disk may be what failed
+            rundir.write_text(folder / rundir.ERROR, traceback.format_exc())
+        ray.tune.report({record.ERROR: failures.told(error)})
 
 
 def claim(folder: Path, sample: dict[str, Any]) -> None:
@@ -75,21 +88,30 @@ def claim(folder: Path, sample: dict[str, Any]) -> None:
         )
 
 
-def _train_on_workers(config: Config, folder: Path, fit: Fit, scaling: ray.train.ScalingConfig) -> None:
+def _train_on_workers(
+    config: Config, folder: Path, fit: Fit, scaling: ray.train.ScalingConfig, box: Any, about: news.Letter
+) -> None:
     """Run a trial with Ray Train; every epoch's result reaches Tune through Train's controller."""
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    failures = config.resources.max_failures
+    os.environ.update(survival.patience(config.resources))
     TorchTrainer(
         _worker,
-        train_loop_config={"config": config.model_dump(mode="json"), "folder": str(folder), "fit": fit},
+        train_loop_config={
+            "config": config.model_dump(mode="json"),
+            "folder": str(folder),
+            "fit": fit,
+            "box": box,
+            "about": about,
+        },
         scaling_config=scaling,
+        torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
         run_config=ray.train.RunConfig(
             name=folder.name,
             storage_path=str(folder.parent.parent / "ray" / "train"),
-            callbacks=[TuneReportCallback()],
-            failure_config=ray.train.FailureConfig(max_failures=failures, controller_failure_limit=failures),
+            callbacks=[TuneReportCallback(), news.Watch(box, about)],
+            failure_config=survival.failure_config(config.resources),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     ).fit()
@@ -97,12 +119,16 @@ def _train_on_workers(config: Config, folder: Path, fit: Fit, scaling: ray.train
 
 def _worker(settings: dict[str, Any]) -> None:
     rank = ray.train.get_context().get_world_rank()
-    config = Config.model_validate(settings["config"])
-    for result in epochs(config, Path(settings["folder"]), settings["fit"], write=rank == 0):
-        ray.train.report(result)
+    config, folder = Config.model_validate(settings["config"]), Path(settings["folder"])
+    tell = news.teller(settings["box"] if rank == 0 else None, settings["about"])
+    with failures.kept(folder):
+        for result in epochs(config, folder, settings["fit"], tell, write=rank == 0):
+            ray.train.report(result)
 
 
-def epochs(config: Config, folder: Path, fit: Fit, *, write: bool = True) -> Iterator[dict[str, Any]]:
+def epochs(
+    config: Config, folder: Path, fit: Fit, tell: Tell = lambda what, done, total: None, *, write: bool = True
+) -> Iterator[dict[str, Any]]:
     """Train a trial's folds one after another, from where its folder stands; yield a result for Tune per epoch.
 
     A result holds the epoch's metrics, `record.STEP`, `record.FINISHED` and the objectives under their own names: the
@@ -122,7 +148,7 @@ def epochs(config: Config, folder: Path, fit: Fit, *, write: bool = True) -> Ite
         if rows and rows[-1][record.STEP] >= first_step + config.optim.epochs - 1:
             continue
         last = rundir.fold_dir(folder, fold) / rundir.CHECKPOINT_LAST
-        for result in fit(config, fold, checkpoint.load(last) if (last / checkpoint.STATE).exists() else None):
+        for result in fit(config, fold, checkpoint.load(last) if (last / checkpoint.STATE).exists() else None, tell):
             row = {
                 record.STEP: first_step + result.epoch,
                 "fold": fold,
