@@ -81,6 +81,21 @@ def test_a_fold_that_is_not_asked_for_may_lack_what_it_needs(volumes: Path, tmp_
         preflight.check_labels(table, dealt, [0, 1, 2])
 
 
+def test_labels_that_no_trial_is_judged_by_are_said(
+    volumes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = healthy(store.volumes_table(volumes))
+    table.loc[[0, 1], PRESENT] = 1.0
+    table.loc[[0, 2], "Basilar Tip"] = 1.0
+    dealt = table[["series_uid"]].assign(fold=[0, 1, *[0] * 5, *[1] * 5])
+    assert set(LABELS) - set(preflight.unjudged(table, dealt, [0])) == {PRESENT, "Basilar Tip"}
+    assert set(LABELS) - set(preflight.unjudged(table, dealt, [1])) == {PRESENT}
+    config = overrides.build({"folds.count": 3}, base=small_config(tmp_path))
+    with caplog.at_level("INFO"), pytest.raises(pytest.fail.Exception, match="Ray was started"):
+        tune.tune(volumes, tmp_path / "run", config)
+    assert "* trials are judged without Left Infraclinoid Internal Carotid Artery, " in caplog.text
+
+
 @pytest.mark.parametrize(
     ("space", "words"),
     [

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from aneurysm_ray.config import VolumeConfig
 from aneurysm_ray.data.store import PreparedVolume
@@ -13,9 +13,33 @@ from aneurysm_ray.data.store import PreparedVolume
 HEIGHT = 96
 """Pixels of the picture's height; each view is as wide as its own shape asks."""
 
+_SIDES = (("R", "L"), ("A", "P"), ("F", "H"))
+"""Letters of the low and the high end of each patient axis (LPS, PS3.3 C.7.6.1.1.1): right and left, front and back,
+feet and head."""
+_LETTERS = (190, 200, 212)
+_WORDS = {"R": "right", "L": "left", "A": "front", "P": "back", "F": "feet", "H": "head"}
+
+
+def sides(affine: NDArray[np.float64], axis: int) -> tuple[str, str]:
+    """Return the letters of the patient's sides at which a voxel axis (z, y, x) begins and ends."""
+    direction = affine[:3, axis]
+    along = int(np.argmax(np.abs(direction)))
+    low, high = _SIDES[along]
+    return (low, high) if direction[along] > 0 else (high, low)
+
+
+def seen_from(affine: NDArray[np.float64], across: int, down: int, *, head_up: bool) -> str:
+    """Return the side of the patient that a picture is seen from, whose columns run along one voxel axis and its rows
+    along another, upwards if `head_up`."""
+    # Right times down points into the picture, away from who looks at it.
+    into = np.cross(affine[:3, across], affine[:3, down] * (-1 if head_up else 1))
+    along = int(np.argmax(np.abs(into)))
+    low, high = _SIDES[along]
+    return _WORDS[low if into[along] > 0 else high]
+
 
 def draw(prepared: PreparedVolume, config: VolumeConfig) -> bytes:
-    """Return a JPEG of three views: from above, from the front and from the right, head up.
+    """Return a JPEG of three views: from the feet, from the front and from the left, head up, with the sides' letters.
 
     MRA is shown as maximum-intensity projections, where vessels are brightest; all else as the slices through the first
     point, or the middle. Equal volumes give equal bytes.
@@ -58,4 +82,8 @@ def _view(plane: NDArray[Any], prepared: PreparedVolume, axis: int, config: Volu
         x = (place[across] + 0.5) / plane.shape[1] * width
         y = HEIGHT - y if down == 0 else y
         pencil.ellipse((x - 5, y - 5, x + 5, y + 5), outline=(255, 80, 0))
+    first, last = sides(prepared.affine, across)
+    font = ImageFont.load_default(size=11)
+    pencil.text((2, HEIGHT - 14), first, fill=_LETTERS, font=font)
+    pencil.text((width - 2, HEIGHT - 14), last, fill=_LETTERS, font=font, anchor="ra")
     return image

@@ -72,8 +72,9 @@ def predict(
         left = [item for item in items if not (out / scoring.SERIES / item.name / scoring.RESULT).exists()]
         log.info("* %d series, %d to score, %d network(s)", len(items), len(left), len(trained.models))
         _score(left, order, trained)
-        summary = _finish(out, items, facts, time.monotonic() - begun)
-        page.write(predict_page.index_page(out), out / rundir.REPORT)
+        with progress.told("writing the tables and the page"):
+            summary = _finish(out, items, facts, time.monotonic() - begun)
+            page.write(predict_page.index_page(out), out / rundir.REPORT)
     return summary
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from aneurysm_ray import overrides, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.errors import ConfigError, RequestError
-from aneurysm_ray.labels import PRESENT
+from aneurysm_ray.labels import LABELS, PRESENT
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,12 @@ def check_labels(table: pd.DataFrame, dealt: pd.DataFrame, folds: Iterable[int])
                     f"fold {fold} would be {part} {mask.sum()} series, none of them with an aneurysm: "
                     f"{positive.sum()} series have one; use a smaller folds.count, or prepare more of them"
                 )
+
+
+def unjudged(table: pd.DataFrame, dealt: pd.DataFrame, folds: Iterable[int]) -> list[str]:
+    """Return the labels that no score of these folds holds, since only one class occurs among their series."""
+    known = table.loc[dealt["fold"].isin(list(folds)).to_numpy(), list(LABELS)]
+    return [label for label in LABELS if known[label].dropna().gt(0.5).nunique() < 2]
 
 
 def check_network(config: Config) -> None:

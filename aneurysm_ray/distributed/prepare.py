@@ -331,6 +331,7 @@ def _write_tables(
         "rejected": len(rejected),
         "reasons": dict(sorted(reasons.items())),
         "removed": list(removed),
+        "kept": kept,
         "notes": list(notes),
         "seconds": round(summary.seconds, 1),
     }

@@ -92,7 +92,8 @@ def _say_failed(failed: Mapping[int, str], chosen: list[int], out: Path) -> None
     """Write the page of what there is and raise AneurysmRayError for the folds that failed."""
     from aneurysm_ray.reporting import pages
 
-    pages.write_report(out)
+    with progress.told("writing the page"):
+        pages.write_report(out)
     complete = [str(fold) for fold in chosen if fold not in failed]
     told = "; ".join(f"fold {fold} failed: {why}" for fold, why in sorted(failed.items()))
     rest = f". Fold {', '.join(complete)} is complete" if len(complete) == 1 else ""
@@ -310,5 +311,6 @@ def _finish(out: Path, config: Config, seconds: float) -> dict[str, Any]:
         summary["unpicked"] = metrics.unpicked(predictions, config)
         log.info("* %s", words.picked(config.chosen.folds, summary["unpicked"]))
     rundir.write_json(out / rundir.SUMMARY, summary)
-    pages.write_report(out)
+    with progress.told("writing the page"):
+        pages.write_report(out)
     return summary

@@ -13,6 +13,7 @@ from aneurysm_ray.distributed import (
     driver,
     launch,
     preflight,
+    progress,
     record,
     room,
     search_tables,
@@ -65,6 +66,8 @@ def tune(
     volumes, out = volumes.resolve(), out.resolve()
     dealt = begin.deal(volumes, table, config)
     preflight.check_labels(table, dealt, config.tune.folds)
+    if left_out := preflight.unjudged(table, dealt, config.tune.folds):
+        log.info("* trials are judged without %s: only one class occurs among their patients", ", ".join(left_out))
     preflight.check_network(config)
     preflight.check_samples(config, space.probes(parameters))
     with driver.alone(out):
@@ -78,7 +81,8 @@ def tune(
                 if then_train and not summary["interrupted"] and summary["best"]:
                     summary["train"] = _train_best(volumes, out, summary["best"]["trial"])
                     rundir.write_json(out / rundir.SUMMARY, summary)
-        pages.write_report(out)
+        with progress.told("writing the page"):
+            pages.write_report(out)
     if not summary["interrupted"] and not summary["complete"]:
         errors = rundir.read_csv(out / rundir.TRIALS)["error"].dropna()
         reason = f"; the first failed with: {errors.iloc[0]}" if len(errors) else ""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import map_coordinates
 
+from aneurysm_ray.data.picture import seen_from, sides
 from aneurysm_ray.data.store import PreparedVolume
 from aneurysm_ray.errors import RunDirError
 
@@ -21,6 +22,7 @@ PIXELS_PER_MM = 1.4
 GAP = 4
 _FAINT = 0.05  # a heat map that varies by less than this is not blown up to full brightness
 _TRUTH, _GUESS = (66, 230, 149), (255, 92, 120)
+_WORDS = (190, 200, 212)
 _PLANES = ((0, "axial"), (1, "coronal"), (2, "sagittal"))
 
 
@@ -186,7 +188,12 @@ def _panel(
         (max(1, round(pixels.shape[1] * scale[0])), max(1, round(pixels.shape[0] * scale[1]))), Image.Resampling.BICUBIC
     )
     draw = ImageDraw.Draw(panel)
-    draw.text((5, 3), name, fill=(190, 200, 212), font=ImageFont.load_default(size=12))
+    font = ImageFont.load_default(size=12)
+    viewer = seen_from(prepared.affine, right, down, head_up=upside_down)
+    draw.text((5, 3), f"{name}, from the {viewer}", fill=_WORDS, font=font)
+    first, last = sides(prepared.affine, right)
+    draw.text((5, panel.height / 2), first, fill=_WORDS, font=font, anchor="lm")
+    draw.text((panel.width - 5, panel.height / 2), last, fill=_WORDS, font=font, anchor="rm")
 
     def place(voxel: NDArray[np.float64]) -> tuple[float, float]:
         row = pixels.shape[0] - 1 - voxel[down] if upside_down else voxel[down]

@@ -25,7 +25,10 @@ def page(folder: Path) -> Page:
     title, subtitle = folder.resolve().name, _subtitle(run)
     how = provenance_blocks.section(run.config, run.provenance)
     if run.predictions.empty:
-        summary = ("No fold has finished an epoch yet, so there is nothing to score.",)
+        summary = (
+            "No fold has finished an epoch yet, so there is nothing to score. The run's command with --resume goes on "
+            "with it.",
+        )
         return Page(title, "training run", subtitle, summary, (), (_training(run), how))
     curve = froc.froc(run.candidates, run.points, run.predictions) if len(run.points) else None
     found = run_summary.results(run.predictions, curve)
@@ -222,7 +225,8 @@ def _wrong(run: RunData) -> Section:
     both = pd.concat([missed.assign(kind="missed"), alarms.assign(kind="false alarm")])
     shown = {"kind": "kind", **{key: name for key, name in names.items() if key in both}}
     text = (
-        "Axial, coronal and sagittal slices through the labelled point, else through the strongest candidate. Green "
+        "Axial, coronal and sagittal slices through the labelled point, else through the strongest candidate; R, L, A "
+        "and P are the patient's right, left, front and back. Green "
         "ring: labelled aneurysm; red cross: candidate; glow: the heat map, from the series' median to its maximum. "
         "Wrong labels and broken volumes end up here too, so look here first."
     )

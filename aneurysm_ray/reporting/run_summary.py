@@ -88,7 +88,13 @@ def sentences(run: RunData, found: Results) -> tuple[str, ...]:
     if statistics["note"]:
         result.append(statistics["note"])
     if not run.finished:
-        result.append("The run has not finished; these are its folds' latest epochs.")
+        done = ", ".join(
+            f"fold {fold} {len(table)} of {run.config.optim.epochs}" for fold, table in run.metrics.items()
+        )
+        result.append(
+            f"The run has not finished; these are its folds' latest epochs ({done}). Its command with --resume goes on "
+            "with it."
+        )
     return tuple(result)
 
 

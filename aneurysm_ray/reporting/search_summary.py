@@ -56,6 +56,12 @@ def sentences(search: SearchData, importance: Mapping[str, pd.DataFrame], found:
         f"{words.count(len(search.trials), 'trial')} searched {words.listed(search.keys)} for the "
         f"{'highest' if search.signs[0] > 0 else 'lowest'} {metric}: {words.listed(counts)}."
     ]
+    if not search.summary or search.summary.get("interrupted"):
+        ended = int(search.trials["state"].isin(("COMPLETE", "PRUNED", "FAIL")).sum())
+        result.append(
+            f"The search has not finished: {ended} of {words.count(search.config.tune.trials, 'trial')} have ended. "
+            "Its command with --resume goes on with it."
+        )
     best = search.best
     if best is None:
         return (*result, "No trial has run to its end with a value yet, so nothing has won.")
