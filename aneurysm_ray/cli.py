@@ -120,7 +120,12 @@ def phantom(
     max_mm: Annotated[float, typer.Option(help="Largest diameter of an aneurysm.")] = 20.0,
     spacing_mm: Annotated[float | None, typer.Option(help="Voxel spacing; about 0.8 mm unless given.")] = None,
     faults: Annotated[bool, typer.Option("--faults", help="Add the defects of real folders.")] = False,
-    varied: Annotated[bool, typer.Option("--varied", help="Vary vessels and domes far beyond anatomy.")] = False,
+    varied: Annotated[
+        bool, typer.Option("--varied", help="Vary shapes and greys far beyond people and scanners.")
+    ] = False,
+    masks: Annotated[float, typer.Option(min=0, max=1, help="Share of series with a vessel mask.")] = 1.0,
+    domes: Annotated[bool, typer.Option("--domes", help="Write a mask of each aneurysm too.")] = False,
+    scans: Annotated[str, typer.Option(help="CTA, in turn: head, neck, arms, holder, subtracted, slab.")] = "head",
     geometry: Annotated[Path | None, typer.Option(help="Folder of NIfTI vessel trees to render.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one per core unless given.")] = None,
 ) -> None:
@@ -137,6 +142,9 @@ def phantom(
         spacing_mm=spacing_mm,
         faults=faults,
         varied=varied,
+        masks=masks,
+        domes=domes,
+        scans=tuple(scans.split(",")),
         geometry=geometry,
         workers=workers or len(os.sched_getaffinity(0)),
     )

@@ -28,7 +28,7 @@ OPTIONS = PhantomOptions(
     positive_fraction=0.75,
     oblique_fraction=0.25,
     multiframe_fraction=0.25,
-    segmentation_fraction=1.0,
+    masks=1.0,
 )
 
 
@@ -182,7 +182,7 @@ def digest(folder: Path) -> str:
 
 
 def test_equal_options_give_equal_bytes_whatever_the_workers(tmp_path: Path) -> None:
-    options = PhantomOptions(count=3, seed=9, spacing_mm=4.0, modalities=("CTA", "MRA"), segmentation_fraction=1)
+    options = PhantomOptions(count=3, seed=9, spacing_mm=4.0, modalities=("CTA", "MRA"), masks=1)
     calls: list[tuple[int, int]] = []
     once = write_dataset(tmp_path / "a", options, lambda done, total: calls.append((done, total)))
     again = write_dataset(tmp_path / "b", replace(options, workers=2))
@@ -275,9 +275,7 @@ def test_thirteen_labels_give_a_negative_and_its_mask(tmp_path: Path) -> None:
     labels[38:42, 20:38, 38:42] = 11
     (tmp_path / "trees").mkdir()
     nibabel.save(nibabel.Nifti1Image(labels, np.diag([1.0, 1, 1, 1])), tmp_path / "trees" / "cow.nii")
-    options = PhantomOptions(
-        count=2, spacing_mm=3.0, modalities=("CTA",), geometry=tmp_path / "trees", segmentation_fraction=1
-    )
+    options = PhantomOptions(count=2, spacing_mm=3.0, modalities=("CTA",), geometry=tmp_path / "trees", masks=1)
     data = open_dataset(write_dataset(tmp_path / "data", options))
     for entry in data.series:
         assert entry.targets.sum() == 0 and entry.segmentation is not None

@@ -109,7 +109,7 @@ def test_diameters_follow_the_published_distribution() -> None:
 
 
 def test_plan_deals_exact_shares() -> None:
-    options = PhantomOptions(count=100, positive_fraction=0.4, multiframe_fraction=0.1, segmentation_fraction=0.3)
+    options = PhantomOptions(count=100, positive_fraction=0.4, multiframe_fraction=0.1, masks=0.3)
     plans = plan_series(options)
     kinds = [plan.modality for plan in plans]
     assert [kinds.count(name) for name in options.modalities] == [41, 29, 23, 7]

@@ -116,6 +116,11 @@ def read_tree(path: Path, with_domes: bool) -> Tree:
     return Tree(vessels, tuple(found), float(np.prod(spacing)))
 
 
+def tree_points(tree: Tree, spread: int = 40) -> Array:
+    """Return (N, 3) every so many of a tree's voxel centres, to keep other things away from it."""
+    return np.concatenate([points[::spread] for _, points in (*tree.vessels, *tree.domes)])
+
+
 def nearest_location(point: Array) -> str:
     """Name the location whose reference point is nearest to a point in head coordinates."""
     named = [(name, np.array(place)) for name, place in _MIDDLE_PLACES]

@@ -1,5 +1,6 @@
 """What a synthetic data set is made of, and the plan of each of its series."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from aneurysm_ray.data.dataset import MODALITIES
 from aneurysm_ray.errors import RequestError, did_you_mean
 from aneurysm_ray.phantom.faults import FAULTS
 from aneurysm_ray.phantom.geometry import tree_files
+from aneurysm_ray.phantom.scans import SCANS
 
 # Series per modality in the competition's data.
 _MODALITY_WEIGHT = {"CTA": 1808, "MRA": 1252, "MRI T2": 983, "MRI T1post": 305}
@@ -42,8 +44,12 @@ class PhantomOptions:
     """Share of series written as one Enhanced MR file; MRA and T2 only."""
     frame_base: int = 0
     """What the localizers' `f` counts from: two releases circulate, 0 and 1."""
-    segmentation_fraction: float = 0.05
-    """Share of series with a vessel mask."""
+    masks: float = 1.0
+    """Share of series with a vessel mask; 0.05 in the competition's data."""
+    domes: bool = False
+    """Write the voxels of every aneurysm too, where a series has a vessel mask: the competition's data has none."""
+    scans: tuple[str, ...] = ("head",)
+    """Kinds of CT angiogram that the CTA series are, in turn: keys of `scans.SCANS`."""
     faults: bool = False
     """Add a small series for each defect of real folders, and faults.csv that lists them."""
     varied: bool = False
@@ -61,7 +67,7 @@ class PhantomOptions:
                     f"modality {name!r} is not one of CTA, MRA, T2, T1post{did_you_mean(name, MODALITIES)}"
                 )
         object.__setattr__(self, "modalities", names)
-        for field in ("positive_fraction", "oblique_fraction", "multiframe_fraction", "segmentation_fraction"):
+        for field in ("positive_fraction", "oblique_fraction", "multiframe_fraction", "masks"):
             if not 0 <= getattr(self, field) <= 1:
                 raise RequestError(f"{field} is {getattr(self, field)}; it must lie between 0 and 1")
         if not (self.count >= 1 and self.workers >= 1 and names):
@@ -72,6 +78,11 @@ class PhantomOptions:
             raise RequestError(f"spacing is {self.spacing_mm} mm; it must lie within 0.3-5 mm")
         if self.varied and self.geometry:
             raise RequestError("varied changes the spline trees that geometry replaces; give only one of the two")
+        for scan in self.scans:
+            if scan not in SCANS:
+                raise RequestError(f"scan {scan!r} is not one of {', '.join(SCANS)}{did_you_mean(scan, SCANS)}")
+        if not self.scans:
+            raise RequestError(f"a phantom needs at least one kind of scan of {', '.join(SCANS)}")
         if self.frame_base not in (0, 1):
             raise RequestError(f"frame_base is {self.frame_base}; localizers count frames from 0 or from 1")
 
@@ -93,11 +104,16 @@ class SeriesPlan:
     """Key of `faults.FAULTS`, or nothing."""
     tree: str = ""
     """File of the label map to render, or nothing for a tree of splines."""
+    scan: str = "head"
+    """Key of `scans.SCANS`; CTA only."""
 
 
 def plan_series(options: PhantomOptions) -> tuple[SeriesPlan, ...]:
     """Deal modality, plane, presence and layout to all series, each in its exact share."""
     plans = _plan_trees(options, options.geometry) if options.geometry else _plan_splines(options)
+    cta = [plan.index for plan in plans if plan.modality == "CTA"]
+    kinds = dict(zip(cta, itertools.cycle(options.scans)))
+    plans = tuple(replace(plan, scan=kinds.get(plan.index, "head")) for plan in plans)
     return plans + (_plan_faults(options) if options.faults else ())
 
 
@@ -112,7 +128,7 @@ def _plan_splines(options: PhantomOptions) -> tuple[SeriesPlan, ...]:
     oblique = _some(rng, options.count, options.oblique_fraction, np.flatnonzero(modality != "CTA"))
     framed = np.flatnonzero(np.isin(modality, ("MRA", "MRI T2")))
     multiframe = _some(rng, options.count, options.multiframe_fraction, framed)
-    segmented = _some(rng, options.count, options.segmentation_fraction, np.arange(options.count))
+    segmented = _some(rng, options.count, options.masks, np.arange(options.count))
     plans = []
     for index in range(options.count):
         plane = str(rng.choice(("coronal", "sagittal"), p=(0.58, 0.42))) if oblique[index] else "axial"

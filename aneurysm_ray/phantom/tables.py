@@ -18,6 +18,8 @@ from aneurysm_ray.phantom.series import Rendered, make_series
 from aneurysm_ray.phantom.write import DicomSeries, uid_of, write_multiframe, write_slices
 
 TRUTH_CSV = "phantom.csv"
+VESSELS_NII, DOMES_NII = "_cowseg.nii", "_dome.nii"
+"""How the names of masks end: vessels as in the competition's data; aneurysms, numbered from 1."""
 TRUTH_COLUMNS = (
     *("series_uid", "patient", "modality", "plane", "multiframe"),
     *("location", "x_mm", "y_mm", "z_mm", "diameter_mm"),
@@ -48,7 +50,9 @@ def store_series(folder: Path, options: PhantomOptions, plan: SeriesPlan) -> Ser
     if plan.segmentation and rendered.vessels.any():
         masks = folder.parent / "segmentations"
         masks.mkdir(exist_ok=True)
-        write_mask(rendered.vessels, rendered.grid, masks / f"{series.series_uid}_cowseg.nii")
+        write_mask(rendered.vessels, rendered.grid, masks / f"{series.series_uid}{VESSELS_NII}")
+        if options.domes:
+            write_mask(rendered.aneurysms, rendered.grid, masks / f"{series.series_uid}{DOMES_NII}")
     return SeriesRows(
         _train_row(rendered, series),
         _clicks(rng, options, rendered, series),

@@ -1,5 +1,7 @@
 """The large veins and sinuses of the head, which CTA and contrast-enhanced MR show beside the arteries."""
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,15 +28,20 @@ _PAIRED: dict[str, tuple[tuple[tuple[float, float, float], ...], tuple[float, fl
 }
 
 
-def draw_veins(rng: np.random.Generator) -> tuple[Tube, ...]:
-    """Draw one head's veins: sinuses, deep and Sylvian veins, and a few bridging veins; left and right differ."""
+def draw_veins(rng: np.random.Generator, *, varied: bool = False) -> tuple[Tube, ...]:
+    """Draw one head's veins: sinuses, deep and Sylvian veins, and a few bridging veins; left and right differ.
+
+    A varied head's are half to twice as wide, and some small ones are missing.
+    """
+    wide = float(np.exp(rng.uniform(np.log(0.6), np.log(1.7)))) if varied else 1.0
     tubes = [_lay(rng, name, 1, nodes, ends, 1.0) for name, (nodes, ends) in _MIDLINE.items()]
     for sign in (1, -1):
         for name, (nodes, ends) in _PAIRED.items():
             tubes.append(_lay(rng, name, sign, nodes, ends, rng.uniform(0.55, 1.15)))
         for number in range(int(rng.integers(3, 7))):
             tubes.append(_bridging(rng, sign, number))
-    return tuple(tubes)
+    kept = [tube for tube in tubes if not varied or "sinus" in tube.name or rng.random() < 0.8]
+    return tuple(replace(tube, radii_mm=tube.radii_mm * wide) for tube in kept)
 
 
 def _lay(
