@@ -19,6 +19,7 @@ import typer
 
 from aneurysm_ray import ending
 from aneurysm_ray.errors import RequestError
+from aneurysm_ray.location import place
 
 log = logging.getLogger("aneurysm_ray")
 
@@ -33,9 +34,11 @@ app = typer.Typer(
 )
 
 Words = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings by dotted key.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of settings, such as best.toml.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", parser=place, help="TOML file of settings, such as best.toml.")
+]
 Preset = Annotated[str | None, typer.Option(help="v1, v2, v3, v4 or v5: the ladder of experiments.")]
-Out = Annotated[Path | None, typer.Option(help="Directory to write; named by date and kind unless given.")]
+Out = Annotated[Path | None, typer.Option(parser=place, help="Directory or URL; named by date and kind unless given.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that --out holds.")]
 
 
@@ -175,11 +178,10 @@ def prepare(
     steps: list[Sequence[object]] = [(AGAIN, "inspect", out)]
     if summary.prepared:
         steps.append((AGAIN, "train", out))
-    if "://" not in out:
+    with _going_on("writing the page"):
         from aneurysm_ray.reporting import pages
 
-        with _going_on("writing the page"):
-            steps.insert(0, ("open", pages.write_report(Path(out))))
+        steps.insert(0, ("open", pages.write_report(place(out))))
     _next(*steps)
     print(out)
     if summary.rejected:
@@ -188,7 +190,7 @@ def prepare(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A series, a data set, a prepared set or a run.")],
+    path: Annotated[Path, typer.Argument(parser=place, help="A series, a data set, a prepared set or a run.")],
     limit: Annotated[int, typer.Option(min=1, help="Most series of a data set to read.")] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -201,7 +203,7 @@ def inspect(
 
 @app.command()
 def train(
-    volumes: Annotated[Path, typer.Argument(help="A prepared set.")],
+    volumes: Annotated[Path, typer.Argument(parser=place, help="A prepared set.")],
     words: Words = None,
     config: ConfigFile = None,
     preset: Preset = None,
@@ -209,7 +211,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="optim.epochs")] = None,
     batch_size: Annotated[int | None, typer.Option(help="optim.batch_size")] = None,
     model: Annotated[str | None, typer.Option(help="model.name")] = None,
-    init: Annotated[Path | None, typer.Option(exists=True, help="Checkpoint to start from.")] = None,
+    init: Annotated[Path | None, typer.Option(parser=place, help="Checkpoint to start from.")] = None,
     control: Annotated[str | None, typer.Option(help="shuffle: the control that must score 0.5.")] = None,
     out: Out = None,
     resume: Resume = False,
@@ -222,7 +224,7 @@ def train(
         words,
         out if resume else None,
         **flags,
-        **{"init": str(init.resolve()) if init else None, "control": control},
+        **{"init": str(init) if init else None, "control": control},
     )
     out = _place(out, resume, "train", settings.model.name)
     with _going_on("loading Ray and torch"):
@@ -239,7 +241,7 @@ def train(
 
 @app.command()
 def tune(
-    volumes: Annotated[Path, typer.Argument(help="A prepared set.")],
+    volumes: Annotated[Path, typer.Argument(parser=place, help="A prepared set.")],
     words: Words = None,
     config: ConfigFile = None,
     preset: Preset = None,
@@ -272,7 +274,7 @@ def tune(
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(help="A training run, a search or an exported model.")],
+    run: Annotated[Path, typer.Argument(parser=place, help="A training run, a search or an exported model.")],
     paths: Annotated[list[str], typer.Argument(metavar="PATH... [KEY=VALUE]...", help="Series, data sets, archives.")],
     out: Out = None,
     fast: Annotated[bool, typer.Option("--fast", help="One model, no flips.")] = False,
@@ -300,8 +302,8 @@ def predict(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="A training run.")],
-    out: Annotated[Path, typer.Argument(help="File to write, such as model.safetensors.")],
+    run: Annotated[Path, typer.Argument(parser=place, help="A training run.")],
+    out: Annotated[Path, typer.Argument(parser=place, help="File to write, such as model.safetensors.")],
 ) -> None:
     """Write a run's models as one file that loads without Ray and without running code from it."""
     from aneurysm_ray.learning import export as exporting
@@ -313,8 +315,8 @@ def export(
 
 @app.command()
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="predictions.csv of a run or of anyone's model.")],
-    data: Annotated[Path, typer.Argument(help="Data set or prepared set that holds the labels.")],
+    predictions: Annotated[Path, typer.Argument(parser=place, help="predictions.csv of a run or of anyone's model.")],
+    data: Annotated[Path, typer.Argument(parser=place, help="Data set or prepared set that holds the labels.")],
 ) -> None:
     """The weighted score and its interval for any predictions table."""
     from aneurysm_ray.learning import evaluation
@@ -324,8 +326,10 @@ def evaluate(
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="A prepared set, a run or a search; several are compared.")],
-    out: Annotated[Path | None, typer.Option(help="Page to write when several are compared.")] = None,
+    folders: Annotated[
+        list[Path], typer.Argument(parser=place, help="Prepared set, run or search; several are compared.")
+    ],
+    out: Annotated[Path | None, typer.Option(parser=place, help="Page to write when several are compared.")] = None,
 ) -> None:
     """Write, or write again, the page of a prepared set, a run or a search; of several, their comparison."""
     with _going_on("writing the page"):

@@ -1,22 +1,25 @@
 """The files of a run directory: their names, atomic writing, reading back.
 
-Every file is written under a temporary name and renamed, so a reader or a crash sees the old file or the new one,
-never a part. `summary.json` is written last: a directory that has one is complete.
+Every file is written under a temporary name and renamed, or uploaded as a whole, so a reader or a crash sees the old
+file or the new one, never a part. `summary.json` is written last: a directory that has one is complete.
 """
 
 import contextlib
+import io
 import json
 import logging
+import logging.handlers
 import os
 import secrets
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import pandas as pd
 
-from aneurysm_ray import overrides
+from aneurysm_ray import location, overrides
 from aneurysm_ray.config import Config
 from aneurysm_ray.errors import OutputError, RunDirError
 
@@ -41,6 +44,8 @@ BEST = "best.toml"
 JOURNAL = "optuna.journal"
 STUDY = "study.json"
 SAMPLE = "sample.json"
+SERIES = "series"
+RESULT = "result.json"
 ERROR = "error.txt"
 VOLUMES = "volumes.parquet"
 REJECTED = "rejected.csv"
@@ -49,31 +54,41 @@ PREPARE = "prepare.json"
 
 @contextlib.contextmanager
 def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary sibling for writing; rename it over `path` when the block ends well, remove it otherwise.
+    """Open a temporary file for writing; it becomes `path` when the block ends well, and is removed otherwise.
 
     Raises OutputError when the disk is full, read-only or gone.
     """
     # Not the process's number: its threads, and processes of other machines, may write the same file.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    if remote := location.is_remote(path):
+        temporary = Path(tempfile.gettempdir()) / f"aneurysm-ray-{temporary.name}"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.parent.mkdir(parents=True, exist_ok=True)
         text = "b" not in mode
         with open(temporary, mode, encoding="utf-8" if text else None, newline="" if text else None) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if remote:
+            location.upload(str(temporary), path)
+        else:
+            os.replace(temporary, path)
     # torch.save makes a RuntimeError of what the disk says.
     except (OSError, RuntimeError) as error:
         if (cause := error if isinstance(error, OSError) else error.__context__) and isinstance(cause, OSError):
-            raise OutputError(
-                f"{path} cannot be written: {cause.strerror or cause}; make room or mend its permissions, and run the "
-                "same command again"
-            ) from error
+            raise cannot_be_written(path, cause) from error
         raise
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def cannot_be_written(path: Path, error: OSError) -> OutputError:
+    """Return what to say of a file that the disk or the object store does not take."""
+    return OutputError(
+        f"{path} cannot be written: {error.strerror or error}; make room or mend its permissions, and run the same "
+        "command again"
+    )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -96,19 +111,15 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
 def append_csv(path: Path, frame: pd.DataFrame) -> None:
     """Add rows to a table that has the same columns, all in one write, so that no reader sees half a row."""
     try:
-        with open(path, "a", encoding="utf-8", newline="") as file:
-            file.write(frame.to_csv(index=False, header=False))
+        location.append(path, frame.to_csv(index=False, header=False).encode())
     except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written: {error.strerror or error}; make room or mend its permissions, and run the "
-            "same command again"
-        ) from error
+        raise cannot_be_written(path, error) from error
 
 
 def read_json(path: Path) -> Any:
     """Read JSON. Raises RunDirError when it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(location.read_bytes(path))
     except OSError as error:
         raise RunDirError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
@@ -118,7 +129,7 @@ def read_json(path: Path) -> Any:
 def read_csv(path: Path) -> pd.DataFrame:
     """Read a table; identifiers stay text. Raises RunDirError when it is missing or damaged."""
     try:
-        return pd.read_csv(path, dtype={"series_uid": "string", "patient": "string"})
+        return pd.read_csv(io.BytesIO(location.read_bytes(path)), dtype={"series_uid": "string", "patient": "string"})
     except OSError as error:
         raise RunDirError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
@@ -143,9 +154,8 @@ def trained_dir(search: Path, trial: int) -> Path:
 @contextlib.contextmanager
 def keep_log(folder: Path) -> Iterator[None]:
     """Also write the package's messages into the directory's log while the block runs, and its traceback."""
-    folder.mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger("aneurysm_ray")
-    handler = logging.FileHandler(folder / LOG, delay=True)
+    handler = _RemoteLog(folder / LOG) if location.is_remote(folder) else _local_log(folder / LOG)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
     level = logger.level
@@ -160,6 +170,27 @@ def keep_log(folder: Path) -> Iterator[None]:
         logger.setLevel(level)
         logger.removeHandler(handler)
         handler.close()
+
+
+def _local_log(path: Path) -> logging.Handler:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return logging.FileHandler(path, delay=True)
+
+
+class _RemoteLog(logging.handlers.MemoryHandler):
+    """Collects messages and adds them to an object: a hundred at a time, and an error at once."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(100, logging.ERROR)
+        self.path = path
+
+    def flush(self) -> None:
+        """Write what was collected; a store that does not answer costs the log and not the work."""
+        text = "".join(f"{self.format(record)}\n" for record in self.buffer)
+        self.buffer = []
+        if text:
+            with contextlib.suppress(OSError):
+                location.append(self.path, text.encode())
 
 
 def kind(folder: Path) -> str:

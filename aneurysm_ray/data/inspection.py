@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from aneurysm_ray import rundir
+from aneurysm_ray import location, rundir
 from aneurysm_ray.data import dataset, dicom, store
 from aneurysm_ray.errors import RequestError, SeriesError
 from aneurysm_ray.labels import LABELS
@@ -34,8 +34,8 @@ def _run(path: Path, kind: str) -> dict[str, Any]:
         found = rundir.read_json(path / rundir.SUMMARY)
         return {"kind": kind, "path": str(path), "finished": not found.get("interrupted", False), **found}
     facts = {"kind": kind, "path": str(path), "finished": False, "to go on": "its command with --resume"}
-    tables = sorted(path.glob(f"fold_*/{rundir.METRICS}"))
-    epochs = {table.parent.name: len(rundir.read_csv(table)) for table in tables}
+    tables = {fold.name: fold / rundir.METRICS for fold in location.matching(path, "fold_*")}
+    epochs = {name: len(rundir.read_csv(table)) for name, table in tables.items() if table.exists()}
     return {**facts, **({"epochs": epochs} if epochs else {})}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from aneurysm_ray import provenance, rundir
+from aneurysm_ray import location, provenance, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import folds as fold_tables
 from aneurysm_ray.data import storage, store
@@ -108,7 +108,7 @@ class Run:
     def _facts(self) -> dict[str, str]:
         facts = {"volumes": str(self.volumes)}
         if self.config.init:
-            facts["init_digest"] = provenance.file_digest(_weights_file(Path(self.config.init)))
+            facts["init_digest"] = provenance.file_digest(_weights_file(location.place(self.config.init)))
         return facts
 
 

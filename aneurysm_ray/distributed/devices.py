@@ -35,6 +35,11 @@ def reserved() -> Place:
     return Place(_device(gpus), max(1, int(cpus)))
 
 
+def here() -> str:
+    """Return the device of a process that asked Ray for nothing and has the machine to itself."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def use(place: Place) -> str:
     """Give torch the place's threads; return its device."""
     torch.set_num_threads(place.threads)

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from aneurysm_ray import rundir
+from aneurysm_ray import location, rundir
 from aneurysm_ray.errors import AneurysmRayError, OutputError, RequestError
 
 log = logging.getLogger(__name__)
@@ -51,8 +51,10 @@ def alone(folder: Path) -> Iterator[str]:
     Raises RequestError when another driver holds it and is alive; AneurysmRayError at the end when another one took
     the directory over, because this process had not been heard of for too long.
     """
-    made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    location.check_reachable(folder)
+    made = not location.is_remote(folder) and not folder.exists()
+    if made:
+        folder.mkdir(parents=True, exist_ok=True)
     path = folder / rundir.DRIVER
     mine = _this_process()
     _take(path, mine)
@@ -71,7 +73,7 @@ def alone(folder: Path) -> Iterator[str]:
         stop.set()
         beating.join()
         if holds(folder, mine.token):
-            path.unlink()
+            location.remove(path)
         if made and not any(folder.iterdir()):
             folder.rmdir()
 
@@ -85,7 +87,7 @@ def holds(folder: Path, token: str) -> bool:
 def _take(path: Path, mine: Driver) -> None:
     other = _read(path)
     if other is None:
-        if not _create(path, mine):
+        if not location.create(path, json.dumps(asdict(mine)).encode()):
             raise RequestError(f"another command has just begun to write {path.parent}; wait for it, or stop it")
         return
     if not _is_dead(path, other):
@@ -101,22 +103,9 @@ def _take(path: Path, mine: Driver) -> None:
         raise RequestError(f"another command has just gone on with {path.parent}; wait for it, or stop it")
 
 
-def _create(path: Path, mine: Driver) -> bool:
-    """Write the file unless there is one; say whether it was written."""
-    draft = path.with_name(f"{path.name}.{mine.token}")
-    rundir.write_json(draft, asdict(mine))
-    try:
-        os.link(draft, path)  # fails where there is one, and never shows half a file
-    except FileExistsError:
-        return False
-    finally:
-        draft.unlink()
-    return True
-
-
 def _read(path: Path) -> Driver | None:
     try:
-        return Driver(**json.loads(path.read_text()))
+        return Driver(**json.loads(location.read_bytes(path)))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError):
@@ -152,7 +141,10 @@ def _beat(path: Path, mine: Driver, stop: threading.Event, lost: threading.Event
                 os.kill(os.getpid(), signal.SIGINT)
                 return
             rundir.write_json(path, asdict(mine))
-        except OutputError as error:  # a full disk or a network that is gone for a while; the work itself will say so
+        except (
+            OutputError,
+            OSError,
+        ) as error:  # a full disk or a network that is gone for a while; the work itself will say so
             log.debug("%s: %s", path, error)
 
 

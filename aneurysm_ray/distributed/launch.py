@@ -1,7 +1,7 @@
 """Run a study's trials with Ray Tune, and keep the search's tables and the terminal up to date."""
 
 import logging
-import shutil
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ import ray.train
 import ray.tune
 from optuna.trial import TrialState
 
-from aneurysm_ray import rundir
+from aneurysm_ray import location, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.distributed import (
     news,
@@ -78,7 +78,7 @@ def launch(
         def run_trial(sample: dict[str, Any]) -> None:
             trial_process.run(sample, base=config, out=out, fit=fit, box=handle, scaling=scaling)
 
-        with progress.told(lines.status):
+        with progress.told(lines.status), tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as scratch:
             ray.tune.Tuner(
                 ray.tune.with_resources(run_trial, request),
                 tune_config=ray.tune.TuneConfig(
@@ -92,8 +92,9 @@ def launch(
                     trial_dirname_creator=_name,
                 ),
                 run_config=ray.tune.RunConfig(
-                    name=time.strftime("%Y%m%dT%H%M%S"),
-                    storage_path=str(out / "ray"),
+                    # Of what Tune writes nothing is read: the study and the trials' folders are the search's record.
+                    name="tune",
+                    storage_path=scratch,
                     callbacks=[Tables(study, config, parameters, out, gpus, lines)],
                     verbose=0,
                 ),
@@ -194,8 +195,8 @@ class Tables(ray.tune.Callback):
             self._end(number)
 
     def _end(self, number: int) -> None:
-        for checkpoints in trial_process.folder_of(self.out, number).glob("fold_*"):
-            shutil.rmtree(checkpoints, ignore_errors=True)
+        for checkpoints in location.matching(trial_process.folder_of(self.out, number), "fold_*"):
+            location.remove_tree(checkpoints)
         self.lines.end(number, self._write())
 
     def _write(self) -> pd.DataFrame:

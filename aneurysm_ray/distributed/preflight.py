@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from aneurysm_ray import overrides, rundir
+from aneurysm_ray import location, overrides, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.errors import ConfigError, RequestError
 from aneurysm_ray.labels import LABELS, PRESENT
@@ -51,7 +51,7 @@ def check_network(config: Config) -> None:
             f"{config.resources.workers}"
         )
     if config.init:
-        found = checkpoint.transfer(models.build(config.model), checkpoint.read_weights(Path(config.init)))
+        found = checkpoint.transfer(models.build(config.model), checkpoint.read_weights(location.place(config.init)))
         log.info("* %s: %s", config.init, found)
 
 

@@ -20,9 +20,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from aneurysm_ray import rundir
+from aneurysm_ray import location, rundir
 from aneurysm_ray.config import Config, TuneConfig
 from aneurysm_ray.distributed import space
+from aneurysm_ray.distributed.object_journal import ObjectJournal
 from aneurysm_ray.errors import ConfigError, RequestError
 
 STEP = "step"
@@ -93,7 +94,7 @@ def open_study(config: TuneConfig, out: Path) -> optuna.Study:
     except (ImportError, optuna.exceptions.StorageInternalError, *_database_errors()) as error:
         raise RequestError(f"tune.storage = {config.storage!r} cannot be opened: {error}") from error
     before = study.user_attrs.get(DIRECTORY, str(out))
-    if config.storage and before != str(out) and _name_in(Path(before)) == name:
+    if config.storage and before != str(out) and _name_in(location.place(before)) == name:
         raise RequestError(
             f"{out} is a copy of {before}, whose study {name} is in {config.storage}; go on there, or search anew with "
             "another --out"
@@ -110,6 +111,8 @@ def _name_in(out: Path) -> str:
 def _storage(config: TuneConfig, journal: Path) -> BaseStorage:
     if config.storage:
         return RDBStorage(config.storage)
+    if location.is_remote(journal):
+        return JournalStorage(ObjectJournal(journal))
     mend_journal(journal)
     return JournalStorage(JournalFileBackend(str(journal)))
 

@@ -20,17 +20,31 @@ def scaling(resources: ResourcesConfig, need: Mapping[str, float]) -> ray.train.
     )
 
 
+def run_config(
+    name: str, scratch: str, resources: ResourcesConfig, callbacks: list[ray.train.UserCallback]
+) -> ray.train.RunConfig:
+    """Say to Ray Train what to do with losses, whom to tell, and where it may write what nobody reads.
+
+    A run's state lies in the run, not in `scratch`. Ray Train's own record of checkpoints is not used: it is written in
+    place, so that a kill or a full disk can leave one that no run goes on from; it belongs to one version of Ray; and a
+    trial that runs without Ray Train has none.
+    """
+    return ray.train.RunConfig(
+        name=name,
+        storage_path=scratch,
+        callbacks=callbacks,
+        failure_config=ray.train.FailureConfig(
+            # A node that is taken back with notice, as spot ones are, is not counted.
+            max_failures=resources.max_failures,
+            controller_failure_limit=-1 if resources.min_workers else resources.max_failures,
+        ),
+        logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+    )
+
+
 def patience(resources: ResourcesConfig) -> dict[str, str]:
     """Return the variables by which Ray Train waits for nodes as long as it takes, and counts no wait as a failure.
 
     An elastic group decides on its size by what it saw a moment ago, so that it must be let decide again.
     """
     return {} if resources.min_workers else {WORKER_GROUP_START_TIMEOUT_S_ENV_VAR: str(10**8)}
-
-
-def failure_config(resources: ResourcesConfig) -> ray.train.FailureConfig:
-    """Say to Ray Train how many losses a run survives; a node that is taken back with notice is not counted."""
-    return ray.train.FailureConfig(
-        max_failures=resources.max_failures,
-        controller_failure_limit=-1 if resources.min_workers else resources.max_failures,
-    )

@@ -10,6 +10,7 @@ import functools
 import logging
 import math
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ import ray
 import ray.train
 import ray.train.torch
 
-from aneurysm_ray import rundir
+from aneurysm_ray import location, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import store
 from aneurysm_ray.distributed import begin, driver, failures, news, preflight, progress, room, session, survival
@@ -58,7 +59,7 @@ def train(volumes: Path, out: Path, config: Config, *, folds: str = "0", resume:
     config = preflight.settled(config)
     chosen = parse_folds(folds, config.folds.count)
     table = begin.labelled(volumes)  # what is wrong with it names it as it was typed
-    volumes, out = volumes.resolve(), out.resolve()
+    volumes, out = location.absolute(volumes), location.absolute(out)
     dealt = begin.deal(volumes, table, config)
     preflight.check_labels(table, dealt, chosen)
     preflight.check_network(config)
@@ -80,7 +81,7 @@ def train(volumes: Path, out: Path, config: Config, *, folds: str = "0", resume:
                     *((dealt["fold"] == chosen[0]).sum(), config.resources.workers, room.said(need), side_by_side),
                 )
                 if unfinished:
-                    (out / rundir.SUMMARY).unlink(missing_ok=True)  # what has one is complete
+                    location.remove(out / rundir.SUMMARY)  # what has one is complete
                 failed = _run_folds(unfinished, side_by_side, need, config, volumes, out)
         with rundir.keep_log(out):
             if failed:
@@ -114,8 +115,14 @@ def _run_folds(
     pool = concurrent.futures.ThreadPoolExecutor(side_by_side)
     lines = FoldLines(folds, config.optim, lambda: room.waits_for(need, session.free()))
     try:
-        with news.Box() as box, session.environment(survival.patience(config.resources)), progress.told(lines.status):
-            running = {pool.submit(_run_fold, fold, need, config, volumes, out, box.handle): fold for fold in folds}
+        with (
+            news.Box() as box,
+            session.environment(survival.patience(config.resources)),
+            progress.told(lines.status),
+            tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as scratch,
+        ):
+            what = (need, config, volumes, out, box.handle, scratch)
+            running = {pool.submit(_run_fold, fold, *what): fold for fold in folds}
             while running:
                 done, _ = concurrent.futures.wait(
                     running, timeout=_POLL_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED
@@ -132,7 +139,9 @@ def _run_folds(
     return failed
 
 
-def _run_fold(fold: int, need: Mapping[str, float], config: Config, volumes: Path, out: Path, box: Any) -> None:
+def _run_fold(
+    fold: int, need: Mapping[str, float], config: Config, volumes: Path, out: Path, box: Any, scratch: str
+) -> None:
     """Train one fold; returns when its summary is written. Raises Ray's TrainingFailedError."""
     settings = {
         "fold": fold,
@@ -146,13 +155,7 @@ def _run_fold(fold: int, need: Mapping[str, float], config: Config, volumes: Pat
         train_loop_config=settings,
         scaling_config=survival.scaling(config.resources, need),
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if "GPU" in need else "gloo"),
-        run_config=ray.train.RunConfig(
-            name=f"fold_{fold}",
-            storage_path=str(out / "ray"),
-            failure_config=survival.failure_config(config.resources),
-            callbacks=[news.Watch(box, {"fold": fold})],
-            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-        ),
+        run_config=survival.run_config(f"fold_{fold}", scratch, config.resources, [news.Watch(box, {"fold": fold})]),
     ).fit()
 
 
@@ -161,7 +164,7 @@ def _worker(settings: dict[str, Any]) -> None:
     from aneurysm_ray.learning import checkpoint
 
     config = Config.model_validate(settings["config"])
-    fold, volumes, out = settings["fold"], Path(settings["volumes"]), Path(settings["out"])
+    fold, volumes, out = settings["fold"], location.place(settings["volumes"]), location.place(settings["out"])
     folder = rundir.fold_dir(out, fold)
     last = folder / rundir.CHECKPOINT_LAST
     first = ray.train.get_context().get_world_rank() == 0
@@ -170,14 +173,16 @@ def _worker(settings: dict[str, Any]) -> None:
     if first:
         news.post(settings["box"], {**about, "kind": "begin", **_whereabouts(resume)})
     tell = news.teller(settings["box"] if first else None, about)
+    saver = checkpoint.Saver(last)
     with failures.kept(folder):
         for result in fit_fold(config, fold, resume, tell, volumes=volumes, folds=out / rundir.FOLDS):
             if first:
-                _write_epoch(folder, result)
+                _write_epoch(folder, result, saver)
                 if config.tensorboard:
                     _write_events(folder / rundir.TENSORBOARD, result.metrics)
             ray.train.report(result.metrics)
         if first:
+            saver.wait()
             _write_fold_summary(folder, fold)
 
 
@@ -238,22 +243,21 @@ def fit_fold(
         if world > 1
         else lambda network: network,
         resume=resume,
-        init=checkpoint.read_weights(Path(config.init)) if config.init else None,
+        init=checkpoint.read_weights(location.place(config.init)) if config.init else None,
         tell=tell,
     )
 
 
-def _write_epoch(folder: Path, result: Any) -> None:
+def _write_epoch(folder: Path, result: Any, saver: Any) -> None:
     """Write an epoch's tables, then its checkpoint: a crash in between repeats the epoch and writes the same again."""
-    from aneurysm_ray.learning import checkpoint, ensemble
+    from aneurysm_ray.learning import ensemble
 
-    history = pd.DataFrame(result.state["history"])
-    rundir.write_csv(folder / rundir.METRICS, history)
+    rundir.write_csv(folder / rundir.METRICS, pd.DataFrame(result.state["history"]))
     rundir.write_csv(folder / rundir.PREDICTIONS, result.predictions)
     rundir.write_csv(folder / rundir.CANDIDATES, result.candidates)
     for uid, heatmap in result.heatmaps.items():
         ensemble.write_heatmap(folder / rundir.HEATMAPS / f"{uid}.npz", heatmap)
-    checkpoint.save(folder / rundir.CHECKPOINT_LAST, result.state)
+    saver.save(result.state)
 
 
 def _write_events(folder: Path, metrics: Mapping[str, float]) -> None:
@@ -261,7 +265,10 @@ def _write_events(folder: Path, metrics: Mapping[str, float]) -> None:
     from tensorboardX import SummaryWriter  # a part of ray[tune]
 
     epoch = int(metrics["epoch"])
-    with SummaryWriter(str(folder), purge_step=epoch, filename_suffix=f".epoch{epoch:04d}") as writer:
+    with (
+        location.folder(folder) as here,
+        SummaryWriter(str(here), purge_step=epoch, filename_suffix=f".epoch{epoch:04d}") as writer,
+    ):
         for name, value in metrics.items():
             if name != "epoch" and not math.isnan(value):
                 writer.add_scalar(name.replace(" ", "_"), value, epoch)

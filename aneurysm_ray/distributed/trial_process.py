@@ -7,8 +7,8 @@ trial's process - a crash, a lost node, the end of the search - the next process
 import contextlib
 import json
 import os
-import shutil
 import socket
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ import pandas as pd
 import ray.train
 import ray.tune
 
-from aneurysm_ray import overrides, rundir
+from aneurysm_ray import location, overrides, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.distributed import failures, news, record, survival
 from aneurysm_ray.errors import OutputError, RunDirError
@@ -96,30 +96,27 @@ def _train_on_workers(
     from ray.tune.integration.ray_train import TuneReportCallback
 
     os.environ.update(survival.patience(config.resources))
-    TorchTrainer(
-        _worker,
-        train_loop_config={
-            "config": config.model_dump(mode="json"),
-            "folder": str(folder),
-            "fit": fit,
-            "box": box,
-            "about": about,
-        },
-        scaling_config=scaling,
-        torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
-        run_config=ray.train.RunConfig(
-            name=folder.name,
-            storage_path=str(folder.parent.parent / "ray" / "train"),
-            callbacks=[TuneReportCallback(), news.Watch(box, about)],
-            failure_config=survival.failure_config(config.resources),
-            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-        ),
-    ).fit()
+    with tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as scratch:
+        TorchTrainer(
+            _worker,
+            train_loop_config={
+                "config": config.model_dump(mode="json"),
+                "folder": str(folder),
+                "fit": fit,
+                "box": box,
+                "about": about,
+            },
+            scaling_config=scaling,
+            torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
+            run_config=survival.run_config(
+                folder.name, scratch, config.resources, [TuneReportCallback(), news.Watch(box, about)]
+            ),
+        ).fit()
 
 
 def _worker(settings: dict[str, Any]) -> None:
     rank = ray.train.get_context().get_world_rank()
-    config, folder = Config.model_validate(settings["config"]), Path(settings["folder"])
+    config, folder = Config.model_validate(settings["config"]), location.place(settings["folder"])
     tell = news.teller(settings["box"] if rank == 0 else None, settings["about"])
     with failures.kept(folder):
         for result in epochs(config, folder, settings["fit"], tell, write=rank == 0):
@@ -148,6 +145,7 @@ def epochs(
         if rows and rows[-1][record.STEP] >= first_step + config.optim.epochs - 1:
             continue
         last = rundir.fold_dir(folder, fold) / rundir.CHECKPOINT_LAST
+        saver = checkpoint.Saver(last)
         for result in fit(config, fold, checkpoint.load(last) if (last / checkpoint.STATE).exists() else None, tell):
             row = {
                 record.STEP: first_step + result.epoch,
@@ -164,10 +162,11 @@ def epochs(
                 _write_predictions(folder, fold, result.predictions)
                 rundir.write_csv(folder / rundir.METRICS, pd.DataFrame(rows))
                 if result.epoch + 1 < config.optim.epochs:
-                    checkpoint.save(last, result.state)
+                    saver.save(result.state)
             yield _result(rows, config)
+        saver.wait()
         if write:
-            shutil.rmtree(last.parent, ignore_errors=True)
+            location.remove_tree(last.parent)
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:

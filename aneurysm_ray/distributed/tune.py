@@ -2,11 +2,10 @@
 
 import functools
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
-from aneurysm_ray import overrides, rundir
+from aneurysm_ray import location, overrides, rundir
 from aneurysm_ray.config import Config, TuneConfig
 from aneurysm_ray.distributed import (
     begin,
@@ -63,7 +62,7 @@ def tune(
     config = preflight.settled(config)
     parameters = check(config)
     table = begin.labelled(volumes)  # what is wrong with it names it as it was typed
-    volumes, out = volumes.resolve(), out.resolve()
+    volumes, out = location.absolute(volumes), location.absolute(out)
     dealt = begin.deal(volumes, table, config)
     preflight.check_labels(table, dealt, config.tune.folds)
     if left_out := preflight.unjudged(table, dealt, config.tune.folds):
@@ -111,7 +110,7 @@ def run_search(out: Path, config: Config, fit: trial_process.Fit, *, retry_faile
 
     `fit` trains one fold of one trial. Ctrl-C ends the search with what there is: `interrupted` is true in the summary.
     """
-    out, parameters = out.resolve(), check(config)
+    out, parameters = location.absolute(out), check(config)
     cluster = session.cluster()
     asked = config.tune.concurrent or _enough(config.tune)
     need = room.per_worker(config.resources, cluster, asked)
@@ -131,13 +130,12 @@ def run_search(out: Path, config: Config, fit: trial_process.Fit, *, retry_faile
         log.info("  (so few that each learns from those before it; tune.concurrent=%d asks for all)", left)
     search_tables.write(study, config, parameters, out, gpus)
     if left > 0:
-        (out / rundir.SUMMARY).unlink(missing_ok=True)  # what has one has ended
+        location.remove(out / rundir.SUMMARY)  # what has one has ended
         launch.launch(study, config, parameters, out, fit, need=need, at_once=at_once)
     table = search_tables.write(study, config, parameters, out, gpus)
     best = search_tables.write_best(table, config, out)
     summary = search_tables.summary(study, table, config, best)
     rundir.write_json(out / rundir.SUMMARY, summary)
-    shutil.rmtree(out / "ray", ignore_errors=True)
     return summary
 
 

@@ -4,11 +4,13 @@ A checkpoint is a folder with `state.pt`, the `state` of an `EpochResult`. Loadi
 which accepts tensors and plain values and nothing that runs.
 """
 
+import io
 import pickle
 import re
 import zipfile
 import zlib
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from aneurysm_ray import rundir
+from aneurysm_ray import location, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.errors import RunDirError
 from aneurysm_ray.learning import models
@@ -38,6 +40,36 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
         torch.save(dict(state), file)
 
 
+class Saver:
+    """Writes the states of a training one after another; to an object store while the next epoch is trained."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
+        self.writing: Future[None] | None = None
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write a state, or begin to. Raises OutputError, also for the state before."""
+        self.wait()
+        if not location.is_remote(self.folder):
+            save(self.folder, state)
+            return
+        # The state's tensors change with the next step: what is written in the background is a copy.
+        draft = io.BytesIO()
+        torch.save(dict(state), draft)
+        self.writing = self.pool.submit(self._write, draft.getbuffer())
+
+    def wait(self) -> None:
+        """Return when all is written. Raises OutputError."""
+        if self.writing is not None:
+            writing, self.writing = self.writing, None
+            writing.result()
+
+    def _write(self, draft: memoryview) -> None:
+        with rundir.atomic(self.folder / STATE, "wb") as file:
+            file.write(draft)
+
+
 def check(folder: Path) -> None:
     """Look whether a training state is whole. Raises RunDirError when it is missing or damaged.
 
@@ -45,7 +77,7 @@ def check(folder: Path) -> None:
     """
     path = folder / STATE
     try:
-        with zipfile.ZipFile(path) as archive:
+        with location.fetched(path) as here, zipfile.ZipFile(here) as archive:
             damaged = archive.testzip()
     except OSError as error:
         raise RunDirError(f"{path}: cannot be read ({error.strerror or error})") from error
@@ -113,7 +145,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         path = path / STATE
     if path.suffix == ".safetensors":
         try:
-            return dict(load_file(path))
+            with location.fetched(path) as here:
+                return dict(load_file(here))
         except (OSError, SafetensorError) as error:
             raise RunDirError(f"{path}: not a safetensors file ({error})") from error
     found: Any = _read(path)
@@ -168,7 +201,8 @@ def _bare(name: str) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with location.fetched(path) as here:
+            found = torch.load(here, map_location="cpu", weights_only=True)
     except OSError as error:
         raise RunDirError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:

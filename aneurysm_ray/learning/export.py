@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from aneurysm_ray import overrides, rundir
+from aneurysm_ray import location, overrides, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.errors import RunDirError
 from aneurysm_ray.labels import LABELS
@@ -144,7 +144,7 @@ def _collect(run: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _folds(run: Path) -> list[int]:
     """Return the folds whose models are a run's: the complete ones, which its score is of, or else all there are."""
-    names = [path.name.removeprefix("fold_") for path in run.glob("fold_*")]
+    names = [path.name.removeprefix("fold_") for path in location.matching(run, "fold_*")]
     there = [
         fold
         for fold in sorted(int(name) for name in names if name.isdigit())
@@ -177,7 +177,7 @@ def _label_facts(run: Path, folds: list[int]) -> tuple[list[float], list[tuple[f
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        with safe_open(path, "pt") as file:
+        with location.fetched(path) as here, safe_open(here, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise RunDirError(f"{path}: cannot be read as a run directory or an exported model ({error})") from error

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from aneurysm_ray import overrides
+from aneurysm_ray import location, overrides
 from aneurysm_ray.errors import RequestError
 from aneurysm_ray.labels import LABELS, PRESENT, PRESENT_INDEX, SHORT_NAMES
 from aneurysm_ray.learning import curves, froc, metrics
@@ -44,7 +44,7 @@ def _tile(name: str, score: Score) -> Tile:
 
 def names(folders: Sequence[Path]) -> list[str]:
     """Return the shortest ends of the paths that tell the folders apart."""
-    parts = [folder.resolve().parts for folder in folders]
+    parts = [location.absolute(folder).parts for folder in folders]
     for depth in range(1, max(map(len, parts)) + 1):
         short = ["/".join(part[-depth:]) for part in parts]
         if len(set(short)) == len(short):

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from aneurysm_ray import rundir
+from aneurysm_ray import location, rundir
 from aneurysm_ray.data.dicom import QUALITY
 from aneurysm_ray.data.store import PreparedVolume
 from aneurysm_ray.errors import SERIES_REASONS
@@ -111,7 +111,7 @@ def index_page(folder: Path) -> Page:
         missing="Every series was read.",
     )
     return Page(
-        title=folder.resolve().name,
+        title=location.absolute(folder).name,
         kind="prediction",
         subtitle=f"model {summary['model'][:12]} of {summary['run']}, {words.count(summary['models'], 'network')}",
         summary=(
@@ -136,14 +136,17 @@ def index_page(folder: Path) -> Page:
 def _unfinished_page(folder: Path) -> Page:
     """Return the page of a prediction that was interrupted: the series that were scored, by their own files."""
     facts = rundir.read_json(folder / rundir.PROVENANCE)
-    results = [(path.parent.name, rundir.read_json(path)) for path in sorted(folder.glob("series/*/result.json"))]
-    rows = tuple(
-        (Link(_short(result["series_uid"]), quote(f"series/{name}/{SERIES_PAGE}")), result["probabilities"][PRESENT])
-        for name, result in sorted(results, key=lambda pair: -pair[1]["probabilities"][PRESENT])
-    )
+    series = location.matching(folder / rundir.SERIES, "*")
+    files = [file for one in series if (file := one / rundir.RESULT).exists()]
+    results = [(file.parent.name, rundir.read_json(file)) for file in files]
+    ordered = sorted(results, key=lambda pair: -pair[1]["probabilities"][PRESENT])
+    links = [
+        Link(_short(result["series_uid"]), quote(f"{rundir.SERIES}/{name}/{SERIES_PAGE}")) for name, result in ordered
+    ]
+    rows = tuple((link, result["probabilities"][PRESENT]) for link, (_, result) in zip(links, ordered, strict=True))
     scored = words.count(len(rows), "series was", "series were")
     return Page(
-        title=folder.resolve().name,
+        title=location.absolute(folder).name,
         kind="prediction",
         subtitle=f"model {str(facts.get('model', ''))[:12]} of {facts.get('run', '')}",
         summary=(

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from aneurysm_ray import location
 from aneurysm_ray.labels import PRESENT
 from aneurysm_ray.learning import froc, metrics
 from aneurysm_ray.learning.bootstrap import Score
@@ -22,7 +23,7 @@ _FEW = f"With fewer than {run_summary.FEW_POSITIVES} positives an AUC is an anec
 def page(folder: Path) -> Page:
     """Read a run directory and return its page."""
     run = read_run(folder)
-    title, subtitle = folder.resolve().name, _subtitle(run)
+    title, subtitle = location.absolute(folder).name, _subtitle(run)
     how = provenance_blocks.section(run.config, run.provenance)
     if run.predictions.empty:
         summary = (

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from aneurysm_ray import rundir
+from aneurysm_ray import location, rundir
 from aneurysm_ray.data import store
 from aneurysm_ray.data.dicom import QUALITY
 from aneurysm_ray.errors import SERIES_REASONS, AneurysmRayError
@@ -37,7 +37,7 @@ def page(folder: Path) -> Page:
         missing="No series was prepared.",
     )
     return Page(
-        title=folder.resolve().name,
+        title=location.absolute(folder).name,
         kind="prepared set",
         subtitle=_subtitle(facts),
         summary=(*_summary(table, rejected, items), *_state(facts)),

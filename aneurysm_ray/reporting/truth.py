@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from aneurysm_ray import rundir
+from aneurysm_ray import location, rundir
 from aneurysm_ray.errors import RunDirError
 
 TRUTH = "phantom.csv"
@@ -15,7 +15,7 @@ def lesions(volumes: Path) -> pd.DataFrame | None:
     """Return series_uid, location, diameter_mm of every aneurysm, or None where no truth is known."""
     try:
         source = rundir.read_json(volumes / rundir.PREPARE).get("source", "")
-        table = rundir.read_csv(Path(str(source)) / TRUTH)
+        table = rundir.read_csv(location.place(str(source)) / TRUTH)
     except (RunDirError, AttributeError):
         return None
     columns = ["series_uid", "location", "diameter_mm"]

@@ -1,0 +1,204 @@
+"""The three steps of a series' prediction: read it (CPU), score it (GPU), write its folder (CPU), `result.json` last.
+
+A folder with a `result.json` is done. The folder holds the page, the heat map, and on request the files for viewers.
+Each step is a function of values, which a process does one after another or three of Ray Data's operators side by side.
+"""
+
+import contextlib
+import functools
+import logging
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from aneurysm_ray import location, rundir
+from aneurysm_ray.config import Config
+from aneurysm_ray.data import places, storage
+from aneurysm_ray.data.guard import Guard
+from aneurysm_ray.data.outputs import viewer
+from aneurysm_ray.data.reading import Reading
+from aneurysm_ray.errors import SeriesError
+from aneurysm_ray.labels import LABELS, PRESENT_INDEX
+from aneurysm_ray.learning import ensemble, export, inference
+from aneurysm_ray.learning.export import Ensemble
+from aneurysm_ray.learning.inference import Answer
+from aneurysm_ray.reporting import page, pictures, predict_page
+
+log = logging.getLogger(__name__)
+
+HEATMAP = "heatmap.npz"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A series to score; plain values, so that it travels."""
+
+    name: str
+    """Its folder below `series/`."""
+    location: str
+    """A path, or the URL of an object store."""
+    series_uid: str
+    """What a table or the folder's name says; empty where only the files know."""
+    bytes: int = 0
+    outside: bool = False
+    """It is a link that leaves its data set."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What all workers of a prediction share."""
+
+    run: str
+    """Run directory or exported model."""
+    out: str
+    changes: dict[str, Any]
+    """Dotted overrides of the model's own configuration."""
+    fast: bool
+    dicom: bool
+
+
+def load(order: Order, device: str) -> Ensemble:
+    """Load the models of an order with its overrides."""
+    return export.load(location.place(order.run), device, fast=order.fast).changed(order.changes)
+
+
+def folder_of(order: Order, item: Item) -> Path:
+    """Return a series' folder."""
+    return location.place(order.out) / rundir.SERIES / item.name
+
+
+@functools.cache
+def _guard(memory_mb: int) -> Guard:
+    """Return this process's child for reading, in which no file can crash, hang or exhaust the process itself."""
+    return Guard(memory_mb)
+
+
+def close() -> None:
+    """End the child."""
+    _guard.cache_clear()  # a guard that nobody holds ends its child
+
+
+@contextlib.contextmanager
+def _on_this_machine(item: Item) -> Iterator[Path]:
+    """Yield a path of a series on this machine: its own, or a copy fetched from an object store."""
+    if not storage.is_url(item.location) or item.location.endswith(".parquet"):
+        yield location.place(item.location)
+        return
+    with tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as folder:
+        yield places.fetch(item.location, Path(folder))
+
+
+def read(item: Item, config: Config) -> Reading | SeriesError:
+    """Read and prepare a series, or say why it cannot be."""
+    try:
+        if item.outside:
+            raise SeriesError("unsafe_path", f"{item.location}: is a link that leaves its data set")
+        with _on_this_machine(item) as path:
+            reading = inference.guarded(_guard(config.prepare.memory_mb), config.prepare.timeout_seconds)
+            try:
+                return reading(path, config.volume)
+            except SeriesError as error:
+                # A temporary folder's name says nothing to the reader.
+                return SeriesError(error.reason, str(error).replace(str(path), item.location))
+    except SeriesError as error:
+        return error
+
+
+def score(item: Item, found: Reading | SeriesError, trained: Ensemble, device: str) -> Answer:
+    """Score a series; whatever is wrong with it becomes the fall-back."""
+    try:
+        if isinstance(found, SeriesError):
+            raise found
+        return inference.score(trained, found, device)
+    except SeriesError as error:
+        return inference.fall_back(trained, error)
+    # As in the guard: a bug that one series brings out must not end the other thousands.
+    except Exception as error:
+        log.warning("%s: %s", item.location, error, exc_info=True)
+        reason = "memory" if isinstance(error, MemoryError | torch.OutOfMemoryError) else "crash"
+        told = SeriesError(reason, f"{item.location}: {type(error).__name__} while it was scored")
+        return inference.fall_back(trained, told)
+
+
+def write(item: Item, found: Reading | SeriesError, answer: Answer, trained: Ensemble, order: Order) -> str:
+    """Write a series' folder and return the reason it could not be read, if any."""
+    heat = None
+    notes: list[str] = []
+    series = None if isinstance(found, SeriesError) else found
+    with location.folder(folder_of(order, item)) as folder:
+        if answer.heatmap is not None and series is not None:
+            heat = pictures.HeatMap(answer.heatmap.grid.astype(np.float32), answer.heatmap.affine)
+            ensemble.write_heatmap(folder / HEATMAP, answer.heatmap)
+            if order.dicom and series.slices is not None:
+                notes = _write_for_viewers(folder, item, series, answer, heat, trained)
+        result = describe(item, series, answer, trained, notes)
+        prepared = series.prepared if series is not None and heat is not None else None
+        page.write(predict_page.series_page(result, prepared, heat), folder / predict_page.SERIES_PAGE)
+    rundir.write_json(folder_of(order, item) / rundir.RESULT, result)
+    return answer.reason
+
+
+def _write_for_viewers(
+    folder: Path, item: Item, series: Reading, answer: Answer, heat: pictures.HeatMap, trained: Ensemble
+) -> list[str]:
+    assert series.slices is not None
+    settings = trained.config.prepare
+    try:
+        with _on_this_machine(item) as path:
+            return _guard(settings.memory_mb).run(
+                viewer.write_all,
+                folder,
+                path,
+                series.slices,
+                answer.candidates,
+                heat.grid,
+                heat.affine,
+                float(answer.probabilities[PRESENT_INDEX]),
+                trained.digest,
+                timeout_seconds=settings.timeout_seconds,
+            )
+    except SeriesError as error:
+        return [f"no files for viewers: {error}"]
+
+
+def lost(item: Item, order: Order, trained: Ensemble) -> None:
+    """Write the folder of a series whose worker died with it, again and again."""
+    told = SeriesError("crash", f"{item.location}: the process that scored it died")
+    write(item, told, inference.fall_back(trained, told), trained, order)
+
+
+def describe(item: Item, series: Reading | None, answer: Answer, trained: Ensemble, notes: list[str]) -> dict[str, Any]:
+    """Return a series' `result.json`: plain values, None where there is none."""
+    prepared = series.prepared if series is not None and not answer.reason else None
+    calibrated = answer.probabilities if answer.reason else trained.calibrated(answer.probabilities)
+    frames = [uid for uid, _ in series.slices.instances] if series is not None and series.slices is not None else []
+    multi_frame = len(set(frames)) < len(frames)
+    candidates = answer.candidates.assign(multi_frame=multi_frame)
+    return {
+        "series_uid": item.series_uid or (prepared.series_uid if prepared else Path(item.location).name),
+        "path": item.location,
+        "model": trained.digest,
+        "reason": answer.reason,
+        "message": answer.message,
+        "probabilities": dict(zip(LABELS, answer.probabilities.tolist(), strict=True)),
+        "calibrated": dict(zip(LABELS, map(_plain, calibrated), strict=True)),
+        "candidates": [{key: _plain(value) for key, value in row.items()} for row in candidates.to_dict("records")],
+        "modality": prepared.modality if prepared else "",
+        "plane": prepared.plane if prepared else "",
+        "shape": list(prepared.voxels.shape) if prepared else [],
+        "spacing_mm": [round(mm, 4) for mm in prepared.spacing_mm] if prepared else [],
+        "quality": list(prepared.quality) if prepared else [],
+        "notes": notes,
+        "seconds": answer.seconds,
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float | np.floating):
+        return None if np.isnan(value) else float(value)
+    return int(value) if isinstance(value, np.integer) else value
