@@ -5,7 +5,7 @@ The text under a field is its meaning, shown by `aneurysm-ray config`.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -37,12 +37,19 @@ class VolumeConfig(Section):
 class PrepareConfig(Section):
     """How preparation runs; nothing here changes what is stored, except the patient key."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_secret(cls, values: Any) -> Any:
+        """Leave out the key that models and runs of earlier versions hold, so that it travels no further."""
+        return {k: v for k, v in values.items() if k != "patient_key"} if isinstance(values, dict) else values
+
     timeout_seconds: Positive = 600.0
     """A series that takes longer is rejected with reason `timeout`."""
     memory_mb: Annotated[int, Field(ge=256)] = 6000
     """Address space one series may use, in MiB; more is rejected with reason `memory`."""
-    patient_key: str = ""
-    """Secret key of the patient hash. Empty: a random key, kept beside the volumes, readable by its owner alone."""
+    patient_key_file: str = ""
+    """File that holds the secret key of the patient hashes, readable by its owner alone; the environment variable
+    ANEURYSM_RAY_PATIENT_KEY goes before it. Empty: a random key, kept beside the volumes."""
     digest: Literal["stat", "content"] = "stat"
     """What tells that a source changed: names, sizes and modification times, or a hash of all bytes (a second read)."""
 

@@ -13,6 +13,9 @@ class AneurysmRayError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
+
 
 class RequestError(AneurysmRayError):
     """The request is wrong: a path, a key, a value or a size that cannot work. Found before Ray starts."""
@@ -44,6 +47,7 @@ SERIES_REASONS: dict[str, str] = {
     "unsupported": "the images are of a kind that has no slices in space, such as a mosaic",
     "unreadable_pixels": "the pixels cannot be decoded",
     "no_geometry": "positions or spacing are missing, not finite or absurd",
+    "mixed_passes": "several images stand at each position, and nothing tells which belong together",
     "too_large": "the volume would be larger than the limit",
     "no_head": "nothing remains inside the region of interest",
     "unsafe_path": "a UID or path would leave its folder",
@@ -57,15 +61,32 @@ SERIES_REASONS: dict[str, str] = {
 
 
 class SeriesError(AneurysmRayError):
-    """A series cannot become a volume. `reason` is a key of `SERIES_REASONS`; the text names the file and the value."""
+    """A series cannot become a volume. `reason` is a key of `SERIES_REASONS`; the text names the file and the value.
 
-    def __init__(self, reason: str, message: str) -> None:
+    Names of folders and files often hold those of patients, so they stand apart in `where`: `told` is the text without.
+    """
+
+    def __init__(self, reason: str, told: str, where: str = "") -> None:
         assert reason in SERIES_REASONS, reason
-        super().__init__(message)
+        super().__init__(f"{where}: {told}" if where else told)
         self.reason = reason
+        self.told = printable(told)
+        self.where = where
 
-    def __reduce__(self) -> tuple[type["SeriesError"], tuple[str, str]]:
-        return type(self), (self.reason, str(self))
+    def __reduce__(self) -> tuple[type["SeriesError"], tuple[str, str, str]]:
+        return type(self), (self.reason, self.told, self.where)
+
+
+def printable(text: str) -> str:
+    """Return a text that any file and terminal takes: bytes of a name that are no UTF-8 as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def shown(value: str, most: int = 60) -> str:
+    """Return a value from a file for a message: numbers as they are, of anything else, which may be a name, no word."""
+    if value and not value.strip("0123456789.,+-eE\\ ()"):
+        return repr(value[:most])
+    return f"a text of {len(value)} characters"
 
 
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:

@@ -55,6 +55,10 @@ def check_reachable(path: Path) -> None:
 def read_bytes(path: Path) -> bytes:
     """Return a file's bytes. Raises OSError, whatever an object store's own error is."""
     with _as_os_error(path):
+        if is_remote(path):
+            remote: Any = path
+            # In one request: an open file asks for its size first, and fails when the object is written anew meanwhile.
+            return bytes(remote.fs.cat_file(remote.path))
         return path.read_bytes()
 
 
@@ -92,7 +96,7 @@ def append(path: Path, data: bytes) -> None:
     if is_remote(path):
         remote: Any = path
         with _as_os_error(path):
-            before = remote.read_bytes() if remote.exists() else b""
+            before = read_bytes(path) if remote.exists() else b""
             remote.fs.pipe_file(remote.path, before + data)
         return
     with open(path, "ab") as file:

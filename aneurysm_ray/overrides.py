@@ -5,6 +5,7 @@ A dotted key such as `optim.lr` names a field everywhere. Unknown keys are refus
 """
 
 import json
+import logging
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,11 @@ from pydantic import BaseModel, ValidationError
 from aneurysm_ray import location
 from aneurysm_ray.config import Config
 from aneurysm_ray.errors import ConfigError, did_you_mean
+
+log = logging.getLogger(__name__)
+
+RETIRED_SECRET = "prepare.patient_key"
+"""A setting of earlier versions that their runs and models hold."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "v1": {
@@ -95,7 +101,12 @@ def read_toml(path: Path) -> dict[str, Any]:
 def parse_toml(text: str, source: Path) -> dict[str, Any]:
     """Return TOML as dotted keys. Raises ConfigError, naming its source, when it is not valid."""
     try:
-        return dict(_flat(tomllib.loads(text)))
+        found = dict(_flat(tomllib.loads(text)))
+        if found.pop(RETIRED_SECRET, ""):
+            log.warning(
+                "%s: %s was left out; put the key into a file, see prepare.patient_key_file", source, RETIRED_SECRET
+            )
+        return found
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source}: not valid TOML: {error}") from error
 

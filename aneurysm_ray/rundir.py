@@ -11,6 +11,7 @@ import logging
 import logging.handlers
 import os
 import secrets
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -58,8 +59,9 @@ def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
     Raises OutputError when the disk is full, read-only or gone.
     """
-    # Not the process's number: its threads, and processes of other machines, may write the same file.
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    # Threads of one process may write the same file; by host and process `remove_abandoned` knows the dead.
+    owner = f"{secrets.token_hex(4)}.{socket.gethostname()}.{os.getpid()}"
+    temporary = path.with_name(f"{path.name}.{owner}.tmp")
     if remote := location.is_remote(path):
         temporary = Path(tempfile.gettempdir()) / f"aneurysm-ray-{temporary.name}"
     try:

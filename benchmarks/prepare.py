@@ -27,7 +27,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless
 
 from aneurysm_ray.config import Config, VolumeConfig
-from aneurysm_ray.data import picture, series, sources, store
+from aneurysm_ray.data import catalogue, picture, store, work
 from aneurysm_ray.data.dicom import read_series
 from aneurysm_ray.data.preprocess import prepare_series
 from aneurysm_ray.data.region import head_box, tissue_threshold
@@ -86,7 +86,7 @@ def write(folder: Path, uid: str, shape: tuple[int, int, int], spacing: tuple[fl
         image.save_as(folder / f"{uid}.{index}.dcm", enforce_file_format=True)
 
 
-def linked_set(root: Path) -> list[sources.Source]:
+def linked_set(root: Path) -> list[catalogue.Source]:
     """Write a few series and hard links to them under other names, which take no room and the same work."""
     for number in range(COUNT):
         folder = root / "series" / f"1.2.{1000 + number}"
@@ -94,11 +94,11 @@ def linked_set(root: Path) -> list[sources.Source]:
             write(folder, folder.name, MEAN, (0.7, 0.45), packed=True)
         else:
             shutil.copytree(root / "series" / f"1.2.{1000 + number % DISTINCT}", folder, copy_function=os.link)
-    return sources.find_sources(str(root))[0]
+    return catalogue.find_sources(str(root))[0]
 
 
-def tasks_for(found: Iterable[sources.Source], out: Path) -> list[series.Task]:
-    return [series.Task(source, str(out), VOLUME.model_dump(mode="json"), "00", False) for source in found]
+def tasks_for(found: Iterable[catalogue.Source], out: Path) -> list[work.Task]:
+    return [work.Task(source, str(out), VOLUME.model_dump(mode="json"), "00", False) for source in found]
 
 
 def steady_rate(arrivals: Iterable[Any]) -> float:
@@ -107,12 +107,12 @@ def steady_rate(arrivals: Iterable[Any]) -> float:
     return (len(times) - 20) / (times[-1] - times[19])
 
 
-def by_pool(tasks: list[series.Task], workers: int) -> float:
+def by_pool(tasks: list[work.Task], workers: int) -> float:
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        return steady_rate(as_completed([pool.submit(series.prepare, task) for task in tasks]))
+        return steady_rate(as_completed([pool.submit(work.prepare, task) for task in tasks]))
 
 
-def by_ray(tasks: list[series.Task], workers: int, data: str) -> float:
+def by_ray(tasks: list[work.Task], workers: int, data: str) -> float:
     import logging
 
     import ray
@@ -175,10 +175,10 @@ def cpu(call: Callable[[], Any], rounds: int = 3) -> tuple[float, Any]:
     return least, result
 
 
-def peak_mb(task: series.Task) -> tuple[int, int]:
+def peak_mb(task: work.Task) -> tuple[int, int]:
     """Prepare a series in this process; return its peak memory before and after, in MB."""
     before = high_water_mb()
-    series.prepare(task)
+    work.prepare(task)
     return before, high_water_mb()
 
 
@@ -234,8 +234,8 @@ def by_stage(folder: Path) -> dict[str, float]:
     total = sum(spent for spent, _ in seconds.values())
     print(f"| all | {total:.3f} | {sum(least for _, least in seconds.values()):.3f} |")
 
-    source = sources.find_sources(str(path.parent))[0][0]
-    task = series.Task(source, str(folder / "peak"), VOLUME.model_dump(mode="json"), "00", False)
+    source = catalogue.find_sources(str(path.parent))[0][0]
+    task = work.Task(source, str(folder / "peak"), VOLUME.model_dump(mode="json"), "00", False)
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         before, after = pool.submit(peak_mb, task).result()
     volume_mb = 2 * np.prod(LARGE) / 2**20
@@ -290,10 +290,10 @@ def peers(folder: Path) -> None:
     path = folder / "large" / "1.2.5"
     if not path.exists():
         write(path, "1.2.5", LARGE, (0.5, 0.45), packed=True)
-    source = sources.find_sources(str(path.parent))[0][0]
+    source = catalogue.find_sources(str(path.parent))[0][0]
     ours, _ = cpu(
-        lambda: series.prepare(
-            series.Task(source, tempfile.mkdtemp(dir=folder), VOLUME.model_dump(mode="json"), "00", False)
+        lambda: work.prepare(
+            work.Task(source, tempfile.mkdtemp(dir=folder), VOLUME.model_dump(mode="json"), "00", False)
         )
     )
     slow, _ = cpu(lambda: monai(path, Path(tempfile.mkdtemp(dir=folder))), rounds=1)

@@ -64,9 +64,9 @@ def write_volumes(folder: Path, count: int, files: int | None = None) -> pd.Data
         (uid(10**6 + i), f"series/{i}", ("no_geometry", "single_slice")[i % 3 // 2], "it is so") for i in range(7)
     ]
     rundir.write_csv(
-        folder / rundir.REJECTED, pd.DataFrame(rejected, columns=["series_uid", "path", "reason", "message"])
+        folder / rundir.REJECTED, pd.DataFrame(rejected, columns=["series_uid", "source", "reason", "message"])
     )
-    rundir.write_json(folder / rundir.PREPARE, {"kind": "volumes", "source": "/data/dicom", "seconds": 61.0})
+    rundir.write_json(folder / rundir.PREPARE, {"kind": "volumes", "source": "5ca1ab1e", "seconds": 61.0})
     return store.volumes_table(folder)
 
 
@@ -121,7 +121,7 @@ def write_run(
     folder: Path, volumes: Path, table: pd.DataFrame, *, folds: int = 3, skill: float = 1.5, seed: int = 0
 ) -> Path:
     """Write a finished training run over a prepared set."""
-    config = overrides.build({"optim.epochs": 12, "model.head": "grid", "prepare.patient_key": "hunter2"})
+    config = overrides.build({"optim.epochs": 12, "model.head": "grid"})
     provenance = {
         "kind": "train",
         "volumes": str(volumes),

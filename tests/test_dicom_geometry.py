@@ -14,7 +14,7 @@ from aneurysm_ray.data.dicom.fields import orthonormal
 from aneurysm_ray.data.dicom.files import OpenFiles
 from aneurysm_ray.data.dicom.frames import Frame
 from aneurysm_ray.data.dicom.geometry import choose, place
-from aneurysm_ray.data.dicom.problems import BadFile
+from aneurysm_ray.data.dicom.quality import BadFile
 from aneurysm_ray.data.dicom.reader import read_all
 
 

@@ -18,7 +18,7 @@ from aneurysm_ray.data.dicom.elements import Short, walk
 from aneurysm_ray.data.dicom.files import OpenFiles
 from aneurysm_ray.data.dicom.header import HEAD_BYTES, RawHeader, lean_header, pydicom_header, read_header
 from aneurysm_ray.data.dicom.layouts import MAX_LAYOUTS, Layouts
-from aneurysm_ray.data.dicom.problems import BadFile, Odd
+from aneurysm_ray.data.dicom.quality import BadFile, Odd
 from aneurysm_ray.data.dicom.reader import frames_of, read_series, volume_of
 
 

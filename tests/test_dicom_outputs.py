@@ -3,21 +3,24 @@
 import shutil
 import subprocess
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import highdicom as hd
 import nibabel as nib
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 import SimpleITK as sitk
+from dicom_files import ct_slice, write_series
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, generate_uid
 from pydicom.valuerep import DSfloat
 
-from aneurysm_ray.data.outputs import nifti, seg, sr
-from aneurysm_ray.data.slices import SourceSlices
+from aneurysm_ray.data.dicom import read_series
+from aneurysm_ray.data.outputs import nifti, seg, sr, viewer
+from aneurysm_ray.data.points import SourceSlices, source_slices
 
 ROWS, COLUMNS, SLICES = 24, 32, 10
 SPACING_MM = (3.0, 0.9, 0.7)
@@ -149,12 +152,14 @@ def test_structured_report_names_image_frame_point_site_and_certainty(
     assert image.ReferencedSOPInstanceUID == pixels[0].sop_uid
     # Stored against their order in space and counted from 1, slice 4 of 10 is frame 6.
     assert image.get("ReferencedFrameNumber") == (6 if multi_frame else None)
-    assert groups[0].get_measurements()[0].value == pytest.approx(83.12)
+    score = groups[0].get_measurements()[0]
+    assert (score.value, score.name.meaning) == (0.83, "Detector score, not calibrated")
     site = groups[0].finding_sites[0]
     assert (site.value.meaning, site.laterality.meaning) == ("Internal carotid artery", "Left")
     assert groups[1].finding_sites[0].laterality is None
     overall = document.content.get_image_measurement_groups()
-    assert [g.get_measurements()[0].value for g in overall] == [pytest.approx(91)]
+    assert [g.get_measurements()[0].value for g in overall] == [0.91]
+    assert "Research only" in document.content[0].ContentSequence[-1].TextValue
 
 
 def test_structured_report_without_candidates_is_valid(tmp_path: Path) -> None:
@@ -179,6 +184,100 @@ def test_attributes_the_source_has_wrong_are_not_handed_on(tmp_path: Path) -> No
     assert "PatientAge" not in document and document.PatientSex == ""
     assert document.PatientName == "Müller^Zoë"
     assert headers[0].PatientAge == "42"  # the source's own header is as it was
+
+
+NO_CANDIDATES = pd.DataFrame(columns=["sop_uid", "frame", "row", "column", "probability", "location"])
+
+
+def test_a_calibrated_probability_is_a_certainty_in_whole_percent(tmp_path: Path) -> None:
+    _, headers = series("axial")
+    path = tmp_path / "report.dcm"
+    sr.write_report(
+        *(path, NO_CANDIDATES, headers), present_probability=0.9, model_digest="b" * 64, calibrated_probability=0.62345
+    )
+    validate(path)
+    (group,) = hd.sr.srread(path).content.get_image_measurement_groups()
+    measured = group.get_measurements()[0]
+    assert (measured.name.meaning, measured.value, measured.unit.value) == ("Certainty of Finding", 62, "%")
+
+
+@pytest.mark.parametrize(
+    ("written", "handed_on"),
+    [
+        ({"StudyDate": "2020.01.31", "StudyTime": "12:30:59.25"}, {"StudyDate": "20200131", "StudyTime": "123059.25"}),
+        ({"StudyDate": "2020-01-31", "StudyTime": "12:30"}, {"StudyDate": "20200131", "StudyTime": "1230"}),
+        ({"PatientBirthDate": "00000000", "StudyTime": "noon"}, {"PatientBirthDate": "", "StudyTime": ""}),
+        ({"StudyDate": "20201332", "StudyTime": "256199"}, {"StudyDate": "", "StudyTime": ""}),
+        ({"StudyDate": "20200229", "StudyTime": "235959"}, {"StudyDate": "20200229", "StudyTime": "235959"}),
+    ],
+)
+def test_old_dates_and_times_are_written_as_today_or_left_empty(
+    tmp_path: Path, written: dict[str, str], handed_on: dict[str, str]
+) -> None:
+    slices, headers = series("axial")
+    for header in headers:
+        with warnings.catch_warnings(action="ignore"):
+            for name, value in written.items():
+                setattr(header, name, value)
+    sr.write_report(tmp_path / "a.dcm", NO_CANDIDATES, headers, present_probability=0.1, model_digest="b" * 64)
+    assert seg.write_segmentation(tmp_path / "b.dcm", *heat(slices), slices, headers)
+    for path in (tmp_path / "a.dcm", tmp_path / "b.dcm"):
+        validate(path)
+        document = pydicom.dcmread(path)
+        assert {name: str(document.get(name) or "") for name in handed_on} == handed_on
+
+
+def remove(headers: list[Dataset], name: str) -> None:
+    for header in headers:
+        delattr(header, name)
+
+
+def spread(headers: list[Dataset], name: str) -> None:
+    for number, header in enumerate(headers):
+        setattr(header, name, f"1.2.3.{number % 2}")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda headers: remove(headers, "FrameOfReferenceUID"), "no FrameOfReferenceUID"),
+        (lambda headers: remove(headers, "ImagePositionPatient"), "no Image Position"),
+        (lambda headers: spread(headers, "FrameOfReferenceUID"), "2 Frames of Reference"),
+        (lambda headers: spread(headers, "StudyInstanceUID"), "2 studies"),
+        (lambda headers: spread(headers, "SOPClassUID"), "none of DICOM's"),
+    ],
+)
+def test_why_no_segmentation_can_be_is_said(
+    tmp_path: Path, change: Callable[[list[Dataset]], None], words: str
+) -> None:
+    slices, headers = series("axial")
+    change(headers)
+    with pytest.raises(ValueError, match=words):
+        seg.write_segmentation(tmp_path / "seg.dcm", *heat(slices), slices, headers)
+
+
+def test_a_missing_slice_thickness_is_the_distance_of_the_slices(tmp_path: Path) -> None:
+    slices, headers = series("axial")
+    remove(headers, "SliceThickness")
+    assert seg.write_segmentation(tmp_path / "seg.dcm", *heat(slices), slices, headers)
+    validate(tmp_path / "seg.dcm")
+    shared = pydicom.dcmread(tmp_path / "seg.dcm").SharedFunctionalGroupsSequence[0]
+    assert float(shared.PixelMeasuresSequence[0].SliceThickness) == SPACING_MM[0]
+
+
+def test_a_uid_that_images_share_is_referred_to_by_nothing(tmp_path: Path) -> None:
+    made = [ct_slice(z, SOPInstanceUID="1.2.3") for z in range(4)]
+    for dataset in made:
+        dataset.StudyInstanceUID, dataset.FrameOfReferenceUID = "1.2.4", "1.2.5"
+    volume = read_series(write_series(tmp_path / "in", made))
+    grid = np.full((2, 3, 3), 0.6, np.float32)
+    where = volume.affine @ np.diag([2.0, 8, 8, 1])
+    notes = viewer.write_all(
+        *(tmp_path / "out", tmp_path / "in", source_slices(volume), NO_CANDIDATES, grid, where, 0.9, "c" * 64)
+    )
+    assert [note[:12] for note in notes] == ["no DICOM SR:", "no DICOM SEG"]
+    assert all("4 source images share a SOP Instance UID" in note for note in notes)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [viewer.NIFTI]
 
 
 def test_missing_study_is_said(tmp_path: Path) -> None:

@@ -34,8 +34,8 @@ NO_VOLUME["mosaic_syntaxes"] = "unsupported"
 EXPECTED_QUALITY = {
     "ct_ge_head_tilt_varspacing": {"uneven_slices", "gantry_tilt", "padding"},
     "d2n_nonisotropic_slopes": {"rescale_varies"},
-    "d2n_fail_gantrytilt": {"gantry_tilt"},
-    "d2n_fail_sliceincrement": {"missing_slices"},
+    "d2n_fail_gantrytilt": {"gantry_tilt", "hu_doubtful"},  # of this and the next, values end at -770
+    "d2n_fail_sliceincrement": {"missing_slices", "hu_doubtful"},
     "d2n_fail_orientation": {"other_stacks"},
     "d2n_philips_mag_phase": {"other_components"},
     "q_missing_slice": {"missing_slices"},
@@ -45,6 +45,7 @@ EXPECTED_QUALITY = {
     "q_scout_in_series": {"localizers"},
     "q_odd_shape_slice": {"other_stacks"},
     "q_two_stacks": {"other_stacks"},
+    "q_8bit": {"hu_doubtful"},  # its values end at -801
     "q_monochrome1": {"monochrome1", "hu_doubtful"},
     "q_slope_per_slice": {"rescale_varies"},
     "q_no_rescale": {"rescale_assumed", "hu_doubtful"},

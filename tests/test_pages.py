@@ -11,6 +11,7 @@ from browser import check_in_browser, open_page
 from plotly.offline import get_plotlyjs
 
 from aneurysm_ray import rundir
+from aneurysm_ray.data import identity
 from aneurysm_ray.data.dicom import QUALITY
 from aneurysm_ray.errors import RunDirError
 from aneurysm_ray.labels import LABELS, PRESENT
@@ -115,7 +116,8 @@ def test_sizes_come_from_the_phantoms_truth(tmp_path: Path) -> None:
     (tmp_path / "dicom").mkdir()
     negatives = pd.DataFrame({"series_uid": table["series_uid"][table[PRESENT] == 0], "location": None})
     rundir.write_csv(tmp_path / "dicom" / "phantom.csv", pd.concat([truth, negatives]))
-    rundir.write_json(tmp_path / "volumes" / rundir.PREPARE, {"kind": "volumes", "source": str(tmp_path / "dicom")})
+    rundir.write_json(tmp_path / "volumes" / rundir.PREPARE, {"kind": "volumes", "source": "5ca1ab1e"})
+    identity.write_places(str(tmp_path / "volumes"), {"5ca1ab1e": str(tmp_path / "dicom")})
     sizes = [row for row in blocks(run_page.page(run))["group-table"].rows if row[0] == "size"]  # type: ignore[attr-defined]
     # Diameters are 2.5, 3.5, ... 11.5 mm; the 20 negatives stand in every group.
     assert [(row[1], row[3], row[4]) for row in sizes] == [

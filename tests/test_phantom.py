@@ -11,7 +11,8 @@ import pytest
 import SimpleITK as sitk
 
 from aneurysm_ray.data.dataset import Dataset, open_dataset
-from aneurysm_ray.data.dicom import locate, read_series, to_patient_mm
+from aneurysm_ray.data.dicom import read_series
+from aneurysm_ray.data.points import locate, to_patient_mm
 from aneurysm_ray.errors import RequestError
 from aneurysm_ray.labels import LABELS, PRESENT_INDEX
 from aneurysm_ray.phantom import PhantomOptions, plan_series, write_dataset

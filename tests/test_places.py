@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from aneurysm_ray.config import VolumeConfig
-from aneurysm_ray.data import places, series, sources, storage, store
+from aneurysm_ray.data import catalogue, places, store, urls, work
 from aneurysm_ray.errors import DatasetError
 from aneurysm_ray.labels import LABELS
 
@@ -43,9 +43,9 @@ def bucket() -> Iterator[str]:
         server.stop()
 
 
-def tasks(data: str, out: str, *, content: bool = False) -> list[series.Task]:
-    found, _ = sources.find_sources(data)
-    return [series.Task(source, out, VOLUME, "00", content) for source in found]
+def tasks(data: str, out: str, *, content: bool = False) -> list[work.Task]:
+    found, _ = catalogue.find_sources(data)
+    return [work.Task(source, out, VOLUME, "00", content) for source in found]
 
 
 def test_archives_stand_for_folders_and_keep_their_labels(data: Path, tmp_path: Path) -> None:
@@ -55,8 +55,8 @@ def test_archives_stand_for_folders_and_keep_their_labels(data: Path, tmp_path: 
         folder = root / "series" / dicom_sets.series_uid(number)
         shutil.make_archive(str(folder), kind, folder)
         shutil.rmtree(folder)
-    found = {source.key: source for source in sources.find_sources(str(root))[0]}
-    plain = {source.series_uid: source for source in sources.find_sources(str(data))[0]}
+    found = {source.key: source for source in catalogue.find_sources(str(root))[0]}
+    plain = {source.series_uid: source for source in catalogue.find_sources(str(data))[0]}
     uids = [dicom_sets.series_uid(number) for number in range(3)]
     assert sorted(found) == sorted([f"series/{uids[0]}", f"series/{uids[1]}.zip", f"series/{uids[2]}.tar"])
     for source in found.values():
@@ -70,7 +70,7 @@ def test_archives_of_a_folder_without_tables_are_series_too(data: Path, tmp_path
     (tmp_path / "site").mkdir()
     shutil.make_archive(str(tmp_path / "site" / "head"), "zip", data / "series" / uids[0])
     shutil.copytree(data / "series" / uids[1], tmp_path / "plain")
-    found = {source.key: source.series_uid for source in sources.find_sources(str(tmp_path))[0]}
+    found = {source.key: source.series_uid for source in catalogue.find_sources(str(tmp_path))[0]}
     assert found == {"site/head.zip": uids[0], "plain": uids[1]}
 
 
@@ -78,24 +78,38 @@ def test_an_object_store_gives_the_same_volumes_as_a_folder(data: Path, bucket: 
     filesystem = fsspec.filesystem("s3")
     filesystem.put(f"{data}/", f"{bucket}/data", recursive=True)
     uid = dicom_sets.series_uid(1)
-    local = {task.source.series_uid: series.prepare(task) for task in tasks(str(data), str(tmp_path))}
+    local = {task.source.series_uid: work.prepare(task) for task in tasks(str(data), str(tmp_path))}
     remote_tasks = tasks(f"{bucket}/data", f"{bucket}/volumes")
-    remote = {task.source.series_uid: series.prepare(task) for task in remote_tasks}
+    remote = {task.source.series_uid: work.prepare(task) for task in remote_tasks}
     assert set(remote) == set(local) == {dicom_sets.series_uid(number) for number in range(3)}
     there = store.read_volume(tmp_path / store.volume_path(uid))
     here = store.read_volume(f"{bucket}/volumes/{store.volume_path(uid)}")
     np.testing.assert_array_equal(here.voxels, there.voxels)
     assert here.points == there.points and len(here.points) == 1
     assert here.modality == "CTA" and here.targets[LABELS.index(LABELS[6])] == 1
-    assert storage.size_of(f"{bucket}/volumes/{store.picture_path(uid)}")
+    assert urls.size_of(f"{bucket}/volumes/{store.picture_path(uid)}")
     # Done is done: with the same ETags a second look finds every status good.
-    assert all(series.done_already(task, task.source.digest) for task in remote_tasks)
+    assert all(work.done_already(task, task.source.digest) for task in remote_tasks)
     again = {task.source.series_uid: task for task in tasks(f"{bucket}/data", f"{bucket}/volumes")}
     assert again[uid].source.digest == remote[uid]["digest"]
     first = sorted(filesystem.find(f"{bucket}/data/series/{uid}"))[0]
     filesystem.pipe_file(first, filesystem.cat_file(first) + b"\0\0")
     changed = {task.source.series_uid: task for task in tasks(f"{bucket}/data", f"{bucket}/volumes")}
     assert changed[uid].source.digest != again[uid].source.digest
+
+
+def test_prefixes_below_each_other_are_series_of_their_own(bucket: str, tmp_path: Path) -> None:
+    for number, name in enumerate(("a", "a/inner")):
+        dicom_sets.write_series(tmp_path / str(number), dicom_sets.series_uid(number + 20), slices=9 + 3 * number)
+        fsspec.filesystem("s3").put(f"{tmp_path / str(number)}/", f"{bucket}/nested/{name}", recursive=True)
+    found, _ = catalogue.find_sources(f"{bucket}/nested")
+    assert {source.key: (source.series_uid, source.files) for source in found} == {
+        "a": (dicom_sets.series_uid(20), 9),
+        "a/inner": (dicom_sets.series_uid(21), 12),
+    }
+    made = {task.source.key: work.prepare(task) for task in tasks(f"{bucket}/nested", str(tmp_path / "out"))}
+    assert made["a"]["own_uid"] == dicom_sets.series_uid(20)
+    assert "other_series" not in made["a"]["row"]["quality"]
 
 
 def test_objects_with_climbing_names_belong_to_no_series(bucket: str) -> None:
@@ -107,15 +121,15 @@ def test_objects_with_climbing_names_belong_to_no_series(bucket: str) -> None:
 
 def test_a_bucket_that_is_not_there_is_a_sentence(bucket: str) -> None:
     with pytest.raises(DatasetError, match=r"cannot be listed|holds no series"):
-        sources.find_sources("s3://no-such-bucket/data")
+        catalogue.find_sources("s3://no-such-bucket/data")
 
 
 def test_files_of_an_object_store_are_written_whole_and_read_back(bucket: str) -> None:
-    where = storage.join(f"{bucket}/set/", "a/b.bin")
+    where = urls.join(f"{bucket}/set/", "a/b.bin")
     assert where == f"{bucket}/set/a/b.bin"
-    assert storage.read_bytes(where) is None and storage.size_of(where) is None
-    storage.write_bytes(where, b"12345")
-    assert storage.read_bytes(where) == b"12345" and storage.size_of(where) == 5
-    assert storage.files_below(f"{bucket}/set") == [where]
-    storage.remove(where)
-    assert storage.files_below(f"{bucket}/set") == []
+    assert urls.read_bytes(where) is None and urls.size_of(where) is None
+    urls.write_bytes(where, b"12345")
+    assert urls.read_bytes(where) == b"12345" and urls.size_of(where) == 5
+    assert urls.files_below(f"{bucket}/set") == [where]
+    urls.remove(where)
+    assert urls.files_below(f"{bucket}/set") == []

@@ -116,8 +116,8 @@ def test_whatever_cannot_be_read_has_a_row_with_the_prevalence_and_a_reason(
     summary = predict.predict(run, [str(data), str(tmp_path / "empty")], tmp_path / "out", {"inference.flip": False})
     rows = table(tmp_path / "out").set_index("path")
     assert len(rows) == 6
-    assert summary["fallback"] == 3
-    assert summary["reasons"] == {"no_files": 1, "no_images": 1, "unsafe_path": 1}
+    assert summary["fallback"] == 2, "a series that is a link is read where it lies"
+    assert summary["reasons"] == {"no_files": 1, "no_images": 1}
     bad = rows[rows["status"] == "fallback"]
     assert bad[list(LABELS)].to_numpy(float) == pytest.approx(0.25)
     assert rows.loc[str(data / "junk"), "reason"] == "no_images"
@@ -131,6 +131,8 @@ def test_ray_gives_the_same_tables(
 ) -> None:
     predict.predict(run, [str(data / "axial"), str(data / "junk")], tmp_path / "alone", {})
     monkeypatch.setattr(predict, "FEW", 1)
+    # The last digits of a network on the CPU depend on the number of its threads; this process has one.
+    monkeypatch.setattr(predict, "shares_of", lambda cluster, series: predict.Shares(1.0, 1, 1.0, 0.0))
     predict.predict(run, [str(data / "axial"), str(data / "junk")], tmp_path / "ray", {})
     for name in (rundir.PREDICTIONS, rundir.CANDIDATES):
         assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()

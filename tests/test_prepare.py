@@ -21,7 +21,7 @@ from pydicom.sequence import Sequence
 
 from aneurysm_ray import rundir
 from aneurysm_ray.config import Config
-from aneurysm_ray.data import series, sources, store
+from aneurysm_ray.data import catalogue, identity, store, work
 from aneurysm_ray.distributed import prepare as preparation
 from aneurysm_ray.distributed.prepare import PrepareSummary, prepare
 from aneurysm_ray.distributed.progress import Status
@@ -29,7 +29,20 @@ from aneurysm_ray.errors import AneurysmRayError, DatasetError, OutputError, Req
 from aneurysm_ray.labels import LABELS
 from aneurysm_ray.overrides import build
 
-CONFIG = build({"volume.spacing_mm": (5.0, 5.0, 5.0), "prepare.patient_key": "a test's key"})
+CONFIG = build({"volume.spacing_mm": (5.0, 5.0, 5.0)})
+KEY = "a test's key"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _key() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(identity.KEY_VARIABLE, KEY)
+        yield
+
+
+def name_of(place: str) -> str:
+    """By what a set knows a place."""
+    return identity.place_hash(KEY.encode(), place)
 
 
 def run(data: Path, out: Path, config: Config = CONFIG, **kwargs: Any) -> PrepareSummary:
@@ -62,9 +75,9 @@ def test_every_series_is_a_volume_or_has_its_reason(prepared: tuple[Path, Prepar
     assert (summary.prepared, summary.rejected, summary.kept, summary.removed) == (6, 2, 0, ())
     table = store.volumes_table(out)
     assert table["series_uid"].tolist() == sorted(map(dicom_sets.series_uid, [0, 1, 2, 3, 4, 7]))
-    assert rundir.read_csv(out / rundir.REJECTED)[["path", "reason"]].values.tolist() == [
-        ["series/1.2.3", "no_images"],
-        ["series/1.2.4", "single_slice"],
+    assert rundir.read_csv(out / rundir.REJECTED)[["source", "reason"]].values.tolist() == [
+        [name, reason]
+        for name, reason in sorted([(name_of("series/1.2.3"), "no_images"), (name_of("series/1.2.4"), "single_slice")])
     ]
     facts = rundir.read_json(out / rundir.PREPARE)
     assert (facts["kind"], facts["complete"], facts["prepared"]) == ("volumes", True, 6)
@@ -97,6 +110,7 @@ def copies(data: Path, prepared: tuple[Path, PrepareSummary], tmp_path: Path) ->
     """A data set and a set prepared from it that a test may change; times of files are kept."""
     shutil.copytree(data, tmp_path / "data")
     shutil.copytree(prepared[0], tmp_path / "volumes")
+    shutil.copy(identity.places_path(str(prepared[0])), tmp_path / "volumes.sources.csv")
     return tmp_path / "data", tmp_path / "volumes"
 
 
@@ -131,7 +145,7 @@ def test_what_changed_is_redone_and_what_went_is_reported(copies: tuple[Path, Pa
     table = store.volumes_table(out).set_index("series_uid")
     assert dicom_sets.series_uid(1) not in table.index
     assert table.loc[dicom_sets.series_uid(2)][LABELS[0]] == 1
-    assert rundir.read_csv(out / rundir.REJECTED)["reason"].tolist() == ["no_files", "single_slice"]
+    assert sorted(rundir.read_csv(out / rundir.REJECTED)["reason"]) == ["no_files", "single_slice"]
 
 
 def test_a_series_that_is_none_any_more_leaves_no_volume(copies: tuple[Path, Path], ray_session: None) -> None:
@@ -144,12 +158,18 @@ def test_a_series_that_is_none_any_more_leaves_no_volume(copies: tuple[Path, Pat
     assert not (out / store.picture_path(uid)).exists()
 
 
-def test_other_settings_another_key_or_a_foreign_folder_are_refused(copies: tuple[Path, Path]) -> None:
+def test_other_settings_another_key_or_a_foreign_folder_are_refused(
+    copies: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data, out = copies
     with pytest.raises(RunDirError, match=r"volume\.dtype=uint8, not int16"):
         run(data, out, build({"volume.dtype": "int16"}, base=CONFIG))
+    key_file = tmp_path / "key"
+    key_file.write_text("another")
+    key_file.chmod(0o600)
+    monkeypatch.delenv(identity.KEY_VARIABLE)
     with pytest.raises(RunDirError, match="another patient key"):
-        run(data, out, build({"prepare.patient_key": "another"}, base=CONFIG))
+        run(data, out, build({"prepare.patient_key_file": str(key_file)}, base=CONFIG))
     with pytest.raises(RunDirError, match="holds no prepared set"):
         run(data, data)
     with pytest.raises(DatasetError, match="is not a folder"):
@@ -206,16 +226,16 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_the_next_run_goes_on(
         subprocess.run(["umount", "-l", str(out)], check=True)
 
 
-def one_task(path: Path, out: Path, key: str = "series/x", uid: str | None = None) -> series.Task:
-    source = sources.Source(key, str(path), uid, None, (None,) * 14, (), digest="00")
-    return series.Task(source, str(out), CONFIG.volume.model_dump(mode="json"), "00", False)
+def one_task(path: Path, out: Path, key: str = "series/x", uid: str | None = None) -> work.Task:
+    source = catalogue.Source(key, str(path), uid, None, (None,) * 14, (), digest="00")
+    return work.Task(source, str(out), CONFIG.volume.model_dump(mode="json"), "00", False)
 
 
 def test_a_task_survives_its_journey_as_json(data: Path, tmp_path: Path) -> None:
-    found, _ = sources.find_sources(str(data))
+    found, _ = catalogue.find_sources(str(data))
     labelled = next(source for source in found if source.points)
-    task = series.Task(labelled, str(tmp_path), CONFIG.volume.model_dump(mode="json"), "00", False)
-    assert series.Task.from_json(task.to_json()) == task
+    task = work.Task(labelled, str(tmp_path), CONFIG.volume.model_dump(mode="json"), "00", False)
+    assert work.Task.from_json(task.to_json()) == task
 
 
 @pytest.mark.parametrize(
@@ -226,15 +246,15 @@ def test_poison_is_a_rejected_row_that_the_next_run_tries_again(
 ) -> None:
     import poisons
 
-    monkeypatch.setattr(series, "prepare", getattr(poisons, poison))
+    monkeypatch.setattr(work, "prepare", getattr(poisons, poison))
     task = one_task(tmp_path, tmp_path / "out")
     preparer = preparation._Preparer(memory_mb=600, timeout_seconds=20 if reason != "timeout" else 1)
     row = preparer({"task": task.to_json()})
     preparer.guard.close()
     assert json.loads(row["status"])["reason"] == reason
-    written = series.read_status(series.status_path(str(tmp_path / "out"), "series/x"))
+    written = work.read_status(work.status_path(task.out, task.name))
     assert written is not None and written["reason"] == reason
-    assert series.done_already(task, "00") is None
+    assert work.done_already(task, "00") is None
 
 
 def test_a_uid_that_would_leave_the_set_is_rejected(tmp_path: Path) -> None:
@@ -246,20 +266,20 @@ def test_a_uid_that_would_leave_the_set_is_rejected(tmp_path: Path) -> None:
             with warnings.catch_warnings(action="ignore"):
                 image.SeriesInstanceUID = uid
             image.save_as(folder / f"{index}.dcm", enforce_file_format=True)
-        status = series.prepare(one_task(folder, tmp_path / "out", key=str(number)))
+        status = work.prepare(one_task(folder, tmp_path / "out", key=str(number)))
         assert status["reason"] == "unsafe_path", status
     written = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*")}
     assert written == {"data", "out"}
     assert {path.relative_to(tmp_path / "out").parts[0] for path in (tmp_path / "out").rglob("*")} == {"status"}
 
 
-def test_a_link_out_of_the_data_set_is_rejected(tmp_path: Path) -> None:
+def test_a_series_may_be_a_link_to_where_it_lies(tmp_path: Path) -> None:
     dicom_sets.write_series(tmp_path / "elsewhere", "1.2.3")
     (tmp_path / "data" / "series").mkdir(parents=True)
     (tmp_path / "data" / "series" / "1.2.3").symlink_to(tmp_path / "elsewhere")
-    (source,) = sources.find_sources(str(tmp_path / "data"))[0]
-    task = series.Task(source, str(tmp_path / "out"), CONFIG.volume.model_dump(mode="json"), "00", False)
-    assert series.prepare(task)["reason"] == "unsafe_path"
+    (source,) = catalogue.find_sources(str(tmp_path / "data"))[0]
+    task = work.Task(source, str(tmp_path / "out"), CONFIG.volume.model_dump(mode="json"), "00", False)
+    assert work.prepare(task)["row"]["series_uid"] == "1.2.3"
 
 
 def test_an_archive_with_climbing_names_writes_nothing_outside(tmp_path: Path) -> None:
@@ -267,7 +287,7 @@ def test_an_archive_with_climbing_names_writes_nothing_outside(tmp_path: Path) -
     with zipfile.ZipFile(tmp_path / "1.2.3.zip", "w") as archive:
         for index, path in enumerate(sorted((tmp_path / "files").iterdir())):
             archive.write(path, f"../../../../{tmp_path}/evil/{index}.dcm")
-    status = series.prepare(one_task(tmp_path / "1.2.3.zip", tmp_path / "out", uid="1.2.3"))
+    status = work.prepare(one_task(tmp_path / "1.2.3.zip", tmp_path / "out", uid="1.2.3"))
     assert status["row"]["shape"][0] > 8
     assert not (tmp_path / "evil").exists()
 
@@ -275,7 +295,7 @@ def test_an_archive_with_climbing_names_writes_nothing_outside(tmp_path: Path) -
 def test_of_several_series_with_one_uid_each_has_a_name_of_its_own(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         dicom_sets.write_series(tmp_path / name, "1.2.3")
-    found, notes = sources.find_sources(str(tmp_path))
+    found, notes = catalogue.find_sources(str(tmp_path))
     assert {source.key: source.series_uid for source in found} == {"a": "1.2.3", "b": "1.2.3.2", "c": "1.2.3.3"}
     assert any("UID.2" in note for note in notes)
 
@@ -283,7 +303,7 @@ def test_of_several_series_with_one_uid_each_has_a_name_of_its_own(tmp_path: Pat
 def test_large_series_come_first(tmp_path: Path) -> None:
     for number, slices in enumerate([9, 30, 20]):
         dicom_sets.write_series(tmp_path / str(number), dicom_sets.series_uid(number), slices=slices)
-    found, _ = sources.find_sources(str(tmp_path))
+    found, _ = catalogue.find_sources(str(tmp_path))
     assert [source.key for source in found] == ["1", "2", "0"]
     assert [source.voxel_bytes for source in found] == [2 * 40 * 40 * slices for slices in (30, 20, 9)]
 
@@ -298,7 +318,7 @@ def test_status_says_rates_and_what_is_left() -> None:
 def test_errors_of_the_set_end_the_task_and_not_the_series(tmp_path: Path) -> None:
     dicom_sets.write_series(tmp_path / "data", "1.2.3")
     with pytest.raises(OutputError, match="cannot be written"):
-        series.prepare(one_task(tmp_path / "data", Path("/proc/volumes"), uid="1.2.3"))
+        work.prepare(one_task(tmp_path / "data", Path("/proc/volumes"), uid="1.2.3"))
     assert issubclass(OutputError, AneurysmRayError) and not issubclass(OutputError, SeriesError)
 
 
@@ -360,9 +380,9 @@ def test_nothing_a_file_says_of_a_person_is_in_any_output(tmp_path: Path, ray_se
     assert [secret for secret in PLANTED if secret in texts] == []
 
 
-def sized(number: int, voxel_bytes: int) -> series.Task:
-    source = sources.Source(str(number), "/nowhere", None, None, (None,) * 14, (), voxel_bytes=voxel_bytes)
-    return series.Task(source, "/nowhere", {}, "00", False)
+def sized(number: int, voxel_bytes: int) -> work.Task:
+    source = catalogue.Source(str(number), "/nowhere", None, None, (None,) * 14, (), voxel_bytes=voxel_bytes)
+    return work.Task(source, "/nowhere", {}, "00", False)
 
 
 def test_series_too_large_for_every_cpu_at_once_run_first_and_fewer_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,15 +404,15 @@ def test_a_series_whose_worker_dies_is_tried_again_alone_and_rejected_in_the_end
     guilty, innocent = one_task(tmp_path, tmp_path / "out"), one_task(tmp_path, tmp_path / "out", key="innocent")
     passes: list[tuple[list[str], int]] = []
 
-    def results(tasks: list[series.Task], memory: int, in_flight: int, config: Config) -> Iterator[dict[str, str]]:
+    def results(tasks: list[work.Task], memory: int, in_flight: int, config: Config) -> Iterator[dict[str, str]]:
         passes.append(([task.source.key for task in tasks], in_flight))
         if len(passes) == 2:
-            yield {"status": json.dumps({"key": "innocent"}), "failed": ""}
+            yield {"status": json.dumps({"key": innocent.name}), "failed": ""}
 
     monkeypatch.setattr(preparation, "_tiers", lambda tasks: [(1, tasks)] if tasks else [])
     monkeypatch.setattr(preparation, "_results", results)
     first, last = preparation._run([guilty, innocent], CONFIG, str(tmp_path))
     assert passes == [(["series/x", "innocent"], 2), (["series/x", "innocent"], 1), (["series/x"], 1)]
-    assert first["key"] == "innocent"
-    assert last["key"] == "series/x" and last["reason"] == "crash"
-    assert series.done_already(guilty, "00") is None, "the next run should try it again"
+    assert first["key"] == innocent.name
+    assert last["key"] == guilty.name and last["reason"] == "crash"
+    assert work.done_already(guilty, "00") is None, "the next run should try it again"

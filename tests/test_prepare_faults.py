@@ -17,11 +17,11 @@ import dicom_sets
 import pytest
 
 from aneurysm_ray import phantom, rundir
-from aneurysm_ray.data import store
+from aneurysm_ray.data import identity, store
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = ["volume.spacing_mm=[4,4,4]", "prepare.patient_key=a-test's-key"]
+SETTINGS = ["volume.spacing_mm=[4,4,4]"]
 KILLS = int(os.environ.get("ANEURYSM_RAY_KILLS", "3"))
 """Runs of the kill test: driver, worker and child in turn. Set it to 20 for the long form."""
 
@@ -40,7 +40,7 @@ class Run:
         self.log = out.with_name(f"{out.name}.{uuid.uuid4().hex[:6]}.log").open("w+")
         self.process = subprocess.Popen(
             [*command, *SETTINGS, *more],
-            env={**os.environ, MARK: str(out.parent), **environment},
+            env={**os.environ, MARK: str(out.parent), identity.KEY_VARIABLE: "a test's key", **environment},
             stdout=self.log,
             stderr=self.log,
             start_new_session=True,
@@ -190,7 +190,7 @@ from importlib.machinery import PathFinder
 
 class Poison:
     def find_spec(self, name, path=None, target=None):
-        if name != "aneurysm_ray.data.series":
+        if name != "aneurysm_ray.data.work":
             return None
         spec = PathFinder.find_spec(name, path)
         run = spec.loader.exec_module

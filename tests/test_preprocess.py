@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from aneurysm_ray.config import VolumeConfig
 from aneurysm_ray.data.dataset import Localizer
 from aneurysm_ray.data.preprocess import prepare_series
-from aneurysm_ray.data.volume import Volume
+from aneurysm_ray.data.volume import LeftOut, Volume
 from aneurysm_ray.errors import SeriesError
 from aneurysm_ray.labels import LABELS
 
@@ -199,6 +199,16 @@ def test_a_click_on_a_missing_image_is_dropped_and_said() -> None:
     prepared = prepare_series(volume, SMALL, localizers=clicks)
     assert [point.location for point in prepared.points] == [LABELS[1]]
     assert prepared.quality == ("point_lost",)
+
+
+def test_a_click_on_an_image_that_was_left_out_is_placed_by_its_own_geometry() -> None:
+    volume = scan()
+    away = LeftOut("5.5", 0, np.array([1.0, -2.0, 3.0]), np.array([0, 0.5, 0]), np.array([0.25, 0, 0]))
+    click = Localizer("5.5", 8, 10, None, LABELS[1])
+    prepared = prepare_series(replace(volume, left_out=(away,)), SMALL, localizers=[click])
+    (point,) = prepared.points
+    np.testing.assert_allclose(to_mm(prepared.affine, np.array([point.z, point.y, point.x])), [3, 3, 3], atol=1e-9)
+    assert prepared.quality == ("point_elsewhere",)
 
 
 def test_a_click_on_an_instance_that_occurs_twice_names_no_slice() -> None:

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from aneurysm_ray.data.resample import Frame, frame_of, resample, weights
+from aneurysm_ray.data.resample import Axes, frame_of, resample, weights
 from aneurysm_ray.data.volume import Volume
 from aneurysm_ray.errors import SeriesError
 
 
 def frame(
     slices_mm: NDArray[np.float64], pitch: tuple[float, float], rows_mm: object = 0.0, columns_mm: object = 0.0
-) -> Frame:
+) -> Axes:
     zeros = np.zeros(len(slices_mm))
-    return Frame(np.eye(3)[::-1], slices_mm, zeros + rows_mm, zeros + columns_mm, pitch)
+    return Axes(np.eye(3)[::-1], slices_mm, zeros + rows_mm, zeros + columns_mm, pitch)
 
 
 def grid(count: int, spacing: float, wanted: int) -> tuple[NDArray[np.float64], float]:
@@ -24,7 +24,7 @@ def grid(count: int, spacing: float, wanted: int) -> tuple[NDArray[np.float64], 
 
 def collect(
     voxels: NDArray[np.generic],
-    where: Frame,
+    where: Axes,
     shape: tuple[int, int, int],
     spacing: tuple[float, float, float],
     **kwargs: object,
@@ -97,6 +97,26 @@ def test_uneven_slices_are_interpolated_at_their_true_positions() -> None:
     targets = np.arange(0.25, 8, 0.25), np.arange(4.0), np.arange(4.0)
     out = np.stack([plane.copy() for plane in resample(voxels, frame(slices, (1, 1)), targets, (0.25, 1, 1))])
     np.testing.assert_allclose(out[:, 1, 2], 10 * targets[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("step", [0.5, 1.0, 3.0])
+def test_a_wide_gap_holds_background_and_nothing_made_up(step: float) -> None:
+    """Ten slices of 100, a gap of 55 mm, ten slices of 300, at targets finer and coarser than the slices."""
+    slices = np.concatenate([np.arange(10.0), 64 + np.arange(10.0)])
+    voxels = np.repeat([100, 300], 10)[:, None, None] * np.ones((1, 6, 6), np.int16)
+    heights = np.arange(0, 73.1, step)
+    targets = heights, np.arange(6.0), np.arange(6.0)
+    out = [p[2, 2] for p in resample(voxels, frame(slices, (1, 1)), targets, (step, 1, 1), background=-1024)]
+    expected = np.select([heights <= 9.5, heights >= 63.5], [100, 300], -1024)
+    np.testing.assert_allclose(out, expected, atol=1e-3)
+
+
+def test_a_gap_of_a_few_slices_is_still_interpolated() -> None:
+    slices = np.array([0.0, 5, 10, 20, 25])  # one missing slice of 5 mm
+    voxels = (10 * slices)[:, None, None] * np.ones((1, 4, 4))
+    targets = np.arange(0, 25.1, 2.5), np.arange(4.0), np.arange(4.0)
+    out = [p[1, 1] for p in resample(voxels.astype(np.int16), frame(slices, (1, 1)), targets, (2.5, 1, 1))]
+    np.testing.assert_allclose(out, 10 * targets[0], atol=1e-3)
 
 
 def test_the_outside_of_a_shifted_slice_is_background() -> None:

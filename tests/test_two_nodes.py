@@ -18,12 +18,12 @@ import pytest
 from learning_sets import SMALL, write_set
 
 from aneurysm_ray import overrides, phantom, rundir
-from aneurysm_ray.data import store
+from aneurysm_ray.data import identity, store
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
-VOLUME = ["volume.spacing_mm=[4,4,4]", "prepare.patient_key=a-test's-key"]
+VOLUME = ["volume.spacing_mm=[4,4,4]"]
 DIVERGES = ["--config", "{shared}/small.toml", "--fold", "0", "optim.lr=1e30", "optim.clip_norm=0"]
 DIVERGES += ["resources.max_failures=0"]
 PATIENCE_SECONDS = 300
@@ -55,6 +55,7 @@ class Nodes:
             **os.environ,
             # Jobs are started with the `python` of the node's path.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            identity.KEY_VARIABLE: "a test's key",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_task_oom_retries": "1",

@@ -8,8 +8,7 @@ read here.
 import ast
 import math
 import os
-import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydicom.filereader import read_partial
 
-from aneurysm_ray.data.dicom.sources import is_archive
+from aneurysm_ray.data.dicom.archives import is_archive, stem
+from aneurysm_ray.data.identity import is_uid
 from aneurysm_ray.errors import DatasetError, did_you_mean
 from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
 
@@ -48,7 +48,6 @@ SEGMENTATION_VALUES: dict[str, int] = {
 }
 """Value of each location's vessel in a mask."""
 
-_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _NUMBER_OF_FRAMES = 0x00280008
 
 
@@ -81,6 +80,8 @@ class SeriesEntry:
     points: tuple[Localizer, ...]
     segmentation: Path | None
     """Vessel mask of the Circle of Willis, NIfTI; to be mapped through its affine, never by index."""
+    deep: bool = True
+    """Folders below the series' own are part of it; where no layout says so, each is a series by itself."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,11 @@ def open_dataset(root: Path) -> Dataset:
         if rows or points:
             raise DatasetError(f"{root} has tables but no folder series/; put the series there, one folder each")
         folders, notes = _find_series(root)
-        return Dataset(root, tuple(_unlabelled(None, folder) for folder in folders), tuple(notes))
+        found = (replace(_unlabelled(None, folder), deep=False) for folder in folders)
+        return Dataset(root, tuple(found), tuple(notes))
 
-    folders_by_uid = {folder.name: folder for folder in sorted((root / "series").iterdir()) if folder.is_dir()}
+    folders_by_uid, left = _laid_out(root / "series")
+    notes += left
     segmentations = _find_segmentations(root / "segmentations")
     series = tuple(
         replace(
@@ -123,7 +126,27 @@ def open_dataset(root: Path) -> Dataset:
     return Dataset(root, series, tuple(notes))
 
 
+def _laid_out(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """Return the series of the competition's layout, folders and archives, by the UID that names them, and notes."""
+    found: dict[str, Path] = {}
+    left: Counter[str] = Counter()
+    children = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    for path in sorted(children, key=lambda path: (not path.is_dir(), path.name)):
+        name = path.name if path.is_dir() else stem(path.name) if is_archive(path) else ""
+        if not path.exists():
+            left["links in series/ lead nowhere"] += 1
+        elif not name:
+            left["files in series/ are no archive and belong to no series"] += 1
+        elif name in found:
+            left["archives in series/ have the name of a folder or archive beside them"] += 1
+        else:
+            found[name] = path
+    return dict(sorted(found.items())), [f"{count} {text}, and are left out" for text, count in left.items()]
+
+
 def _unlabelled(series_uid: str | None, folder: Path) -> SeriesEntry:
+    # A folder's own name may be a person's; only one that is a UID names a series.
+    series_uid = series_uid if series_uid and is_uid(series_uid) else None
     return SeriesEntry(series_uid, folder, None, np.full(len(LABELS), np.nan, np.float32), (), None)
 
 
@@ -137,7 +160,7 @@ def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
             raise DatasetError(f"{path} has no column {column!r}{did_you_mean(column, table.columns)}")
     for line, uid in enumerate(table["SeriesInstanceUID"], start=2):
         # A UID becomes part of a path, so anything but digits and dots is refused here.
-        if not _UID.fullmatch(uid):
+        if not is_uid(uid):
             raise DatasetError(f"{path} line {line}: {uid!r} is not a UID (digits and dots)")
     return table
 
@@ -266,23 +289,28 @@ def _disagreements(
 
 
 def _some(uids: Sequence[str | None]) -> str:
-    shown = ", ".join(str(uid) for uid in uids[:3])
-    return shown if len(uids) <= 3 else f"{shown}, ..."
+    # Notes go into a set's files; a folder that is named by no UID may be named for a person.
+    shown = [uid if uid and is_uid(uid) else "(a folder that is no UID)" for uid in uids[:3]]
+    return ", ".join(shown) + (", ..." if len(uids) > 3 else "")
 
 
 def _find_series(root: Path) -> tuple[list[Path], list[str]]:
     """List folders below `root` that hold files, and archives; files beside such folders belong to nothing."""
-    found = [path for path in _walk(root) if path != root]
+    closed: list[Path] = []
+    found = [path for path in _walk(root, closed) if path != root]
     loose = sum(1 for path in root.iterdir() if _is_loose(path))
+    notes = [f"{len(closed)} folders cannot be read and are left out"] if closed else []
     if not found:
-        return ([root] if loose else []), []
-    return found, [f"{loose} files directly in {root} belong to no series and are left out"] if loose else []
+        return ([root] if loose else []), notes
+    if loose:
+        notes.append(f"{loose} files directly in the data set's folder belong to no series and are left out")
+    return found, notes
 
 
-def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """Yield every folder from `folder` down that holds a file, and every archive.
+def _walk(folder: Path, closed: list[Path], above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Yield every folder from `folder` down that holds a file, and every archive; collect those that cannot be read.
 
-    Links are followed unless they lead into a circle; hidden and unreadable folders are passed over.
+    Links are followed unless they lead into a circle; hidden folders are passed over.
     """
     real = folder.resolve()
     if real in above:
@@ -292,10 +320,18 @@ def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
         yield folder
     yield from (path for path in children if path.is_file() and is_archive(path))
     for child in children:
-        if child.is_dir() and not child.name.startswith(".") and os.access(child, os.R_OK | os.X_OK):
-            yield from _walk(child, above | {real})
+        if child.is_dir() and not child.name.startswith("."):
+            if os.access(child, os.R_OK | os.X_OK):
+                yield from _walk(child, closed, above | {real})
+            else:
+                closed.append(child)
 
 
 def _is_loose(path: Path) -> bool:
-    """Whether a path is a file that may be one of a series, neither hidden nor an archive."""
-    return path.is_file() and not path.name.startswith(".") and not is_archive(path)
+    """Whether a path is a file that may be one of a series, neither hidden nor an archive.
+
+    So is a link that leads nowhere: a folder of such links is a series, whose reading says what is wrong with it.
+    """
+    if path.name.startswith(".") or is_archive(path):
+        return False
+    return path.is_file() or (path.is_symlink() and not path.exists())

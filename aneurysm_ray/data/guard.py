@@ -170,7 +170,7 @@ def _serve(pipe: Connection, memory_mb: int, parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return
-    import aneurysm_ray.data.series  # noqa: F401 - imported now, so that a call's time and memory are its own
+    import aneurysm_ray.data.work  # noqa: F401 - imported now, so that a call's time and memory are its own
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + memory_mb * 2**20

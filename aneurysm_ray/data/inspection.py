@@ -6,7 +6,7 @@ from typing import Any
 
 from aneurysm_ray import location, rundir
 from aneurysm_ray.data import dataset, dicom, store
-from aneurysm_ray.errors import RequestError, SeriesError
+from aneurysm_ray.errors import RequestError, SeriesError, printable
 from aneurysm_ray.labels import LABELS
 
 
@@ -39,9 +39,9 @@ def _run(path: Path, kind: str) -> dict[str, Any]:
     return {**facts, **({"epochs": epochs} if epochs else {})}
 
 
-def _series(path: Path) -> dict[str, Any]:
+def _series(path: Path, *, deep: bool = True) -> dict[str, Any]:
     try:
-        volume = dicom.read_series(path)
+        volume = dicom.read_series(path, deep=deep)
     except SeriesError as error:
         return {"status": "rejected", "reason": error.reason, "message": str(error)}
     return {
@@ -59,7 +59,7 @@ def _series(path: Path) -> dict[str, Any]:
 
 def _dataset(path: Path, limit: int) -> dict[str, Any]:
     data = dataset.open_dataset(path)
-    read = [{"path": str(entry.path), **_series(entry.path)} for entry in data.series[:limit]]
+    read = [{"path": str(entry.path), **_series(entry.path, deep=entry.deep)} for entry in data.series[:limit]]
     positive = {label: sum(entry.targets[i] == 1 for entry in data.series) for i, label in enumerate(LABELS)}
     return {
         "kind": "dataset",
@@ -105,7 +105,7 @@ def render(facts: dict[str, Any]) -> str:
             lines.append(f"{key}: {', '.join(map(str, value)) or '-'}")
         else:
             lines.append(f"{key}: {value}")
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def _series_line(row: dict[str, Any]) -> str:

@@ -1,16 +1,15 @@
 """Where the series of a data set lie: folders and archives on a file system, prefixes and objects in an object store.
 
-`dataset.open_dataset` joins tables to folders. Where a series is an archive, or the whole lies in an object store, it
-is given a stand-in: the tables, and an empty folder in the place of each series.
+`dataset.open_dataset` joins tables to folders and archives. Where the whole lies in an object store, it is given a
+stand-in: the tables, and a folder with an empty file in the place of each series.
 """
 
 import contextlib
 import os
 import re
-import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ import pandas as pd
 
 from aneurysm_ray.data import dataset
 from aneurysm_ray.data.dataset import SeriesEntry
+from aneurysm_ray.data.dicom.archives import is_archive, stem
 from aneurysm_ray.data.dicom.files import list_files
-from aneurysm_ray.data.dicom.sources import ARCHIVES, is_archive
-from aneurysm_ray.data.storage import join
+from aneurysm_ray.data.urls import join
 from aneurysm_ray.errors import DatasetError, SeriesError
 
 HEADER_BYTES = 256 * 1024
@@ -46,67 +45,18 @@ class Found:
 
 def on_file_system(root: Path) -> Found:
     """Return the series below a folder. Raises DatasetError."""
-    archives = _archives(root)
-    if archives:
-        with tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as folder:
-            stand_in, real = _local_stand_in(root, archives, Path(folder))
-            found = dataset.open_dataset(stand_in)
-            entries = {real[str(entry.path)]: entry for entry in found.series if str(entry.path) in real}
-    else:
-        found = dataset.open_dataset(root)
-        entries = {str(entry.path): entry for entry in found.series}
-    return Found(entries, _listed_locally, found.notes)
+    found = dataset.open_dataset(root)
+    entries = {str(entry.path): entry for entry in found.series}
+    return Found(entries, lambda location: _listed_locally(location, entries[location]), found.notes)
 
 
-def _listed_locally(location: str) -> Listing:
+def _listed_locally(location: str, entry: SeriesEntry) -> Listing:
     try:
-        files = list_files(Path(location)) if os.path.isdir(location) else [location]
+        files = list_files(Path(location), deep=entry.deep).files if os.path.isdir(location) else (location,)
         stats = [(os.path.relpath(file, location), os.stat(file)) for file in files]
     except (SeriesError, OSError):
         return []
     return [(name, stat.st_size, str(stat.st_mtime_ns)) for name, stat in stats]
-
-
-def _archives(root: Path) -> list[Path]:
-    """Return the archives of a data set: in series/ where it has that folder, else anywhere below."""
-    if (root / "series").is_dir():
-        return sorted(path for path in (root / "series").iterdir() if _is_series_archive(path))
-    below = (Path(parent) / name for parent, _, names in os.walk(root) for name in names)
-    return sorted(path for path in below if _is_series_archive(path))
-
-
-def _is_series_archive(path: Path) -> bool:
-    return is_archive(path) and not path.name.startswith(".") and path.is_file()
-
-
-def _local_stand_in(root: Path, archives: Sequence[Path], folder: Path) -> tuple[Path, dict[str, str]]:
-    """Lay out a data set in which each archive is a folder, for `open_dataset`, which knows folders only.
-
-    Returns it with the real location of each of its series.
-    """
-    real = {}
-    for table in (dataset.TRAIN_CSV, dataset.LOCALIZERS_CSV):
-        if (root / table).is_file():
-            shutil.copy(root / table, folder / table)
-    if (root / "series").is_dir():
-        (folder / "series").mkdir()
-        for path in sorted((root / "series").iterdir()):
-            if path.is_dir():
-                (folder / "series" / path.name).symlink_to(path)
-                real[str(folder / "series" / path.name)] = str(path)
-    else:
-        for parent, _, names in os.walk(root):
-            if any(not name.startswith(".") and not is_archive(Path(name)) for name in names):
-                real[_placeholder(folder / os.path.relpath(parent, root))] = parent
-    for path in archives:
-        real[_placeholder(folder / path.relative_to(root).parent / _stem(path.name))] = str(path)
-    return folder, real
-
-
-def _stem(archive: str) -> str:
-    """Return an archive's name without its suffix: the UID in a competition's layout."""
-    name = archive.lower()
-    return archive[: -len(next(suffix for suffix in ARCHIVES if name.endswith(suffix)))]
 
 
 def _placeholder(folder: Path) -> str:
@@ -140,7 +90,7 @@ def in_object_store(url: str) -> Found:
             if f"{root}/{table}" in infos:
                 filesystem.get_file(f"{root}/{table}", f"{folder}/{table}")
         for series in listings:
-            name = _stem(series) if is_archive(Path(series)) else series
+            name = stem(series) if is_archive(Path(series)) else series
             real[_placeholder(Path(folder) / name)] = join(url, series)
         _fetch_counted_frames(filesystem, root, Path(folder))
         found = dataset.open_dataset(Path(folder))
@@ -174,8 +124,8 @@ def _fetch_counted_frames(filesystem: Any, root: str, folder: Path) -> None:
                 (folder / name).write_bytes(filesystem.cat_file(f"{root}/{name}", start=0, end=HEADER_BYTES))
 
 
-def fetch(location: str, folder: Path, *, header_only: bool = False) -> Path:
-    """Copy a series from an object store below a folder and return its path there.
+def fetch(location: str, folder: Path, *, header_only: bool = False, deep: bool = True) -> Path:
+    """Copy a series from an object store below a folder and return its path there; what lies deeper only where `deep`.
 
     Objects get names of ours, since theirs are data from outside. `header_only` copies the start of a few files.
     Raises SeriesError (`vanished`).
@@ -187,7 +137,8 @@ def fetch(location: str, folder: Path, *, header_only: bool = False) -> Path:
         if is_archive(Path(location)):
             filesystem.get_file(root, str(target))
             return target
-        names = sorted(filesystem.find(root))[: PROBED_FILES if header_only else None]
+        below = sorted(filesystem.find(root, maxdepth=None if deep else 1))
+        names = below[: PROBED_FILES if header_only else None]
         target.mkdir()
         local = [str(target / f"{index:05d}") for index in range(len(names))]
         if header_only:
@@ -197,5 +148,5 @@ def fetch(location: str, folder: Path, *, header_only: bool = False) -> Path:
             filesystem.get(names, local)
     # As above: the errors of object stores have no common class.
     except Exception as error:
-        raise SeriesError("vanished", f"{location}: cannot be fetched: {type(error).__name__}") from error
+        raise SeriesError("vanished", f"cannot be fetched: {type(error).__name__}", location) from error
     return target

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from aneurysm_ray.config import VolumeConfig
 from aneurysm_ray.data.dataset import Localizer
-from aneurysm_ray.data.dicom.localizers import locate, to_patient_mm
+from aneurysm_ray.data.points import marked_mm
 from aneurysm_ray.data.region import head_box, patient_axes, tissue_threshold
-from aneurysm_ray.data.resample import Frame, frame_of, resample
+from aneurysm_ray.data.resample import Axes, frame_of, resample
 from aneurysm_ray.data.store import Point, PreparedVolume
 from aneurysm_ray.data.volume import Volume
 from aneurysm_ray.labels import LABELS
@@ -39,7 +39,7 @@ def prepare_series(
     """Return a series reoriented, cropped to the region of interest, resampled and windowed.
 
     What the tables know (`targets`, `localizers`, `modality`, `series_uid`) replaces what the images say. A click on an
-    image that is not in the volume adds the quality code `point_lost`.
+    image that was left out adds the quality code `point_elsewhere`, one that cannot be placed `point_lost`.
     Raises SeriesError (`no_head`) for an image of one value, (`no_geometry`) when slices do not lie one after another.
     """
     frame = frame_of(volume)
@@ -65,7 +65,7 @@ def prepare_series(
     flips = tuple(slice(None, None, sign) for sign in signs)
     standard = np.ascontiguousarray(stored.transpose(axes)[flips])
     affine = _affine(frame, axes, signs, targets_mm, spacing)
-    points, lost = _points(volume, localizers, affine)
+    points, moved, lost = _points(volume, localizers, affine)
     return PreparedVolume(
         series_uid=series_uid or volume.series_uid,
         patient=patient,
@@ -75,7 +75,7 @@ def prepare_series(
         affine=affine,
         targets=np.full(len(LABELS), np.nan, np.float32) if targets is None else targets.astype(np.float32),
         points=points,
-        quality=volume.quality + (("point_lost",) if lost else ()),
+        quality=volume.quality + ("point_elsewhere",) * bool(moved) + ("point_lost",) * bool(lost),
         source_digest=source_digest,
     )
 
@@ -87,7 +87,7 @@ def _centres(low: float, high: float, spacing: float) -> NDArray[np.float64]:
 
 
 def _affine(
-    frame: Frame,
+    frame: Axes,
     axes: tuple[int, int, int],
     signs: tuple[int, int, int],
     targets_mm: tuple[NDArray[np.float64], ...],
@@ -155,13 +155,15 @@ def _rounded(slices: Iterable[NDArray[np.float32]], shape: tuple[int, int, int])
 
 def _points(
     volume: Volume, localizers: Sequence[Localizer], affine: NDArray[np.float64]
-) -> tuple[tuple[Point, ...], int]:
-    """Return clicks as points of the prepared volume, and how many lie on images that are not in the volume."""
+) -> tuple[tuple[Point, ...], int, int]:
+    """Return clicks as points of the prepared volume, how many images that were left out placed, and how many none."""
     to_voxel = np.linalg.inv(affine)
     points = []
+    moved = 0
     for click in localizers:
-        place = locate(volume, click.sop_uid, click.x, click.y, click.frame)
+        place = marked_mm(volume, click.sop_uid, click.x, click.y, click.frame)
         if place is not None:
-            z, y, x = to_voxel[:3, :3] @ to_patient_mm(volume, place) + to_voxel[:3, 3]
+            z, y, x = to_voxel[:3, :3] @ place[0] + to_voxel[:3, 3]
             points.append(Point(float(z), float(y), float(x), click.location))
-    return tuple(points), len(localizers) - len(points)
+            moved += not place[1]
+    return tuple(points), moved, len(localizers) - len(points)

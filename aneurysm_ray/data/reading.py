@@ -6,7 +6,7 @@ from pathlib import Path
 
 from aneurysm_ray.config import VolumeConfig
 from aneurysm_ray.data import dicom, preprocess, store
-from aneurysm_ray.data.slices import SourceSlices, source_slices
+from aneurysm_ray.data.points import SourceSlices, source_slices
 from aneurysm_ray.data.store import PreparedVolume
 from aneurysm_ray.errors import RunDirError, SeriesError
 
@@ -22,9 +22,10 @@ class Reading:
     """Seconds by stage."""
 
 
-def read(path: Path, config: VolumeConfig) -> Reading:
+def read(path: Path, config: VolumeConfig, deep: bool = True) -> Reading:
     """Read and prepare a series: a folder or archive of DICOM files, or a prepared volume (`.parquet`).
 
+    Folders below the series' own are read too where it is `deep`.
     Raises SeriesError when it cannot be a volume.
     """
     start = time.perf_counter()
@@ -34,7 +35,7 @@ def read(path: Path, config: VolumeConfig) -> Reading:
         except RunDirError as error:
             raise SeriesError("bad_archive", str(error)) from error
         return Reading(prepared, None, {"read": time.perf_counter() - start})
-    volume = dicom.read_series(path)
+    volume = dicom.read_series(path, deep=deep)
     read_at = time.perf_counter()
     prepared = preprocess.prepare_series(volume, config)
     seconds = {"read": read_at - start, "prepare": time.perf_counter() - read_at}

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
 
-from aneurysm_ray.data.resample import Frame
+from aneurysm_ray.data.resample import Axes
 from aneurysm_ray.data.volume import Volume
 from aneurysm_ray.errors import SeriesError
 
@@ -29,7 +29,7 @@ CENTRE_DEPTH_MM = 110.0
 """The box is centred on the part of the head this far down from its top: jaw and shoulders do not pull it."""
 
 
-def patient_axes(frame: Frame) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+def patient_axes(frame: Axes) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """Return the frame's axis and its direction (+1 or -1) for each standard axis.
 
     Standard axes: z from feet to head, y from front to back, x from right to left; each gets the nearest one.
@@ -60,7 +60,7 @@ def _thinned(volume: Volume) -> tuple[tuple[int, int, int], NDArray[np.int16] | 
 
 
 def head_box(
-    volume: Volume, frame: Frame, extent_mm: tuple[float, float, float], threshold: float
+    volume: Volume, frame: Axes, extent_mm: tuple[float, float, float], threshold: float
 ) -> NDArray[np.float64]:
     """Return (3, 2): the region of interest's first and last edge on each of the frame's axes, in mm.
 

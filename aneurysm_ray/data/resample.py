@@ -1,6 +1,6 @@
 """Antialiased separable resampling of slices in space onto a regular grid, on their true positions.
 
-A series is a stack of parallel slices: `Frame` gives each slice's place along the slice normal and its shift within
+A series is a stack of parallel slices: `Axes` gives each slice's place along the slice normal and its shift within
 the slice plane, so uneven spacing and gantry tilt are ordinary input. Every slice is resampled within its plane with
 its own shift, then the results are blended along the normal with weights of the true positions: one pass, no second
 blur.
@@ -17,7 +17,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from aneurysm_ray.data.volume import Volume
+from aneurysm_ray.data.volume import Volume, largest_gap_mm, typical_step_mm
 from aneurysm_ray.errors import SeriesError
 
 Positions = NDArray[np.float64]
@@ -27,7 +27,7 @@ SHIFT_TOLERANCE_MM = 0.01
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class Axes:
     """A series' own axes: 0 along the slice normal, 1 along columns of pixels (rows change), 2 along rows of pixels.
 
     Voxel (k, r, c) lies at (slices_mm[k], rows_mm[k] + r · pitch_mm[0], columns_mm[k] + c · pitch_mm[1]) on these axes,
@@ -60,7 +60,7 @@ class Frame:
         )
 
 
-def frame_of(volume: Volume) -> Frame:
+def frame_of(volume: Volume) -> Axes:
     """Return a volume's own axes. Raises SeriesError (`no_geometry`) when two slices lie at one position."""
     row, column = volume.affine[:3, 1], volume.affine[:3, 2]
     pitch = float(np.linalg.norm(row)), float(np.linalg.norm(column))
@@ -73,22 +73,28 @@ def frame_of(volume: Volume) -> Frame:
     slices = volume.origins_mm @ normal
     if len(slices) < 2 or np.diff(slices).min() <= 0:
         raise SeriesError("no_geometry", f"{volume.series_uid}: slices do not lie one after another along their normal")
-    return Frame(np.array([normal, v, u]), slices, volume.origins_mm @ v, volume.origins_mm @ u, pitch)
+    return Axes(np.array([normal, v, u]), slices, volume.origins_mm @ v, volume.origins_mm @ u, pitch)
 
 
-def weights(source_mm: Positions, target_mm: Positions, spacing_mm: float) -> tuple[NDArray[np.intp], Positions]:
+def weights(
+    source_mm: Positions, target_mm: Positions, spacing_mm: float, *, max_gap_mm: float = np.inf
+) -> tuple[NDArray[np.intp], Positions]:
     """Return for each target the indices of the samples it takes from increasing `source_mm`, and their weights.
 
     A target between samples further apart than `spacing_mm` is interpolated linearly from its two neighbours; elsewhere
     the triangle of half-width `spacing_mm` weighs every sample by the stretch of line it stands for. Rows sum to 1,
-    except those of targets more than half a step outside the samples: these are 0.
+    except those of targets more than half a step outside the samples: these are 0. A gap wider than `max_gap_mm` is
+    outside as well: it is no further filled than by half a step on either side.
     """
     gaps = np.diff(source_mm)
+    wide = gaps > max_gap_mm
+    step = typical_step_mm(gaps)
     below = np.clip(np.searchsorted(source_mm, target_mm, "right") - 1, 0, len(gaps) - 1)
     gap = gaps[below]
     stretch = np.empty_like(source_mm)
-    stretch[1:-1] = (source_mm[2:] - source_mm[:-2]) / 2
-    stretch[0], stretch[-1] = gaps[0], gaps[-1]
+    steps = np.where(wide, step, gaps)
+    stretch[1:-1] = (steps[1:] + steps[:-1]) / 2
+    stretch[0], stretch[-1] = steps[0], steps[-1]
     half = np.maximum(gap, spacing_mm)
     linear = gap >= spacing_mm
     first = np.where(linear, below, np.searchsorted(source_mm, target_mm - half, "right"))
@@ -98,7 +104,13 @@ def weights(source_mm: Positions, target_mm: Positions, spacing_mm: float) -> tu
     taps = np.minimum(taps, len(source_mm) - 1)
     value = np.maximum(1 - np.abs(source_mm[taps] - target_mm[:, None]) / half[:, None], 0) * used
     value *= np.where(linear[:, None], 1, stretch[taps])
-    outside = (target_mm < source_mm[0] - gaps[0] / 2 - 1e-6) | (target_mm > source_mm[-1] + gaps[-1] / 2 + 1e-6)
+    outside = (target_mm < source_mm[0] - steps[0] / 2 - 1e-6) | (target_mm > source_mm[-1] + steps[-1] / 2 + 1e-6)
+    if wide.any():
+        from_below, from_above = target_mm - source_mm[below], source_mm[below + 1] - target_mm
+        in_gap = wide[below] & (from_below > 0) & (from_above > 0)
+        outside |= in_gap & (np.minimum(from_below, from_above) > step / 2 + 1e-6)
+        nearest = np.where(from_below <= from_above, below, below + 1)
+        value[in_gap] = taps[in_gap] == nearest[in_gap, None]
     total = value.sum(axis=1)
     # A target within the half step beyond the last sample takes that sample.
     value[:, 0] += (total == 0) & ~outside
@@ -148,7 +160,7 @@ class _PlaneAxis:
 
 def resample(
     voxels: NDArray[np.int16] | NDArray[np.float32],
-    frame: Frame,
+    frame: Axes,
     targets_mm: tuple[Positions, Positions, Positions],
     spacing_mm: tuple[float, float, float],
     *,
@@ -159,7 +171,8 @@ def resample(
     `spacing_mm` is the distance between targets along each axis. Everything outside the slices is `background`. A slice
     is valid until the next one is asked for; only the source slices that the next ones need are kept.
     """
-    taps, blend = weights(frame.slices_mm, targets_mm[0], spacing_mm[0])
+    gap_mm = largest_gap_mm(np.diff(frame.slices_mm))
+    taps, blend = weights(frame.slices_mm, targets_mm[0], spacing_mm[0], max_gap_mm=gap_mm)
     last_use = np.full(len(voxels), -1)
     for index in range(len(taps)):
         last_use[taps[index, blend[index] > 0]] = index

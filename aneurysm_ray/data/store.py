@@ -6,7 +6,6 @@ All of it is readable with plain pyarrow.
 """
 
 import hashlib
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from aneurysm_ray import __version__, rundir
-from aneurysm_ray.errors import RunDirError, SeriesError
+from aneurysm_ray.data.identity import check_uid
+from aneurysm_ray.errors import RunDirError
 from aneurysm_ray.labels import LABELS
 
 PICTURES = "pictures"
-
-_UID = re.compile(r"[0-9.]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -112,16 +110,6 @@ TABLE_SCHEMA = pa.schema(
     ]
 )
 """Columns of `volumes.parquet`, one row per prepared series; `path` is relative to the set."""
-
-
-def check_uid(series_uid: str) -> str:
-    """Return a series UID that may name a file. Raises SeriesError (`unsafe_path`) for one that may not."""
-    if not _UID.fullmatch(series_uid) or series_uid.startswith("."):
-        raise SeriesError(
-            "unsafe_path",
-            f"Series Instance UID {series_uid[:80]!r} is not 1 to 64 digits and dots; no file is named so",
-        )
-    return series_uid
 
 
 def _prefix(series_uid: str) -> str:

@@ -9,6 +9,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+MAX_GAP_MM, MAX_GAP_STEPS = 12.0, 3.0
+"""Nothing is made up between slices farther apart than both: in mm, and in steps of the series."""
+
+
+@dataclass(frozen=True, eq=False)
+class LeftOut:
+    """An image of the series that is not in the volume, in patient space: points may have been marked on it."""
+
+    sop_uid: str
+    frame: int
+    """Index from 0; 0 in a file of one frame."""
+    origin_mm: NDArray[np.float64]
+    """(3,): centre of pixel (0, 0)."""
+    row_mm: NDArray[np.float64]
+    """(3,): step from one row to the next."""
+    column_mm: NDArray[np.float64]
+    """(3,): step from one column to the next."""
+
 
 @dataclass(frozen=True, eq=False)
 class Volume:
@@ -39,6 +57,8 @@ class Volume:
     0). None where there are none."""
     dropped: tuple[tuple[str, str], ...] = ()
     """(file name, why) of everything in the series that is not in the volume."""
+    left_out: tuple[LeftOut, ...] = ()
+    """Images of the series among these that have a place in space."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -63,3 +83,18 @@ class Volume:
         """`axial`, `coronal` or `sagittal`: the patient axis nearest to the slice normal."""
         normal = np.cross(self.affine[:3, 2], self.affine[:3, 1])
         return ("sagittal", "coronal", "axial")[int(np.argmax(np.abs(normal)))]
+
+
+def typical_step_mm(steps_mm: NDArray[np.float64]) -> float:
+    """Return the step by which most of a stack's length is covered; 0 where there is none.
+
+    Tiny steps, between images of one slice, and gaps count for little.
+    """
+    steps = np.sort(np.minimum(steps_mm, MAX_GAP_MM))
+    steps = steps[steps > 0.01]
+    return float(steps[np.searchsorted(np.cumsum(steps), steps.sum() / 2)]) if len(steps) else 0.0
+
+
+def largest_gap_mm(steps_mm: NDArray[np.float64]) -> float:
+    """Return the widest gap of a stack with these steps that may be interpolated."""
+    return max(MAX_GAP_MM, MAX_GAP_STEPS * typical_step_mm(steps_mm))

@@ -18,7 +18,7 @@ import pandas as pd
 from aneurysm_ray import location, provenance, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import folds as fold_tables
-from aneurysm_ray.data import storage, store
+from aneurysm_ray.data import store, urls
 from aneurysm_ray.errors import RequestError, RunDirError
 from aneurysm_ray.labels import LABELS
 
@@ -51,7 +51,7 @@ def deal(volumes: Path, table: pd.DataFrame, config: Config) -> pd.DataFrame:
 
 
 def _contents(volumes: Path, table: pd.DataFrame) -> list[str]:
-    described = storage.read_bytes(storage.join(str(volumes), rundir.PREPARE))
+    described = urls.read_bytes(urls.join(str(volumes), rundir.PREPARE))
     settings = json.dumps(json.loads(described).get("volume") if described else None, sort_keys=True)
     rows = table.drop(columns=[name for name in _PLACES if name in table]).to_dict("records")
     texts = (json.dumps(row, sort_keys=True, default=_plain) + settings for row in rows)

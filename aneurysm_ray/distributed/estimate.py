@@ -5,11 +5,12 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from aneurysm_ray.config import Config
-from aneurysm_ray.data import series
+from aneurysm_ray.data import work
+from aneurysm_ray.data.catalogue import Source
 from aneurysm_ray.data.guard import Guard
-from aneurysm_ray.data.sources import Source
 from aneurysm_ray.distributed.progress import clock
 from aneurysm_ray.errors import SeriesError
 
@@ -45,11 +46,13 @@ def _sample(sources: Sequence[Source], config: Config) -> tuple[float, int, int]
     guard = Guard(config.prepare.memory_mb)
     with tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as folder:
         for source in (sources[step] for step in steps):
-            task = series.Task(source, folder, config.volume.model_dump(mode="json"), "00", False)
+            # Named by whatever its voxels are of: a sample is thrown away.
+            own = replace(source, series_uid=None, own_uid=None)
+            task = work.Task(own, folder, config.volume.model_dump(mode="json"), "00", False)
             guard.start()
             begun = time.monotonic()
             try:
-                status = guard.run(series.prepare, task, timeout_seconds=config.prepare.timeout_seconds)
+                status = guard.run(work.prepare, task, timeout_seconds=config.prepare.timeout_seconds)
             except SeriesError:
                 continue
             if "row" in status:

@@ -9,6 +9,7 @@ than Ray's start.
 
 import functools
 import logging
+import os
 import pickle
 import time
 import warnings
@@ -25,7 +26,8 @@ from ray.util.annotations import RayDeprecationWarning
 
 from aneurysm_ray import location, overrides, provenance, rundir
 from aneurysm_ray.config import Config
-from aneurysm_ray.data import sources, store
+from aneurysm_ray.data import catalogue, store
+from aneurysm_ray.data.catalogue import Source
 from aneurysm_ray.distributed import devices, driver, progress, session, steps
 from aneurysm_ray.distributed.room import Cluster
 from aneurysm_ray.distributed.steps import Item, Order
@@ -102,14 +104,14 @@ def find(paths: Sequence[str]) -> tuple[list[Item], list[str]]:
                 items.append(_item(str(place), row["series_uid"], row["bytes"]))
         elif path.is_dir():
             try:
-                found, said = sources.find_sources(text)
+                found, said = catalogue.find_sources(text)
             except DatasetError:
                 # Tables that are wrong are the user's to mend; a folder without series is a series that is empty.
                 if any((path / name).exists() for name in ("train.csv", "train_localizers.csv")):
                     raise
                 found, said = [], []
             notes += said
-            items += [_item(s.location, s.series_uid or "", s.bytes, outside=s.outside) for s in found]
+            items += [_item(s.location, s.series_uid or "", s.bytes, s) for s in found]
             if not found:
                 items.append(_item(str(location.absolute(path)), "", 0))
         else:
@@ -118,11 +120,13 @@ def find(paths: Sequence[str]) -> tuple[list[Item], list[str]]:
     return sorted(once.values(), key=lambda item: (-item.bytes, item.name)), notes
 
 
-def _item(place: str, series_uid: str, size: int, *, outside: bool = False) -> Item:
+def _item(place: str, series_uid: str, size: int, source: Source | None = None) -> Item:
     # The place makes names unique: one series may be given as a folder and as an archive.
     last = place.rstrip("/").rpartition("/")[2]
     stem = "".join(c for c in (series_uid or last)[:64] if c.isalnum() or c in ".-_").lstrip(".")
-    return Item(f"{stem}-{sha256(place.encode()).hexdigest()[:8]}", place, series_uid, int(size), outside)
+    name = f"{stem}-{sha256(os.fsencode(place)).hexdigest()[:8]}"
+    deep, own_uid = (source.deep, source.own_uid) if source else (True, None)
+    return Item(name, place, series_uid, int(size), deep, own_uid)
 
 
 def _check_volumes(items: Sequence[Item], trained: Ensemble) -> None:

@@ -7,33 +7,32 @@ this process are what the next run finds missing.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import pandas as pd
 import ray
 import ray.data
 from ray.util.annotations import RayDeprecationWarning
 
 from aneurysm_ray import __version__, rundir
 from aneurysm_ray.config import Config
-from aneurysm_ray.data import series, sources, storage, store
+from aneurysm_ray.data import catalogue, identity, ledger, urls, work
+from aneurysm_ray.data.catalogue import Source
 from aneurysm_ray.data.guard import Guard
-from aneurysm_ray.data.privacy import patient_key
-from aneurysm_ray.data.series import Task
+from aneurysm_ray.data.ledger import PrepareSummary
+from aneurysm_ray.data.lock import locked
+from aneurysm_ray.data.work import Task
 from aneurysm_ray.distributed import estimate, session
 from aneurysm_ray.distributed.progress import Status, shown
 from aneurysm_ray.distributed.room import workers_on
-from aneurysm_ray.errors import SERIES_REASONS, AneurysmRayError, OutputError, RequestError, RunDirError, SeriesError
+from aneurysm_ray.errors import AneurysmRayError, OutputError, RequestError, SeriesError
 
 log = logging.getLogger(__name__)
 
@@ -44,24 +43,11 @@ VOLUME_COPIES = 2.5
 IN_FLIGHT = 2
 """Series that an actor is given at a time. Ray Data looks ten times a second whether one is done, so that an actor that
 had one alone would idle till then."""
+NAMINGS = 3
+"""Times that a series is read until its voxels are of the series that it is named by: twice where its first file is of
+another one."""
 TRIES = 2
 """Passes that finish none of the series left, after which those are given up."""
-
-
-@dataclass(frozen=True)
-class PrepareSummary:
-    """What a prepared set holds after a run."""
-
-    prepared: int
-    """Volumes in the set."""
-    rejected: int
-    """Series of the data set that are no volume."""
-    kept: int
-    """Of both, those that were done before this run; 0 with `prepare.digest=content`, where workers find out."""
-    removed: tuple[str, ...]
-    """Series that the set has and the data set has no more; their files stay, the table leaves them out."""
-    notes: tuple[str, ...]
-    seconds: float
 
 
 def prepare(data: str, out: str, config: Config, *, dry_run: bool = False) -> PrepareSummary:
@@ -72,109 +58,99 @@ def prepare(data: str, out: str, config: Config, *, dry_run: bool = False) -> Pr
     the data disappear; KeyboardInterrupt after Ctrl-C, with the tables of what is done written.
     """
     begun = time.monotonic()
-    out = out if storage.is_url(out) else os.path.abspath(out)
-    data = data if storage.is_url(data) else os.path.abspath(data)
+    out = out if urls.is_url(out) else os.path.abspath(out)
+    data = data if urls.is_url(data) else os.path.abspath(data)
     volume = config.volume.model_dump(mode="json")
-    found, notes = sources.find_sources(data)
+    found, notes = catalogue.find_sources(data)
     for note in notes:
         log.info("%s", note)
     if dry_run:
         estimate.say(found, config)
         return PrepareSummary(0, 0, 0, (), tuple(notes), time.monotonic() - begun)
-    key = patient_key(out, config.prepare.patient_key).hex()
-    _check_same_settings(out, volume, key)
-    described = {
-        "kind": "volumes",
-        "source": data,
-        "version": __version__,
-        "volume": volume,
-        "patient_key": _fingerprint(key),
-    }
-    _begin(out, described)
-    tasks = [Task(source, out, volume, key, config.prepare.digest == "content") for source in found]
-    statuses, left = _done_and_left(tasks)
+    ledger.check_foreign(out)
+    with locked(out):
+        key = identity.patient_key(out, config.prepare.patient_key_file)
+        place = identity.place_hash(key, data)
+        described = {
+            "kind": "volumes",
+            "source": place,
+            "version": __version__,
+            "volume": volume,
+            "key": identity.fingerprint(key),
+        }
+        before = ledger.check_same_settings(out, described)
+        places = {place: data, **{identity.place_hash(key, source.key): source.key for source in found}}
+        try:
+            identity.write_places(out, places)
+        except RequestError as error:  # the set is whole without it
+            log.warning("%s", error)
+        found = [_keyed(source, key) for source in found]
+        draft = [Task(source, out, volume, key.hex(), config.prepare.digest == "content") for source in found]
+        ledger.check_same_data(draft, out, described, before)
+        _begin(out, described)
+        return _prepare_all(draft, described, notes, config, data, begun)
+
+
+def _keyed(source: Source, key: bytes) -> Source:
+    """Return a source as the set may know it: its digest by the key, and a UID where its header has none."""
+    own = source.own_uid if source.own_uid is None or identity.is_uid(source.own_uid) else None
+    made = identity.made_uid(key, source.key) if own is None and source.own_uid is not None else own
+    return replace(source, digest=identity.keyed(key, source.digest), own_uid=made)
+
+
+def _prepare_all(
+    draft: Sequence[Task], described: dict[str, Any], notes: Sequence[str], config: Config, data: str, begun: float
+) -> PrepareSummary:
+    """Prepare series until each has a volume under its own name, or a reason, and write the tables."""
+    out = draft[0].out
+    tasks = ledger.named(draft)
+    statuses, left = ledger.done_and_left(tasks)
     kept = len(statuses)
-    log.info("%s series, %.1f GB; %s done already", f"{len(tasks):,}", sum(s.bytes for s in found) / 1e9, f"{kept:,}")
+    size = sum(task.source.bytes for task in tasks) / 1e9
+    log.info("%s series, %.1f GB; %s done already", f"{len(tasks):,}", size, f"{kept:,}")
 
     def close(complete: bool) -> PrepareSummary:
-        return _write_tables(out, described, statuses.values(), found, kept, notes, begun, complete)
+        return ledger.write_tables(out, described, list(statuses.values()), tasks, kept, notes, begun, complete)
 
     try:
         if left:
             with session.connect():
-                for status in _run(left, config, data):
-                    statuses[status["key"]] = status
+                for _ in range(NAMINGS):
+                    for status in _run(left, config, data):
+                        statuses[status["key"]] = status
+                    # Those whose voxels are of another series than their first header: now their own UID is known.
+                    misnamed = {status["key"] for status in statuses.values() if not ledger.is_final(status)}
+                    tasks = ledger.named(draft)
+                    left = [task for task in tasks if task.name in misnamed]
+                    if not left:
+                        break
+                for task in left:
+                    error = SeriesError("vanished", "its files changed each time that they were read")
+                    statuses[task.name] = work.reject(task, error, task.source.digest)
     except BaseException:
         # What is done is done: leave tables of it, with those series whose status is there and was not heard of yet,
         # unless it is the disk that ended the work.
         with contextlib.suppress(OSError):
-            statuses |= _done_and_left([task for task in left if task.source.key not in statuses])[0]
+            statuses |= ledger.done_and_left([task for task in left if task.name not in statuses])[0]
         with contextlib.suppress(OutputError):
             close(complete=False)
         raise
     return close(complete=True)
 
 
-def _done_and_left(tasks: Sequence[Task]) -> tuple[dict[str, dict[str, Any]], list[Task]]:
-    """Return the statuses of the series that are done, by key, and the tasks that are not."""
-    with ThreadPoolExecutor(sources.LISTING_THREADS) as pool:
-        # With a digest of the content the workers find out, as they must read the files for it.
-        there = list(
-            pool.map(lambda task: None if task.hash_content else series.done_already(task, task.source.digest), tasks)
-        )
-    done = {status["key"]: status for status in there if status is not None}
-    return done, [task for task in tasks if task.source.key not in done]
-
-
-def _check_same_settings(out: str, volume: dict[str, Any], key: str) -> None:
-    """Raise RunDirError when `out` holds something else, or a set made with other settings or another patient key."""
-    text = storage.read_bytes(storage.join(out, rundir.PREPARE))
-    if text is None:
-        foreign = os.path.isdir(out) and os.listdir(out) and not os.path.isdir(storage.join(out, series.STATUS))
-        if not storage.is_url(out) and foreign:
-            raise RunDirError(f"{out} is not empty and holds no prepared set; choose another OUT")
-        return
-    try:
-        there = json.loads(text)
-        settings, fingerprint = there["volume"], there["patient_key"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunDirError(
-            f"{out}/{rundir.PREPARE} is damaged ({error}); delete it and run the same command again"
-        ) from error
-    for name, value in volume.items():
-        if settings.get(name) != value:
-            raise RunDirError(
-                f"{out} was prepared with volume.{name}={settings.get(name)}, not {value}; "
-                "give the same settings, or choose another OUT"
-            )
-    if fingerprint != _fingerprint(key):
-        raise RunDirError(
-            f"{out} was prepared with another patient key, so that one patient would become two; give the same "
-            "prepare.patient_key, or put the set's .patient_key file back beside it"
-        )
-
-
-def _fingerprint(key: str) -> str:
-    return hashlib.sha256(b"fingerprint:" + bytes.fromhex(key)).hexdigest()[:16]
-
-
 def _begin(out: str, described: dict[str, Any]) -> None:
     """Write the set's description, which shows that `out` can be written. Raises RequestError when it cannot."""
     try:
-        storage.write_bytes(storage.join(out, rundir.PREPARE), _json({**described, "complete": False}))
+        urls.write_bytes(urls.join(out, rundir.PREPARE), ledger.as_json({**described, "complete": False}))
     except OutputError as error:
         raise RequestError(str(error)) from error
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, indent=2).encode() + b"\n"
 
 
 def _run(tasks: Sequence[Task], config: Config, data: str) -> Iterator[dict[str, Any]]:
     """Prepare series on the connected cluster and yield their statuses as they come, showing progress."""
     begun = time.monotonic()
     counts: Counter[str] = Counter()
-    left = {task.source.key: task for task in tasks}
+    left = {task.name: task for task in tasks}
     total_bytes = sum(task.source.bytes for task in tasks)
     with shown() as show, session.quiet_data(max(1800.0, 3 * config.prepare.timeout_seconds)):
         for result in _tried(left, config):
@@ -197,7 +173,7 @@ def _run(tasks: Sequence[Task], config: Config, data: str) -> Iterator[dict[str,
             )
             yield status
     for task in left.values():
-        yield series.reject(
+        yield work.reject(
             task, SeriesError("crash", "its worker died, and so did those that tried again"), task.source.digest
         )
 
@@ -279,68 +255,14 @@ class _Preparer:
         task = Task.from_json(row["task"])
         try:
             try:
-                status = self.guard.run(series.prepare, task, timeout_seconds=self.timeout_seconds)
+                status = self.guard.run(work.prepare, task, timeout_seconds=self.timeout_seconds)
             except SeriesError as error:
-                told = SeriesError(error.reason, f"{task.source.key}: {error}")
-                status = series.reject(task, told, task.source.digest)
+                status = work.reject(task, error, task.source.digest)
         except OutputError as error:
             return {"failed": str(error), "status": ""}
         return {"status": json.dumps(status), "failed": ""}
 
 
 def _check_data_is_there(data: str) -> None:
-    if not storage.is_url(data) and not os.path.isdir(data):
+    if not urls.is_url(data) and not os.path.isdir(data):
         raise AneurysmRayError(f"{data} disappeared; mount it again and run the same command to go on")
-
-
-def _write_tables(
-    out: str,
-    described: dict[str, Any],
-    statuses: Collection[dict[str, Any]],
-    found: Sequence[sources.Source],
-    kept: int,
-    notes: Sequence[str],
-    begun: float,
-    complete: bool,
-) -> PrepareSummary:
-    """Write volumes.parquet, rejected.csv and, last, prepare.json; clear away what dead writers left."""
-    rows = [status["row"] for status in statuses if "row" in status]
-    rejected = sorted((status for status in statuses if "row" not in status), key=lambda status: str(status["key"]))
-    table = pd.DataFrame(
-        [(status["series_uid"], status["key"], status["reason"], status["message"]) for status in rejected],
-        columns=["series_uid", "path", "reason", "message"],
-    )
-    removed = _removed(out, {series.status_path(out, source.key) for source in found})
-    if not storage.is_url(out):
-        for location in storage.files_below(out):
-            if location.endswith(".tmp"):
-                storage.remove(location)
-    storage.write_bytes(storage.join(out, rundir.VOLUMES), store.encode_table(rows))
-    storage.write_bytes(storage.join(out, rundir.REJECTED), table.to_csv(index=False).encode())
-    summary = PrepareSummary(len(rows), len(rejected), kept, removed, tuple(notes), time.monotonic() - begun)
-    reasons = dict(Counter(str(status["reason"]) for status in rejected).most_common())
-    log.info("%s volumes, %s series rejected", f"{len(rows):,}", f"{len(rejected):,}")
-    for reason, count in reasons.items():
-        log.info("%8s  %s", f"{count:,}", SERIES_REASONS[reason])
-    if removed:
-        log.info("%s series are in the set and no more in the data; the table leaves them out", f"{len(removed):,}")
-    facts = {
-        "complete": complete,
-        "series": len(found),
-        "prepared": len(rows),
-        "rejected": len(rejected),
-        "reasons": dict(sorted(reasons.items())),
-        "removed": list(removed),
-        "kept": kept,
-        "notes": list(notes),
-        "seconds": round(summary.seconds, 1),
-    }
-    storage.write_bytes(storage.join(out, rundir.PREPARE), _json({**described, **facts}))
-    return summary
-
-
-def _removed(out: str, expected: set[str]) -> tuple[str, ...]:
-    """Return the keys of series that the set has a status of and the data set has no more."""
-    there = storage.files_below(storage.join(out, series.STATUS))
-    stray = (series.read_status(location) for location in there if location not in expected)
-    return tuple(sorted(status["key"] for status in stray if status is not None))

@@ -18,11 +18,12 @@ import torch
 
 from aneurysm_ray import location, rundir
 from aneurysm_ray.config import Config
-from aneurysm_ray.data import places, storage
+from aneurysm_ray.data import places, reading, urls
 from aneurysm_ray.data.guard import Guard
 from aneurysm_ray.data.outputs import viewer
 from aneurysm_ray.data.reading import Reading
-from aneurysm_ray.errors import SeriesError
+from aneurysm_ray.data.store import PreparedVolume
+from aneurysm_ray.errors import SeriesError, printable
 from aneurysm_ray.labels import LABELS, PRESENT_INDEX
 from aneurysm_ray.learning import ensemble, export, inference
 from aneurysm_ray.learning.export import Ensemble
@@ -45,8 +46,10 @@ class Item:
     series_uid: str
     """What a table or the folder's name says; empty where only the files know."""
     bytes: int = 0
-    outside: bool = False
-    """It is a link that leaves its data set."""
+    deep: bool = True
+    """Folders below its own are part of it."""
+    own_uid: str | None = None
+    """The UID in its first header, where nothing but its files names it."""
 
 
 @dataclass(frozen=True)
@@ -86,25 +89,26 @@ def close() -> None:
 @contextlib.contextmanager
 def _on_this_machine(item: Item) -> Iterator[Path]:
     """Yield a path of a series on this machine: its own, or a copy fetched from an object store."""
-    if not storage.is_url(item.location) or item.location.endswith(".parquet"):
+    if not urls.is_url(item.location) or item.location.endswith(".parquet"):
         yield location.place(item.location)
         return
     with tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as folder:
-        yield places.fetch(item.location, Path(folder))
+        yield places.fetch(item.location, Path(folder), deep=item.deep)
 
 
 def read(item: Item, config: Config) -> Reading | SeriesError:
     """Read and prepare a series, or say why it cannot be."""
+    guard = _guard(config.prepare.memory_mb)
     try:
-        if item.outside:
-            raise SeriesError("unsafe_path", f"{item.location}: is a link that leaves its data set")
         with _on_this_machine(item) as path:
-            reading = inference.guarded(_guard(config.prepare.memory_mb), config.prepare.timeout_seconds)
             try:
-                return reading(path, config.volume)
+                return guard.run(
+                    reading.read, path, config.volume, item.deep, timeout_seconds=config.prepare.timeout_seconds
+                )
             except SeriesError as error:
                 # A temporary folder's name says nothing to the reader.
-                return SeriesError(error.reason, str(error).replace(str(path), item.location))
+                told, where = (text.replace(str(path), item.location) for text in (error.told, error.where))
+                return SeriesError(error.reason, told, where)
     except SeriesError as error:
         return error
 
@@ -121,7 +125,7 @@ def score(item: Item, found: Reading | SeriesError, trained: Ensemble, device: s
     except Exception as error:
         log.warning("%s: %s", item.location, error, exc_info=True)
         reason = "memory" if isinstance(error, MemoryError | torch.OutOfMemoryError) else "crash"
-        told = SeriesError(reason, f"{item.location}: {type(error).__name__} while it was scored")
+        told = SeriesError(reason, f"{type(error).__name__} while it was scored", item.location)
         return inference.fall_back(trained, told)
 
 
@@ -160,6 +164,7 @@ def _write_for_viewers(
                 heat.affine,
                 float(answer.probabilities[PRESENT_INDEX]),
                 trained.digest,
+                _plain(trained.calibrated(answer.probabilities)[PRESENT_INDEX]),
                 timeout_seconds=settings.timeout_seconds,
             )
     except SeriesError as error:
@@ -168,7 +173,7 @@ def _write_for_viewers(
 
 def lost(item: Item, order: Order, trained: Ensemble) -> None:
     """Write the folder of a series whose worker died with it, again and again."""
-    told = SeriesError("crash", f"{item.location}: the process that scored it died")
+    told = SeriesError("crash", "the process that scored it died", item.location)
     write(item, told, inference.fall_back(trained, told), trained, order)
 
 
@@ -180,8 +185,8 @@ def describe(item: Item, series: Reading | None, answer: Answer, trained: Ensemb
     multi_frame = len(set(frames)) < len(frames)
     candidates = answer.candidates.assign(multi_frame=multi_frame)
     return {
-        "series_uid": item.series_uid or (prepared.series_uid if prepared else Path(item.location).name),
-        "path": item.location,
+        "series_uid": _uid(item, prepared),
+        "path": printable(item.location),
         "model": trained.digest,
         "reason": answer.reason,
         "message": answer.message,
@@ -196,6 +201,13 @@ def describe(item: Item, series: Reading | None, answer: Answer, trained: Ensemb
         "notes": notes,
         "seconds": answer.seconds,
     }
+
+
+def _uid(item: Item, prepared: PreparedVolume | None) -> str:
+    """Return what a series is named by: a table or the layout, else its voxels, else its first header or its place."""
+    if prepared and item.own_uid is not None and prepared.series_uid != item.own_uid:
+        return printable(prepared.series_uid)
+    return printable(item.series_uid or (prepared.series_uid if prepared else Path(item.location).name))
 
 
 def _plain(value: Any) -> Any:

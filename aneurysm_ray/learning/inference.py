@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from aneurysm_ray.config import VolumeConfig
 from aneurysm_ray.data import reading
 from aneurysm_ray.data.guard import Guard
+from aneurysm_ray.data.points import SourceSlices
 from aneurysm_ray.data.reading import Reading
-from aneurysm_ray.data.slices import SourceSlices
 from aneurysm_ray.errors import SeriesError
 from aneurysm_ray.learning import ensemble
 from aneurysm_ray.learning.ensemble import HeatMap

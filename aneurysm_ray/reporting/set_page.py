@@ -54,12 +54,12 @@ def page(folder: Path) -> Page:
 
 def _rejected(folder: Path) -> pd.DataFrame:
     path = folder / rundir.REJECTED
-    columns = ["series_uid", "path", "reason", "message"]
+    columns = ["series_uid", "source", "reason", "message"]
     return rundir.read_csv(path) if path.exists() else pd.DataFrame(columns=columns)
 
 
 def _subtitle(facts: dict[str, Any]) -> str:
-    parts = [f"from {facts['source']}"] if facts.get("source") else []
+    parts: list[str] = []
     if seconds := facts.get("seconds"):
         last = f", the last {_of_last_run(facts):,} series" if facts.get("kept") else ""
         parts.append(f"prepared{last} in {words.duration(float(seconds))}")
@@ -196,17 +196,12 @@ def _refused(table: pd.DataFrame, rejected: pd.DataFrame) -> Section:
             "rejected",
             "Refused series",
             "The same list is in rejected.csv.",
-            rejected.assign(message=[_without(path, text) for path, text in rejected[["path", "message"]].to_numpy()]),
-            {"reason": "reason", "message": "message", "path": "series"},
+            rejected,
+            {"reason": "reason", "message": "message", "source": "source, as a keyed hash of its place"},
             missing="No series was refused.",
         ),
     )
     return Section("refused", "What was refused or repaired", "", blocks)
-
-
-def _without(path: Any, message: Any) -> str:
-    """Return a message without the path it begins with, which stands in a column of its own."""
-    return str(message).removeprefix(f"{path}: ")
 
 
 def _shapes(folder: Path, table: pd.DataFrame) -> Section:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from aneurysm_ray import location, rundir
+from aneurysm_ray.data import identity
 from aneurysm_ray.errors import RunDirError
 
 TRUTH = "phantom.csv"
@@ -14,8 +15,10 @@ TRUTH = "phantom.csv"
 def lesions(volumes: Path) -> pd.DataFrame | None:
     """Return series_uid, location, diameter_mm of every aneurysm, or None where no truth is known."""
     try:
-        source = rundir.read_json(volumes / rundir.PREPARE).get("source", "")
-        table = rundir.read_csv(location.place(str(source)) / TRUTH)
+        source = str(rundir.read_json(volumes / rundir.PREPARE).get("source", ""))
+        # Where the data lie is known on the machine that prepared them, and nowhere else.
+        there = identity.read_places(str(volumes)).get(source, "/nowhere")
+        table = rundir.read_csv(location.place(there) / TRUTH)
     except (RunDirError, AttributeError):
         return None
     columns = ["series_uid", "location", "diameter_mm"]

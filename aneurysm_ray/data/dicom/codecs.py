@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydicom import uid
 from pydicom.encaps import generate_frames
 
-from aneurysm_ray.data.dicom.problems import BadFile
+from aneurysm_ray.data.dicom.quality import BadFile
 
 NATIVE = frozenset(
     str(syntax)
@@ -149,10 +149,12 @@ CODECS: dict[str, Callable[[memoryview, Words, int], None]] = {
 def decode_frame(syntax: str, data: memoryview, out: Words, bits: int) -> None:
     """Decode one compressed frame into `out` (rows, columns); raises BadFile for whatever a decoder objects to.
 
-    `bits` are those allocated, 8 or 16. Signed pixels of fewer bits come without sign extension.
+    `bits` are those allocated, 8 or 16. Signed pixels of fewer bits come without sign extension. Where the code itself
+    says that it is of another kind than the transfer syntax, the code is right.
     """
+    decoder = kind_of(data) or CODECS[syntax]
     try:
-        CODECS[syntax](data, out, bits)
+        decoder(data, out, bits)
     except BadFile:
         raise
     except (Exception, MemoryError) as error:
@@ -160,30 +162,58 @@ def decode_frame(syntax: str, data: memoryview, out: Words, bits: int) -> None:
         raise BadFile("unreadable_pixels", f"cannot be decoded: {type(error).__name__}: {str(error)[:100]}") from error
 
 
-def split_frames(value: bytes, frames: int) -> list[memoryview]:
+def kind_of(data: memoryview) -> Callable[[memoryview, Words, int], None] | None:
+    """Return the decoder that a code's first bytes ask for, None where they tell nothing."""
+    start = bytes(data[:12])
+    if start.startswith(b"\xff\x4f\xff\x51") or start[4:8] == b"jP  ":
+        return decode_jpeg2000
+    if start.startswith(b"\xff\xd8\xff"):
+        return decode_jpegls if _has_marker(data, 0xF7) else decode_jpeg
+    if len(data) >= 64 and 1 <= start[0] <= 2 and start[1:8] == b"\0\0\0\x40\0\0\0":
+        return decode_rle
+    return None
+
+
+def _has_marker(data: memoryview, wanted: int) -> bool:
+    """Whether a JPEG stream's header holds a marker before its first scan."""
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != 0xDA:
+        if data[position + 1] == wanted:
+            return True
+        position += 1 if data[position + 1] == 0xFF else 2 + struct.unpack_from(">H", data, position + 2)[0]
+    return False
+
+
+ITEM, SEQUENCE_END, TRAILING_PADDING = 0xE000_FFFE, 0xE0DD_FFFE, 0xFFFC_FFFC
+
+
+def split_frames(value: bytes, frames: int, *, whole: bool) -> list[memoryview]:
     """Return the compressed frames of an encapsulated Pixel Data value (PS3.5 A.4); raises BadFile.
 
-    `value` begins with the Basic Offset Table's item; what follows the last fragment is ignored.
+    `value` begins with the Basic Offset Table's item; what follows the last fragment is ignored. Writers leave out the
+    delimiter at the end: where `value` is `whole`, the file ends there too, or goes on in zeros.
     """
-    if frames > 1:
-        try:
-            return [memoryview(data) for data in generate_frames(value, number_of_frames=frames)][:frames]
-        except (Exception, MemoryError) as error:
-            raise BadFile("unreadable_pixels", f"has damaged frames: {error}") from error
-    fragments = []
+    fragments: list[memoryview] = []
     view = memoryview(value)
     position = 0
-    while True:
-        if position + 8 > len(value):
-            raise BadFile("unreadable_pixels", "is truncated within a compressed frame")
-        item, length = struct.unpack_from("<II", value, position)
-        position += 8
-        if item == 0xE0DD_FFFE:
+    while position < len(value) or not whole:
+        item, length = struct.unpack_from("<II", value, position) if position + 8 <= len(value) else (0, len(value))
+        if item in (SEQUENCE_END, TRAILING_PADDING) or (len(fragments) > 1 and item == length == 0):
             break
-        if item != 0xE000_FFFE or position + length > len(value):
+        if item != ITEM or position + 8 + length > len(value):
+            if frames > 1 and len(fragments) > 1:
+                break  # those before the damage are whole
             raise BadFile("unreadable_pixels", "is truncated within a compressed frame")
-        fragments.append(view[position : position + length])
-        position += length
+        fragments.append(view[position + 8 : position + 8 + length])
+        position += 8 + length
     if len(fragments) < 2:  # the first is the Basic Offset Table
         raise BadFile("unreadable_pixels", "has no compressed frame")
-    return [fragments[1] if len(fragments) == 2 else memoryview(b"".join(fragments[1:]))]
+    if frames == 1:
+        return [fragments[1] if len(fragments) == 2 else memoryview(b"".join(fragments[1:]))]
+    if len(fragments) == frames + 1:
+        return fragments[1:]
+    complete = b"".join((value[:position], struct.pack("<II", SEQUENCE_END, 0)))
+    try:
+        return [memoryview(data) for data in generate_frames(complete, number_of_frames=frames)][:frames]
+    except (Exception, MemoryError) as error:
+        raise BadFile("unreadable_pixels", f"has damaged frames: {type(error).__name__}") from error

@@ -2,10 +2,12 @@
 
 import math
 import re
+import struct
 from functools import lru_cache
 from typing import TypeAlias
 
-from aneurysm_ray.data.dicom.problems import BadFile
+from aneurysm_ray.data.dicom.quality import BadFile
+from aneurysm_ray.errors import shown
 
 SPACING_LIMITS_MM = (0.01, 50.0)
 """Pixel and slice spacings outside are taken for damage."""
@@ -17,7 +19,7 @@ ORTHONORMAL_TOLERANCE = 1e-3
 """Direction cosines off by more are repaired with a note: 0.1 mm at the edge of a 200 mm image."""
 MAX_TEXT_BYTES = 1024
 """What is read of a text; the longest wanted one, Image Type, has a few dozen."""
-_SAFE_UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SAFE_UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 Vector: TypeAlias = tuple[float, ...]
 
@@ -80,10 +82,10 @@ def text(values: dict[int, bytes], tag: int) -> str:
 
 
 def uid(values: dict[int, bytes], tag: int) -> str:
-    """Return a UID that may stand in a path, empty where absent; raises BadFile for any other."""
+    """Return a UID, or a word that an anonymiser put there; empty where absent. Raises BadFile for what is neither."""
     value = text(values, tag)
     if value and not _SAFE_UID.fullmatch(value):
-        raise BadFile("unsafe_path", f"has the UID {value[:80]!r}")
+        raise BadFile("unsafe_path", f"has as a UID {shown(value)}")
     return value
 
 
@@ -94,24 +96,39 @@ def number(value: str, name: str) -> float:
     except ValueError:
         result = math.nan
     if not math.isfinite(result):
-        raise BadFile("no_geometry", f"has {name} {value[:40]!r}")
+        raise BadFile("no_geometry", f"has as {name} {shown(value)}")
     return result
 
 
 def vector(values: dict[int, bytes], tag: int, count: int) -> Vector | None:
     """Return `count` decimal strings as numbers, None where absent; raises BadFile for anything else."""
-    value = text(values, tag)
+    raw = values.get(tag)
+    if not raw:
+        return None
+    numbers = _numbers(raw[:MAX_TEXT_BYTES])
+    if numbers is None:
+        return None
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+        raise BadFile(
+            "no_geometry",
+            f"has {shown(text(values, tag))} in ({tag >> 16:04x},{tag & 0xFFFF:04x}); {count} numbers are right",
+        )
+    return numbers
+
+
+@lru_cache(maxsize=1024)
+def _numbers(raw: bytes) -> Vector | None:
+    """Return decimal strings as numbers, None where there is no text, nothing where it is no numbers.
+
+    Slices share orientation and spacing, so that nearly all of this is asked again and again.
+    """
+    value = raw.decode("latin-1").strip("\0 ")
     if not value:
         return None
     try:
-        numbers = tuple(map(float, value.split("\\")))
+        return tuple(map(float, value.split("\\")))
     except ValueError:
-        numbers = ()
-    if len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise BadFile(
-            "no_geometry", f"has {value[:40]!r} in ({tag >> 16:04x},{tag & 0xFFFF:04x}); {count} numbers are right"
-        )
-    return numbers
+        return ()
 
 
 def short(values: dict[int, bytes], tag: int, order: str, absent: int) -> int:
@@ -136,4 +153,11 @@ def decimal(values: dict[int, bytes], tag: int) -> float:
         result = float(text(values, tag) or 0)
     except ValueError:
         return 0.0
+    return result if math.isfinite(result) else 0.0
+
+
+def double(values: dict[int, bytes], tag: int, order: str) -> float:
+    """Return a binary double (VR FD), 0 where absent or damaged: it only ever tells images apart."""
+    value = values.get(tag, b"")
+    result = float(struct.unpack(f"{order}d", value)[0]) if len(value) == 8 else 0.0
     return result if math.isfinite(result) else 0.0

@@ -1,4 +1,4 @@
-"""Files of a series, listed and opened so that nothing outside the folder is read and nothing blocks."""
+"""Files of a series, listed and opened so that nothing blocks; links of the user's own file system are followed."""
 
 import filecmp
 import os
@@ -6,10 +6,11 @@ import resource
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from aneurysm_ray.data.dicom.problems import BadFile
+from aneurysm_ray.data.dicom.quality import BadFile, Dropped
 from aneurysm_ray.errors import SeriesError
 
 MAX_FILES = 20_000
@@ -18,33 +19,70 @@ MAX_DEPTH = 8
 """Folders below the series' own that are searched."""
 
 
-def list_files(folder: Path) -> list[str]:
-    """Return the regular files below a folder, sorted by path.
+@dataclass(frozen=True)
+class Listed:
+    """What a folder holds."""
 
-    Links to folders are never followed; links to files only where they end in a regular file below the same folder.
-    Raises SeriesError `vanished` where the folder does not exist, `no_files` where nothing is left, `too_large` above
-    MAX_FILES files.
+    files: tuple[str, ...]
+    """Regular files, also through links, sorted by path."""
+    left_out: tuple[Dropped, ...]
+    """Links that lead nowhere, and folders that are too deep."""
+
+
+def list_files(folder: Path, *, deep: bool = True) -> Listed:
+    """Return the regular files of a folder, of those below it too where `deep`.
+
+    Links to files and folders are followed; a folder that is reached a second time, such as by a link to one above it,
+    is not listed again. Raises SeriesError `vanished` where the folder does not exist or all its links lead nowhere,
+    `no_files` where nothing is there, `too_large` above MAX_FILES files.
     """
     if not folder.is_dir():
-        raise SeriesError("vanished", f"{folder}: there is no such folder")
+        raise SeriesError("vanished", "there is no such folder", str(folder))
     found: list[str] = []
+    left_out: list[Dropped] = []
     waiting = [(str(folder), 0)]
+    seen = set()
     while waiting:
         current, depth = waiting.pop()
         try:
+            status = os.stat(current)
             entries = list(os.scandir(current))
         except OSError as error:
-            raise SeriesError("vanished", f"{current}: cannot be listed: {error.strerror}") from error
+            raise SeriesError("vanished", f"cannot be listed: {error.strerror}", current) from error
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
         for entry in entries:
-            if entry.is_file(follow_symlinks=False) or (entry.is_symlink() and _ends_inside(entry.path, folder)):
+            if _is(entry, "file"):
                 found.append(entry.path)
-            elif entry.is_dir(follow_symlinks=False) and depth < MAX_DEPTH:
-                waiting.append((entry.path, depth + 1))
-        if len(found) > MAX_FILES:
-            raise SeriesError("too_large", f"{folder}: more than {MAX_FILES:,} files; one series was expected")
-    if not found:
-        raise SeriesError("no_files", f"{folder}: holds no regular file")
-    return sorted(found)
+            elif _is(entry, "dir"):
+                if depth < MAX_DEPTH and deep:
+                    waiting.append((entry.path, depth + 1))
+                elif deep:
+                    left_out.append(Dropped(entry.path, "unreadable_files", f"is more than {MAX_DEPTH} folders deep"))
+            elif entry.is_symlink() and not os.path.exists(entry.path):
+                left_out.append(Dropped(entry.path, "dangling_links", dangling(entry.path)))
+        if len(found) + len(left_out) > MAX_FILES:
+            raise SeriesError("too_large", f"more than {MAX_FILES:,} files; one series was expected", str(folder))
+    if not found and not left_out:
+        raise SeriesError("no_files", "holds no regular file", str(folder))
+    return Listed(tuple(sorted(found)), tuple(left_out))
+
+
+def _is(entry: os.DirEntry[str], kind: str) -> bool:
+    """Whether an entry is a file or folder, by way of links; a circle of links is neither."""
+    try:
+        return entry.is_file() if kind == "file" else entry.is_dir()
+    except OSError:
+        return False
+
+
+def dangling(link: str) -> str:
+    """Say of a link that leads nowhere what can be done."""
+    with suppress(OSError):
+        if ".git/annex/" in os.readlink(link).replace("\\", "/"):
+            return "is a link to content that git-annex has not fetched; run `git annex get` in the data set"
+    return "is a link that leads nowhere"
 
 
 def sizes_of(files: Sequence[str]) -> int:
@@ -54,11 +92,6 @@ def sizes_of(files: Sequence[str]) -> int:
         with suppress(OSError):
             total += os.stat(file).st_size
     return total
-
-
-def _ends_inside(link: str, folder: Path) -> bool:
-    target = os.path.realpath(link)
-    return target.startswith(os.path.realpath(folder) + os.sep) and os.path.isfile(target)
 
 
 class RegularFile:

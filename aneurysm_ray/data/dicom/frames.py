@@ -2,9 +2,11 @@
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.uid import ExplicitVRLittleEndian, JPEGLosslessSV1
 
 from aneurysm_ray.data.dicom import elements as tags
 from aneurysm_ray.data.dicom.codecs import CODECS, NATIVE
@@ -16,6 +18,7 @@ from aneurysm_ray.data.dicom.fields import (
     checked_slope,
     checked_spacing,
     decimal,
+    double,
     integer,
     number,
     orthonormal,
@@ -25,7 +28,8 @@ from aneurysm_ray.data.dicom.fields import (
     vector,
 )
 from aneurysm_ray.data.dicom.header import RawHeader
-from aneurysm_ray.data.dicom.problems import BadFile
+from aneurysm_ray.data.dicom.quality import BadFile
+from aneurysm_ray.errors import shown
 
 MAX_PIXELS = 2**24
 """Rows x columns of one frame: 4096 x 4096; slices have at most 2048 x 2048."""
@@ -67,6 +71,8 @@ class Stored:
     padding: tuple[int, int] | None
     """Smallest and largest stored value that mean: outside the scanned field."""
     inverted: bool
+    largest: int = 0
+    """Largest Image Pixel Value, 0 where it is not said."""
     lut: tuple[int, NDArray[np.int64]] | None = None
     """Modality LUT: first stored value mapped, and the entries."""
 
@@ -97,6 +103,8 @@ class Frame:
     temporal: int
     echo_ms: float
     b_value: float
+    marks: tuple[bytes | None, ...]
+    """Values of `elements.PASS_TAGS` as they were written."""
     notes: tuple[str, ...]
     """Keys of QUALITY that hold for this frame."""
 
@@ -114,8 +122,11 @@ PHOTOMETRICS = frozenset(
 """Photometric Interpretations that DICOM defines (PS3.3 C.7.6.3.1.2)."""
 
 
-def describe_pixels(path: str, raw: RawHeader, notes: list[str]) -> Stored:
-    """Return how a file's pixels are stored; raises BadFile for no greyscale slice or missing pixels."""
+def describe_pixels(path: str, raw: RawHeader, notes: list[str], *, alone: bool = False) -> Stored:
+    """Return how a file's pixels are stored; raises BadFile for no greyscale slice or missing pixels.
+
+    A file that is `alone` may be a multi-frame one that says nothing of it, and its length tells.
+    """
     values, order = raw.values, "<" if raw.little_endian else ">"
     samples = short(values, tags.SAMPLES_PER_PIXEL, order, 1)
     photometric = text(values, tags.PHOTOMETRIC).upper() or "MONOCHROME2"
@@ -134,9 +145,15 @@ def describe_pixels(path: str, raw: RawHeader, notes: list[str]) -> Stored:
     if not bits - 1 <= high_bit < allocated:
         high_bit = bits - 1
     if raw.syntax not in CODECS and raw.syntax not in NATIVE:
-        raise BadFile("unsupported", f"has transfer syntax {raw.syntax!r}")
-    encapsulated = raw.syntax in CODECS
-    frames = _frame_count(raw, rows * columns * allocated // 8, notes)
+        raise BadFile("unsupported", f"has transfer syntax {shown(raw.syntax)}")
+    encapsulated = raw.pixel_length == UNDEFINED
+    syntax = raw.syntax
+    if encapsulated != (syntax in CODECS):
+        # Archives decompress and compress without changing the file meta information: what is there counts. The code
+        # itself says which it is, see `codecs.kind_of`.
+        syntax = str(JPEGLosslessSV1) if encapsulated else str(ExplicitVRLittleEndian)
+        notes.append("syntax_misnamed")
+    frames = _frame_count(raw, encapsulated, notes, rows * columns * allocated // 8 if alone else 0)
     if frames > MAX_FRAMES or rows * columns * frames > MAX_FILE_PIXELS:
         raise BadFile("too_large", f"has {frames:,} frames of {rows} x {columns} pixels")
     _check_length(raw, rows * columns * allocated // 8 * frames, frames, encapsulated)
@@ -149,7 +166,7 @@ def describe_pixels(path: str, raw: RawHeader, notes: list[str]) -> Stored:
     return Stored(
         path=path,
         body=raw.body,
-        syntax=raw.syntax,
+        syntax=syntax,
         little_endian=raw.little_endian,
         words=raw.pixel_vr == b"OW" or raw.pixel_vr == b"",
         offset=raw.pixel_offset,
@@ -164,22 +181,26 @@ def describe_pixels(path: str, raw: RawHeader, notes: list[str]) -> Stored:
         signed=signed,
         padding=_padding(values, order, allocated, signed),
         inverted=inverted,
+        largest=short(values, tags.LARGEST_VALUE, order, 0),
         lut=_modality_lut(raw, signed, notes),
     )
 
 
-def _frame_count(raw: RawHeader, frame_bytes: int, notes: list[str]) -> int:
-    """Return Number of Frames, or what the functional groups or the pixel data's length imply where it is missing."""
+def _frame_count(raw: RawHeader, encapsulated: bool, notes: list[str], frame_bytes: int) -> int:
+    """Return Number of Frames, or what functional groups or the pixel data's length imply where it is missing.
+
+    The length counts only where `frame_bytes` is not 0: slices of a series may have bytes behind their pixels.
+    """
     declared = text(raw.values, tags.NUMBER_OF_FRAMES)
     if declared:
         frames = int(number(declared, "Number of Frames"))
         if frames < 1:
-            raise BadFile("no_images", f"has Number of Frames {declared!r}")
+            raise BadFile("no_images", f"has Number of Frames {shown(declared)}")
         return frames
     implied = 1
     if raw.dataset is not None and tags.PER_FRAME_GROUPS in raw.dataset:
         implied = len(raw.dataset[tags.PER_FRAME_GROUPS].value)
-    elif raw.syntax not in CODECS and raw.pixel_length % frame_bytes == 0:
+    elif frame_bytes and not encapsulated and raw.pixel_length % frame_bytes == 0:
         implied = raw.pixel_length // frame_bytes
     if implied > 1:
         notes.append("frames_assumed")
@@ -235,6 +256,32 @@ def _modality_lut(raw: RawHeader, signed: bool, notes: list[str]) -> tuple[int, 
     return first, entries.astype(np.int64)
 
 
+_DERIVED_CLASSES = {
+    b"1.2.840.10008.5.1.4.1.1.30": "a parametric map",
+    b"1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
+    b"1.2.840.10008.5.1.4.1.1.66.7": "a label map",
+    b"1.2.840.10008.5.1.4.1.1.481.2": "a dose map",
+}
+_DERIVED_MODALITIES = {
+    **{b"SEG": "a segmentation", b"RTDOSE": "a dose map", b"RTSTRUCT": "a set of contours", b"REG": "a registration"},
+    **{b"PR": "a presentation state", b"KO": "a selection of images", b"SR": "a report", b"DOC": "a document"},
+}
+
+
+def refuse_derived(raw: RawHeader) -> None:
+    """Raise BadFile for an object that was made of images and is none, though it may have pixels and positions."""
+    sop_class, modality = raw.values.get(tags.SOP_CLASS_UID), raw.values.get(tags.MODALITY)
+    if _derived_name(sop_class, modality):
+        raise BadFile("derived_objects", f"is {_derived_name(sop_class, modality)}, no image")
+
+
+@lru_cache(maxsize=64)
+def _derived_name(sop_class: bytes | None, modality: bytes | None) -> str:
+    """Return what a derived object is, empty for an image."""
+    known = _DERIVED_CLASSES.get((sop_class or b"")[:64].strip(b"\0 "))
+    return known or _DERIVED_MODALITIES.get((modality or b"")[:64].strip(b"\0 ").upper(), "")
+
+
 def image_type(raw: RawHeader) -> tuple[str, ...]:
     """Return Image Type in capitals; raises BadFile for a mosaic, whose slices have no places of their own."""
     kind = tuple(part.strip() for part in text(raw.values, tags.IMAGE_TYPE).upper().split("\\"))
@@ -249,7 +296,7 @@ def describe_frame(stored: Stored, raw: RawHeader, kind: tuple[str, ...], notes:
     Where functional groups follow (`grouped`), pixel spacing and rescale may be left to them.
     """
     values = raw.values
-    slope, intercept, rescaled = _rescale(values)
+    slope, intercept, rescaled = _rescale(values.get(tags.RESCALE_SLOPE), values.get(tags.RESCALE_INTERCEPT))
     modality = text(values, tags.MODALITY).upper() or _MODALITY_OF_CLASS.get(text(values, tags.SOP_CLASS_UID), "")
     if modality == "CT" and not rescaled and not grouped and stored.lut is None:
         notes.append("rescale_assumed")
@@ -261,7 +308,7 @@ def describe_frame(stored: Stored, raw: RawHeader, kind: tuple[str, ...], notes:
         stored=stored,
         index=0,
         series_uid=uid(values, tags.SERIES_INSTANCE_UID),
-        sop_uid=uid(values, tags.SOP_INSTANCE_UID),
+        sop_uid=text(values, tags.SOP_INSTANCE_UID),
         modality=modality,
         patient_id=text(values, tags.PATIENT_ID),
         kind=kind,
@@ -275,12 +322,15 @@ def describe_frame(stored: Stored, raw: RawHeader, kind: tuple[str, ...], notes:
         instance=integer(values, tags.INSTANCE_NUMBER),
         temporal=integer(values, tags.TEMPORAL_POSITION),
         echo_ms=decimal(values, tags.ECHO_TIME),
-        b_value=0.0,
+        b_value=double(values, tags.B_VALUE, "<" if raw.little_endian else ">"),
+        marks=tuple(map(values.get, tags.PASS_TAGS)),
         notes=tuple(notes),
     )
 
 
-def _rescale(values: dict[int, bytes]) -> tuple[float, float, bool]:
+@lru_cache(maxsize=1024)
+def _rescale(raw_slope: bytes | None, raw_intercept: bytes | None) -> tuple[float, float, bool]:
+    values = {tags.RESCALE_SLOPE: raw_slope or b"", tags.RESCALE_INTERCEPT: raw_intercept or b""}
     slope, intercept = text(values, tags.RESCALE_SLOPE), text(values, tags.RESCALE_INTERCEPT)
     factor = number(slope, "Rescale Slope") if slope else 1.0
     offset = number(intercept, "Rescale Intercept") if intercept else 0.0

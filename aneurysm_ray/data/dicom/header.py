@@ -25,7 +25,7 @@ from pydicom.uid import (
 from aneurysm_ray.data.dicom import elements as tags
 from aneurysm_ray.data.dicom.elements import UNDEFINED, Short, value_places, walk
 from aneurysm_ray.data.dicom.files import read_at
-from aneurysm_ray.data.dicom.problems import BadFile, Odd
+from aneurysm_ray.data.dicom.quality import BadFile, Odd
 
 META_START = 132
 """Offset of the file meta information, its length first, after the preamble and DICM (PS3.10 7.1)."""
@@ -47,6 +47,7 @@ NO_IMAGES = (
 )
 """SOP Classes of files that have no pixels and are no damaged images: what their UIDs begin with."""
 
+_PIXEL_VRS = (b"OB", b"OW", b"UN")
 EXPLICIT, IMPLICIT = str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian)
 BIG_ENDIAN, DEFLATED = str(ExplicitVRBigEndian), str(DeflatedExplicitVRLittleEndian)
 
@@ -71,6 +72,8 @@ class RawHeader:
     """What pydicom read, for sequences."""
     bare: bool = False
     """The file has no preamble."""
+    misnamed: bool = False
+    """The data set has VRs where its transfer syntax knows none, or none where that has them."""
 
 
 def read_header(head: bytes, descriptor: int, size: int) -> RawHeader:
@@ -147,7 +150,7 @@ def pydicom_header(head: bytes, descriptor: int, size: int) -> RawHeader:
         raise
     except (Exception, RecursionError, MemoryError) as error:
         # pydicom raises nearly anything on hostile input: NotImplementedError, KeyError, struct.error, RecursionError.
-        raise BadFile("unreadable_files", f"cannot be parsed: {type(error).__name__}: {str(error)[:100]}") from error
+        raise BadFile("unreadable_files", f"cannot be parsed: {type(error).__name__}") from error
 
 
 def _looks_like_a_data_set(head: bytes) -> bool:
@@ -172,12 +175,21 @@ def _from_dataset(dataset: Dataset, file: "_BoundedFile", size: int, bare: bool)
     if (group, element) != (0x7FE0, 0x0010):
         kind = str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID", ""))
         raise BadFile("junk_files" if kind.startswith(NO_IMAGES) else "no_images", "has no Pixel Data")
+    # pydicom reads on when the file meta information is wrong about VRs; the bytes tell how it went on.
+    misnamed = syntax in (EXPLICIT, IMPLICIT) and (start[4:6] in _PIXEL_VRS) != (syntax == EXPLICIT)
+    if misnamed:
+        implicit = syntax == EXPLICIT
     if implicit:
         vr, length, offset = b"", struct.unpack_from(f"{order}I", start, 4)[0], place + 8
     else:
         vr, length, offset = start[4:6], struct.unpack_from(f"{order}I", start, 8)[0], place + 12
     values = {tag: value for tag in tags.WANTED if (value := _raw(dataset, tag)) is not None}
-    return RawHeader(values, syntax, bool(little_endian), offset, length, vr, size, dataset=dataset, bare=bare)
+    return RawHeader(
+        *(values, syntax, bool(little_endian), offset, length, vr, size),
+        dataset=dataset,
+        bare=bare,
+        misnamed=misnamed,
+    )
 
 
 def _raw(dataset: Dataset, tag: int) -> bytes | None:

@@ -10,20 +10,26 @@ from operator import itemgetter
 
 import numpy as np
 
-from aneurysm_ray.data.dicom.elements import TRANSFER_SYNTAX, WANTED, value_places
-from aneurysm_ray.data.dicom.header import EXPLICIT, HEAD_BYTES, IMPLICIT, META_START, RawHeader, meta, read_header
-from aneurysm_ray.data.dicom.problems import BadFile
+from aneurysm_ray.data.dicom.elements import TRANSFER_SYNTAX, UNDEFINED, WANTED, value_places
+from aneurysm_ray.data.dicom.header import HEAD_BYTES, IMPLICIT, META_START, RawHeader, meta, read_header
+from aneurysm_ray.data.dicom.quality import BadFile
 
 MAX_LAYOUTS = 16
 """Layouts that are learnt from one series; where they are more, learning costs more than it saves."""
+TRIED = 4
+"""Layouts of compressed files that a file is compared with; more would cost as much as the walk."""
 META_LENGTH = 0x0002_0000
 
 
 class Layouts:
-    """The layouts of a series' files, by their size: of uncompressed files, those of one layout have one size."""
+    """The layouts of a series' files.
+
+    Uncompressed files of one layout have one size; of compressed ones the layouts last used are tried.
+    """
 
     def __init__(self) -> None:
         self._of_size: defaultdict[int, list[_Layout]] = defaultdict(list)
+        self._compressed: list[_Layout] = []
         self._room = MAX_LAYOUTS
 
     def read_header(self, descriptor: int, size: int) -> RawHeader:
@@ -31,21 +37,28 @@ class Layouts:
         head = os.pread(descriptor, HEAD_BYTES, 0)
         if not head:
             raise BadFile("junk_files", "is empty")
-        known = self._of_size[size]
-        for layout in known:
+        for layout in self._of_size[size]:
             if raw := layout.read(head, size):
+                return raw
+        for place, layout in enumerate(self._compressed[:TRIED]):
+            if raw := layout.read(head, size):
+                if place:
+                    self._compressed.insert(0, self._compressed.pop(place))
                 return raw
         raw = read_header(head, descriptor, size)
         if self._room and _can_be_learnt(raw, head):
             self._room -= 1
-            known.append(_Layout(raw, head))
+            if raw.pixel_length == UNDEFINED:
+                self._compressed.insert(0, _Layout(raw, head))
+            else:
+                self._of_size[size].append(_Layout(raw, head))
         return raw
 
 
 def _can_be_learnt(raw: RawHeader, head: bytes) -> bool:
-    """Whether a header was walked in `head` and its file's size tells the layout."""
+    """Whether a header was walked in `head`."""
     lean = raw.dataset is None and raw.body is None
-    return lean and raw.syntax in (EXPLICIT, IMPLICIT) and raw.pixel_offset <= len(head) and len(raw.values) > 1
+    return lean and raw.pixel_offset <= len(head) and len(raw.values) > 1
 
 
 class _Layout:
@@ -63,7 +76,7 @@ class _Layout:
             if tag != META_LENGTH:
                 self._mask[place] = 0
         wanted = []
-        for tag, place in value_places(head, start, raw.pixel_offset, raw.syntax == EXPLICIT):
+        for tag, place in value_places(head, start, raw.pixel_offset, raw.syntax != IMPLICIT):
             self._mask[place] = 0
             if tag in WANTED:
                 wanted.append((tag, place))

@@ -20,7 +20,8 @@ from aneurysm_ray.data.dicom.fields import (
 )
 from aneurysm_ray.data.dicom.frames import Frame
 from aneurysm_ray.data.dicom.header import RawHeader
-from aneurysm_ray.data.dicom.problems import BadFile
+from aneurysm_ray.data.dicom.quality import BadFile
+from aneurysm_ray.errors import shown
 
 AXIAL: Vector = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
@@ -70,7 +71,30 @@ def _placed(whole: Frame, index: int, levels: list[Any]) -> Frame:
         temporal=int(_number(levels, "FrameContentSequence", "TemporalPositionIndex") or whole.temporal),
         echo_ms=_number(levels, "MREchoSequence", "EffectiveEchoTime") or whole.echo_ms,
         b_value=_number(levels, "MRDiffusionSequence", "DiffusionBValue") or 0.0,
+        marks=_marks(whole, levels[:-1]),
         notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+_MARKS = {
+    tags.RESCALE_TYPE: ("PixelValueTransformationSequence", "RescaleType"),
+    tags.KERNEL: ("CTReconstructionSequence", "ConvolutionKernel"),
+    tags.KVP: ("CTXRayDetailsSequence", "KVP"),
+    tags.INVERSION_TIME: ("MRModifierSequence", "InversionTimes"),
+    tags.FLIP_ANGLE: ("MRTimingAndRelatedParametersSequence", "FlipAngle"),
+    tags.TRIGGER_TIME: ("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime"),
+    tags.SLICE_THICKNESS: ("PixelMeasuresSequence", "SliceThickness"),
+    tags.ACQUISITION_DATETIME: ("FrameContentSequence", "FrameAcquisitionDateTime"),
+}
+"""Functional group and element that say of a frame what `elements.PASS_TAGS` say of a file."""
+
+
+def _marks(whole: Frame, groups: list[Any]) -> tuple[bytes | None, ...]:
+    """Return what tells a frame's pass: its groups' word where they have one, else that of the top level."""
+    told = {tag: value for tag, names in _MARKS.items() if (value := _first(groups, names[:1], names[1])) is not None}
+    return tuple(
+        str(told[tag]).encode("ascii", "replace") if tag in told else mark
+        for tag, mark in zip(tags.PASS_TAGS, whole.marks, strict=True)
     )
 
 
@@ -97,7 +121,10 @@ def stacked_frames(first: Frame, raw: RawHeader) -> list[Frame]:
 
 
 def _nominal_step_mm(raw: RawHeader) -> float | None:
-    """Return Spacing Between Slices, else Slice Thickness, from the top level or the shared groups."""
+    """Return Spacing Between Slices, else Slice Thickness, from the top level or the shared groups.
+
+    A negative spacing says that the frames run against the normal, as in nuclear medicine (PS3.3 C.8.4.15).
+    """
     candidates = [text(raw.values, tag) for tag in (tags.SPACING_BETWEEN_SLICES, tags.SLICE_THICKNESS)]
     if raw.dataset is not None:
         for name in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
@@ -106,8 +133,8 @@ def _nominal_step_mm(raw: RawHeader) -> float | None:
                     candidates += [str(measures.get(key, "")) for key in ("SpacingBetweenSlices", "SliceThickness")]
     for candidate in candidates:
         if candidate and candidate != "None":
-            step = abs(number(candidate, "slice spacing"))
-            if SPACING_LIMITS_MM[0] <= step <= SPACING_LIMITS_MM[1]:
+            step = number(candidate, "slice spacing")
+            if SPACING_LIMITS_MM[0] <= abs(step) <= SPACING_LIMITS_MM[1]:
                 return step
     return None
 
@@ -131,7 +158,7 @@ def _numbers(levels: list[Any], group: str, name: str, count: int) -> Vector | N
     if value is None:
         return None
     if isinstance(value, (str, bytes)) or not hasattr(value, "__len__") or len(value) != count:
-        raise BadFile("no_geometry", f"has {name} {str(value)[:60]!r}")
+        raise BadFile("no_geometry", f"has as {name} {shown(str(value))}")
     return tuple(number(str(part), name) for part in value)
 
 

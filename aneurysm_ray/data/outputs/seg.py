@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import RLELossless
+from pydicom.valuerep import DSfloat
 from scipy import ndimage
 
 from aneurysm_ray import __version__
-from aneurysm_ray.data.outputs.evidence import EQUIPMENT, completed
-from aneurysm_ray.data.slices import SourceSlices
+from aneurysm_ray.data.outputs.evidence import EQUIPMENT, RESEARCH_ONLY, check_named_once, completed
+from aneurysm_ray.data.points import SourceSlices
 
 FLOOR = 0.02
 """Probabilities below this become 0, so that slices without a finding need no frame."""
@@ -33,10 +34,12 @@ def write_segmentation(
     Frames hold round(255 p), interpolated linearly, and exist only where some p reaches `FLOOR`. Returns False, and
     writes nothing, when none does. Raises ValueError when the source images cannot be referred to pixel for pixel.
     """
+    check_named_once(slices.instances)
     evidence = {header.SOPInstanceUID: header for header in completed(headers)}
+    _check_placed(list(evidence.values()))
     for header in evidence.values():
-        if not header.get("FrameOfReferenceUID"):
-            raise ValueError("the source images have no FrameOfReferenceUID, so no segmentation can lie on them")
+        if "SliceThickness" not in header and "SharedFunctionalGroupsSequence" not in header:
+            header.SliceThickness = DSfloat(_step_mm(slices), auto_format=True)
     frames = sampled(grid, affine, slices)
     filled = np.asarray(frames.any(axis=(1, 2)))
     if not filled.any():
@@ -53,7 +56,7 @@ def write_segmentation(
         sources = [evidence[uid] for uid, keep in zip(uids, filled, strict=True) if keep]
         pixels = frames[filled]
     else:
-        raise ValueError("the series mixes multi-frame files or repeats SOP Instance UIDs")
+        raise ValueError("the series mixes several multi-frame files")
     segment = seg.SegmentDescription(
         segment_number=1,
         segment_label="Aneurysm probability",
@@ -73,17 +76,39 @@ def write_segmentation(
         segment_descriptions=[segment],
         series_instance_uid=hd.UID(),
         series_number=9902,
-        series_description="Aneurysm heat map",
+        series_description="Aneurysm heat map, research only",
         sop_instance_uid=hd.UID(),
         instance_number=1,
         transfer_syntax_uid=RLELossless,
         content_label="ANEURYSM",
-        content_description="Probability of an aneurysm",
+        content_description=f"{RESEARCH_ONLY}: aneurysm heat map",
         **EQUIPMENT,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     document.save_as(path, enforce_file_format=True)
     return True
+
+
+def _check_placed(headers: Sequence[Dataset]) -> None:
+    """Raise ValueError when images have no common space that a segmentation could lie in."""
+    for keyword, what in (("FrameOfReferenceUID", "Frames of Reference"), ("StudyInstanceUID", "studies")):
+        found = {header.get(keyword) for header in headers}
+        if len(found) > 1:
+            raise ValueError(f"the source images are of {len(found)} {what}, a segmentation lies in one")
+        if not found.pop():
+            raise ValueError(f"the source images have no {keyword}, so no segmentation can lie on them")
+    for header in headers:
+        grouped = "PerFrameFunctionalGroupsSequence" in header
+        if not grouped and not (header.get("ImagePositionPatient") and header.get("ImageOrientationPatient")):
+            raise ValueError(
+                "the source images have no Image Position or Orientation (Patient), so nothing lies on them"
+            )
+
+
+def _step_mm(slices: SourceSlices) -> float:
+    normal = np.cross(slices.row_mm, slices.column_mm)
+    steps = np.diff(slices.origins_mm, axis=0) @ normal / np.linalg.norm(normal)
+    return round(float(np.median(np.abs(steps))), 4)
 
 
 def sampled(grid: NDArray[np.floating], affine: NDArray[np.float64], slices: SourceSlices) -> NDArray[np.float32]:

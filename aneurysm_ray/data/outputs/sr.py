@@ -12,7 +12,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from aneurysm_ray import __version__
-from aneurysm_ray.data.outputs.evidence import EQUIPMENT, completed
+from aneurysm_ray.data.outputs.evidence import EQUIPMENT, RESEARCH_ONLY, completed
 
 SITES: tuple[tuple[str, Code], ...] = (
     ("Internal Carotid", codes.SCT.InternalCarotidArtery),
@@ -34,13 +34,16 @@ def write_report(
     *,
     present_probability: float,
     model_digest: str,
+    calibrated_probability: float | None = None,
 ) -> None:
     """Write the candidates of one series as a structured report.
 
     `candidates` has columns sop_uid, frame (from 0), row, column (indices of pixel centres, from 0), probability and
     location. `headers` are those of the source images, pixels not needed, the ones the candidates name among them.
-    The report holds a series-level certainty of an aneurysm, and one planar region (TID 1410) per candidate: a point
-    in its source image, site, laterality and certainty. Raises ValueError when the headers cannot be referred to.
+    The report holds a series-level finding, and one planar region (TID 1410) per candidate: a point in its source
+    image, site and laterality. What a network puts out is a score and nothing more; only a probability that was
+    calibrated on held-out patients is a certainty, in whole percent.
+    Raises ValueError when the headers cannot be referred to.
     """
     evidence = completed(headers)
     by_uid = {header.SOPInstanceUID: header for header in evidence}
@@ -51,7 +54,9 @@ def write_report(
         parameters=[f"model {model_digest[:16]}"],
     )
     named = [by_uid[uid] for uid in dict.fromkeys(candidates["sop_uid"])] or evidence[:1]
-    groups: list[sr.Template] = [_series_group(evidence[0], present_probability, algorithm)]
+    groups: list[sr.Template] = [
+        _series_group(evidence[0], _measured(present_probability, calibrated_probability), algorithm)
+    ]
     groups += [
         _candidate_group(number, row, by_uid[str(row["sop_uid"])], algorithm)
         for number, (_, row) in enumerate(candidates.iterrows(), start=1)
@@ -67,12 +72,14 @@ def write_report(
         imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
     )
+    note = sr.TextContentItem(codes.DCM.Comment, RESEARCH_ONLY, sr.RelationshipTypeValues.CONTAINS)
+    report[0].ContentSequence.append(note)
     document = sr.ComprehensiveSR(
         evidence=named if evidence[0] in named else [evidence[0], *named],
         content=report,
         series_instance_uid=hd.UID(),
         series_number=9901,
-        series_description="Aneurysm candidates",
+        series_description="Aneurysm candidates, research only",
         sop_instance_uid=hd.UID(),
         instance_number=1,
         is_complete=True,
@@ -95,20 +102,26 @@ def _procedure(header: Dataset) -> Code:
     return Code("24725-4", "LN", "CT Head") if header.get("Modality") == "CT" else Code("24590-2", "LN", "MR Brain")
 
 
-def _certainty(probability: float) -> sr.Measurement:
-    # (111012, DCM, "Certainty of Finding") is defined in percent.
-    return sr.Measurement(name=codes.DCM.CertaintyOfFinding, value=round(100 * probability, 3), unit=codes.UCUM.Percent)
+_SCORE = Code("ANEURYSM_SCORE", "99ANEURYSMRAY", "Detector score, not calibrated")
+
+
+def _measured(score: float, certainty: float | None = None) -> sr.Measurement:
+    """Return a calibrated probability as a certainty, else the score that it would be made of, as such."""
+    if certainty is not None:
+        # (111012, DCM, "Certainty of Finding") is defined in percent.
+        return sr.Measurement(name=codes.DCM.CertaintyOfFinding, value=round(100 * certainty), unit=codes.UCUM.Percent)
+    return sr.Measurement(name=_SCORE, value=round(score, 2), unit=codes.UCUM.NoUnits)
 
 
 def _series_group(
-    header: Dataset, probability: float, algorithm: sr.AlgorithmIdentification
+    header: Dataset, measured: sr.Measurement, algorithm: sr.AlgorithmIdentification
 ) -> sr.MeasurementsAndQualitativeEvaluations:
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(uid=hd.UID(), identifier="Aneurysm present"),
         finding_type=codes.SCT.Aneurysm,
         algorithm_id=algorithm,
         source_images=[sr.SourceImageForMeasurementGroup(header.SOPClassUID, header.SOPInstanceUID)],
-        measurements=[_certainty(probability)],
+        measurements=[measured],
     )
 
 
@@ -134,5 +147,5 @@ def _candidate_group(
         finding_type=codes.SCT.Aneurysm,
         algorithm_id=algorithm,
         finding_sites=[site(location)],
-        measurements=[_certainty(float(candidate["probability"]))],
+        measurements=[_measured(float(candidate["probability"]))],
     )

@@ -8,9 +8,10 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from aneurysm_ray.data.dicom.sources import open_source
+from aneurysm_ray.data.dicom.archives import open_series
 from aneurysm_ray.data.outputs import nifti, seg, sr
-from aneurysm_ray.data.slices import SourceSlices
+from aneurysm_ray.data.outputs.evidence import check_named_once
+from aneurysm_ray.data.points import SourceSlices
 
 REPORT = "candidates.sr.dcm"
 SEGMENTATION = "heatmap.seg.dcm"
@@ -26,14 +27,21 @@ def write_all(
     affine: NDArray[np.float64],
     present_probability: float,
     model_digest: str,
+    calibrated_probability: float | None = None,
 ) -> list[str]:
     """Write SR, SEG and NIfTI of one series into a folder, and return what could not be written, in sentences."""
     nifti.write_heatmap(folder / NIFTI, grid, affine)
     headers = _headers(source, {uid for uid, _ in slices.instances})
     notes = []
     try:
+        check_named_once(slices.instances)
         sr.write_report(
-            folder / REPORT, candidates, headers, present_probability=present_probability, model_digest=model_digest
+            folder / REPORT,
+            candidates,
+            headers,
+            present_probability=present_probability,
+            model_digest=model_digest,
+            calibrated_probability=calibrated_probability,
         )
     # highdicom checks what it copies from the source, each attribute in a way of its own.
     except (ValueError, TypeError, AttributeError, KeyError) as error:
@@ -49,7 +57,7 @@ def write_all(
 def _headers(source: Path, wanted: set[str]) -> list[Dataset]:
     """Return the headers of the images that the slices lie in, each instance once."""
     found: dict[str, Dataset] = {}
-    with open_source(source) as opened:
+    with open_series(source) as opened:
         for file in opened.files:
             try:
                 header = pydicom.dcmread(file, stop_before_pixels=True, force=True)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from dicom_files import ct_slice, ramp, save, write_series
 
-from aneurysm_ray.data.dicom import read_series, scan_series, sources
+from aneurysm_ray.data.dicom import archives, read_series, scan_series
 from aneurysm_ray.errors import SeriesError
 
 
@@ -101,15 +101,15 @@ def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path, monkeypatch:
         target.writestr("a", bytes(20_000_000))
     assert refusal(path) == "bad_archive"
     folder = write_series(tmp_path / "folder", 3)
-    monkeypatch.setattr(sources, "MAX_ARCHIVE_BYTES", 5000)
+    monkeypatch.setattr(archives, "MAX_ARCHIVE_BYTES", 5000)
     assert refusal(archive(folder, tmp_path / "large.zip")) == "bad_archive"
     assert refusal(archive(folder, tmp_path / "large.tar")) == "bad_archive"
 
 
 def test_a_member_longer_than_it_says_is_cut_off(tmp_path: Path) -> None:
-    member = sources._Member("a", 10, lambda: io.BytesIO(bytes(1000)))
+    member = archives._Member("a", 10, lambda: io.BytesIO(bytes(1000)))
     with pytest.raises(SeriesError) as error:
-        sources._unpack(tmp_path / "a.zip", member, tmp_path, 0)
+        archives._unpack(tmp_path / "a.zip", member, tmp_path, 0)
     assert error.value.reason == "bad_archive"
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from aneurysm_ray.data.dicom.files import MAX_FILES, list_files, sizes_of
+from aneurysm_ray.data.dicom.quality import Dropped
 from aneurysm_ray.errors import SeriesError
 
 MAX_ARCHIVE_BYTES = 4 * 2**30
@@ -33,7 +34,7 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 @dataclass(frozen=True)
-class Source:
+class SeriesFiles:
     """The files of a series."""
 
     files: tuple[str, ...]
@@ -42,6 +43,8 @@ class Source:
     """Files in all."""
     unpacked_bytes: int | None = None
     """Bytes that an archive unpacks to."""
+    left_out: tuple[Dropped, ...] = ()
+    """What the folder holds beside them."""
 
     @property
     def bytes(self) -> int:
@@ -56,22 +59,35 @@ class _Member:
     open: Callable[[], IO[bytes] | None]
 
 
+def _kind(error: BaseException) -> str:
+    """Return what is wrong with an archive without its own words, which name its members."""
+    return "a member is encrypted" if "encrypted" in str(error) else type(error).__name__
+
+
 def is_archive(path: Path) -> bool:
     """Whether a path's name says that it is an archive."""
     return path.name.lower().endswith(ARCHIVES)
 
 
+def stem(archive: str) -> str:
+    """Return an archive's name without its suffix: the UID in a competition's layout."""
+    name = archive.lower()
+    return archive[: -len(next(suffix for suffix in ARCHIVES if name.endswith(suffix)))]
+
+
 @contextmanager
-def open_source(path: Path, at_most: int = MAX_FILES) -> Iterator[Source]:
+def open_series(path: Path, at_most: int = MAX_FILES, *, deep: bool = True) -> Iterator[SeriesFiles]:
     """Yield the files of a series; of an archive the first `at_most` are unpacked, into a folder that is removed again.
+
+    Of a folder those below it count too, unless it is not `deep`.
 
     Raises SeriesError: `bad_archive`, `vanished`, `no_files` or `too_large`.
     """
     if path.is_dir():
-        files = list_files(path)
-        yield Source(tuple(files), len(files))
+        listed = list_files(path, deep=deep)
+        yield SeriesFiles(listed.files, len(listed.files), left_out=listed.left_out)
     elif not path.is_file():
-        raise SeriesError("vanished", f"{path}: there is no such folder or file")
+        raise SeriesError("vanished", "there is no such folder or file", str(path))
     elif is_archive(path):
         with tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as folder, _open_archive(path) as members:
             total = _checked_size(path, members)
@@ -79,10 +95,10 @@ def open_source(path: Path, at_most: int = MAX_FILES) -> Iterator[Source]:
             try:
                 files = [_unpack(path, member, Path(folder), index) for index, member in enumerate(chosen)]
             except _DAMAGE as error:
-                raise SeriesError("bad_archive", f"{path}: cannot be unpacked: {error}") from error
-            yield Source(tuple(files), len(members), total)
+                raise SeriesError("bad_archive", f"cannot be unpacked: {_kind(error)}", str(path)) from error
+            yield SeriesFiles(tuple(files), len(members), total)
     else:
-        yield Source((str(path),), 1)
+        yield SeriesFiles((str(path),), 1)
 
 
 @contextmanager
@@ -91,12 +107,12 @@ def _open_archive(path: Path) -> Iterator[list[_Member]]:
         # Closed by `with archive` below, whichever of the two it is.
         archive = zipfile.ZipFile(path) if path.name.lower().endswith(".zip") else tarfile.open(path)  # noqa: SIM115
     except _DAMAGE as error:
-        raise SeriesError("bad_archive", f"{path}: is no archive that can be read: {error}") from error
+        raise SeriesError("bad_archive", f"is no archive that can be read: {_kind(error)}", str(path)) from error
     with archive:
         try:
             members = _zip_members(archive) if isinstance(archive, zipfile.ZipFile) else _tar_members(path, archive)
         except _DAMAGE as error:
-            raise SeriesError("bad_archive", f"{path}: its contents cannot be listed: {error}") from error
+            raise SeriesError("bad_archive", f"its contents cannot be listed: {_kind(error)}", str(path)) from error
         yield members
 
 
@@ -130,9 +146,9 @@ def _checked_size(path: Path, members: list[_Member]) -> int:
     """Return the bytes an archive unpacks to; raises SeriesError above the limits, before anything is unpacked."""
     total = sum(member.size for member in members)
     if len(members) > MAX_FILES or total > MAX_ARCHIVE_BYTES or total > MAX_RATIO * path.stat().st_size + _CHUNK:
-        raise SeriesError("bad_archive", f"{path}: would unpack to {len(members):,} files and {total:,} bytes")
+        raise SeriesError("bad_archive", f"would unpack to {len(members):,} files and {total:,} bytes", str(path))
     if not members:
-        raise SeriesError("no_files", f"{path}: holds no regular file")
+        raise SeriesError("no_files", "holds no regular file", str(path))
     return total
 
 
@@ -146,6 +162,6 @@ def _unpack(path: Path, member: _Member, folder: Path, index: int) -> str:
         while chunk := source.read(_CHUNK):
             left -= len(chunk)
             if left < 0:
-                raise SeriesError("bad_archive", f"{path}: a member is longer than its {member.size:,} bytes")
+                raise SeriesError("bad_archive", f"a member is longer than its {member.size:,} bytes", str(path))
             file.write(chunk)
     return str(target)

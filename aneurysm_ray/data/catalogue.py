@@ -1,4 +1,4 @@
-"""The series of a data set wherever it lies: a folder, a network file system, s3:// or gs://; folders and archives.
+"""What a data set holds, wherever it lies: a folder, a network file system, s3:// or gs://; folders and archives.
 
 A `Source` says where a series is, how large, and what the tables know of it. Its digest tells whether anything changed:
 names, sizes and modification times (ETags in an object store) by default, a hash of all bytes on request, with labels
@@ -9,8 +9,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from aneurysm_ray.data import places
 from aneurysm_ray.data.dataset import Localizer, SeriesEntry
 from aneurysm_ray.data.dicom import scan_series
 from aneurysm_ray.data.dicom.files import list_files
-from aneurysm_ray.data.storage import is_url
+from aneurysm_ray.data.urls import is_url
 from aneurysm_ray.errors import DatasetError, SeriesError
 
 LISTING_THREADS = 32
@@ -48,8 +48,11 @@ class Source:
     voxel_bytes: int = 0
     """Of the volume in int16, as the header promises; 0 where no header could be read."""
     digest: str = ""
-    outside: bool = False
-    """The folder is a link that leaves the data set."""
+    deep: bool = True
+    """Folders below the series' own are part of it."""
+    own_uid: str | None = None
+    """Series Instance UID of the voxels as far as it is known: one header's, or the reader's word. None where a table
+    or the layout names the series."""
 
 
 def find_sources(data: str) -> tuple[list[Source], list[str]]:
@@ -69,23 +72,18 @@ def find_sources(data: str) -> tuple[list[Source], list[str]]:
         location, entry = pair
         targets = tuple(None if np.isnan(target) else float(target) for target in entry.targets)
         key = location.removeprefix(root).strip("/") or "."
-        source = Source(key, location, entry.series_uid, entry.modality, targets, entry.points)
+        source = Source(key, location, entry.series_uid, entry.modality, targets, entry.points, deep=entry.deep)
         files = there.listed(location)
-        source = replace(
-            source, files=len(files), bytes=sum(size for _, size, _ in files), digest=_digest(files, source)
+        return _with_header(
+            replace(source, files=len(files), bytes=sum(size for _, size, _ in files), digest=_digest(files, source))
         )
-        if not is_url(data) and not Path(location).resolve().is_relative_to(Path(root).resolve()):
-            return replace(source, outside=True)
-        return _with_header(source)
 
     with ThreadPoolExecutor(LISTING_THREADS) as pool:
         found = list(pool.map(describe, sorted(there.entries.items())))
-    found, repeated = _named_once(found)
+    repeated = sum(count - 1 for uid, count in Counter(source.own_uid for source in found).items() if uid)
     if repeated:
-        notes = [
-            *notes,
-            f"{repeated} series have a Series Instance UID that another has; they are stored as UID.2, UID.3",
-        ]
+        notes.append(f"{repeated} series have a Series Instance UID that another has; they are stored as UID.2, UID.3")
+    found = named(found)
     return sorted(found, key=lambda source: (-max(source.voxel_bytes, source.bytes), source.key)), notes
 
 
@@ -99,15 +97,16 @@ def _known(source: Source) -> list[Any]:
 
 def content_digest(path: Path, source: Source) -> str:
     """Return the digest of a series' names and bytes and of what the tables know. Raises SeriesError (`vanished`)."""
-    whole = hashlib.sha256(json.dumps(_known(source)).encode())
+    laid_out = source if source.own_uid is None else replace(source, series_uid=None)
+    whole = hashlib.sha256(json.dumps(_known(laid_out)).encode())
     try:
-        for file in list_files(path) if path.is_dir() else [str(path)]:
+        for file in list_files(path, deep=source.deep).files if path.is_dir() else (str(path),):
             whole.update(json.dumps([os.path.relpath(file, path), os.path.getsize(file)]).encode())
             with open(file, "rb") as stream:
                 while chunk := stream.read(2**20):
                     whole.update(chunk)
     except OSError as error:
-        raise SeriesError("vanished", f"{source.key}: cannot be read: {error.strerror}") from error
+        raise SeriesError("vanished", f"cannot be read: {error.strerror}", source.key) from error
     return whole.hexdigest()
 
 
@@ -116,29 +115,49 @@ def _with_header(source: Source) -> Source:
     try:
         if is_url(source.location):
             with tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as folder:
-                header = scan_series(places.fetch(source.location, Path(folder), header_only=True))
+                header = scan_series(places.fetch(source.location, Path(folder), header_only=True, deep=source.deep))
                 frames = max(header.frames, header.frames * source.files)
                 voxels = 2 * frames * header.rows * header.columns
         else:
-            header = scan_series(Path(source.location))
+            header = scan_series(Path(source.location), deep=source.deep)
             voxels = header.voxel_bytes
     except (SeriesError, OSError):
-        return source
-    return replace(source, series_uid=source.series_uid or header.series_uid or None, voxel_bytes=voxels)
+        return source if source.series_uid else replace(source, own_uid="")
+    own = None if source.series_uid else header.series_uid
+    return replace(source, own_uid=own, voxel_bytes=voxels)
 
 
-def _named_once(sources: Iterable[Source]) -> tuple[list[Source], int]:
-    """Give each series a name of its own: of several with one UID the first by key has it, the others UID.2 and on."""
-    named = []
-    taken = {source.series_uid for source in sources}
-    seen: defaultdict[str | None, int] = defaultdict(int)
-    for source in sorted(sources, key=lambda source: source.key):
-        seen[source.series_uid] += 1
-        uid = source.series_uid
-        number = seen[uid]
-        while uid and number > 1 and uid in taken:
-            uid = f"{str(source.series_uid)[:59]}.{number}"
-            number += 1
-        taken.add(uid)
-        named.append(replace(source, series_uid=uid))
-    return named, sum(count - 1 for uid, count in seen.items() if uid)
+def named(sources: Iterable[Source], kept: Mapping[str, str] = {}, corrected: Iterable[str] = ()) -> list[Source]:
+    """Give each series a name of its own: its own UID, and where several have one UID, UID.2 and so on.
+
+    A series has the name that `kept` says for its key, if it is still one of its UID's; then names go by key, those
+    last whose first header told another UID than their voxels (`corrected`), so that a run that was interrupted gives
+    the names of one that was not.
+    """
+    sources = list(sources)
+    late = set(corrected)
+    taken = {source.series_uid for source in sources if source.own_uid is None}
+    names: dict[str, str | None] = {}
+    for source in sources:
+        before = kept.get(source.key, "")
+        if source.own_uid and before not in taken and _is_name_of(before, source.own_uid):
+            names[source.key] = before
+            taken.add(before)
+    # Every UID that some series has of its own is its first one's name, and nobody's UID.2.
+    own = {source.own_uid for source in sources}
+    for source in sorted(sources, key=lambda source: (source.key in late, source.key)):
+        if source.own_uid and source.key not in names:
+            uid, number = source.own_uid, 1
+            while uid in taken or (number > 1 and uid in own):
+                number += 1
+                uid = f"{source.own_uid[:59]}.{number}"
+            names[source.key] = uid
+            taken.add(uid)
+    return [
+        source if source.own_uid is None else replace(source, series_uid=names.get(source.key)) for source in sources
+    ]
+
+
+def _is_name_of(name: str, uid: str) -> bool:
+    stem, _, number = name.rpartition(".")
+    return name == uid or (stem == uid[:59] and number.isdigit() and int(number) > 1)

@@ -1,31 +1,33 @@
 """One series of a data set → its files in a prepared set. Runs in a guarded child, on any node.
 
-A series leaves `<2 hex>/<uid>.parquet`, a picture, and `status/<2 hex>/<hash of its key>.json`, written last: a status
-says that the series is done, with the digest and the volume settings it is done for, and holds its row of the table.
-A set is resumed from its statuses alone.
+A series leaves `<2 hex>/<uid>.parquet`, a picture, and `status/<2 hex>/<hash of its place>.json`, written last: a
+status says that the series is done, with the digest and the volume settings it is done for, and holds its row of the
+table. A set is resumed from its statuses alone.
 """
 
-import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from aneurysm_ray.config import VolumeConfig
-from aneurysm_ray.data import picture, places, sources, storage, store
+from aneurysm_ray.data import catalogue, picture, places, store, urls
 from aneurysm_ray.data.dataset import Localizer
 from aneurysm_ray.data.dicom import read_series
+from aneurysm_ray.data.identity import check_uid, keyed, made_uid, patient_hash, place_hash
 from aneurysm_ray.data.preprocess import prepare_series
-from aneurysm_ray.data.privacy import patient_hash
 from aneurysm_ray.data.volume import Volume
 from aneurysm_ray.errors import SeriesError
 
 STATUS = "status"
+OWN_FILE = re.compile(r"([0-9a-f]{2}/[^/]+\.parquet|pictures/[0-9a-f]{2}/[^/]+\.jpg|status/[0-9a-f]{2}/[^/]+\.json)")
+"""Files of series, by their place in the set."""
 
 RETRIED_REASONS = frozenset({"timeout", "memory", "crash", "vanished"})
 """Rejections that may be the machine's fault: the next run tries these series again."""
@@ -35,14 +37,24 @@ RETRIED_REASONS = frozenset({"timeout", "memory", "crash", "vanished"})
 class Task:
     """What a worker needs to know to prepare one series; plain values, so that it travels as JSON."""
 
-    source: sources.Source
+    source: catalogue.Source
     out: str
     volume: dict[str, Any]
     """`config.volume` as JSON values."""
     patient_key: str
-    """Hex digits of the key of the patient hash."""
+    """Hex digits of the key of the hashes."""
     hash_content: bool
     """The digest is of the files' bytes, to be computed by the worker, and not of their names, sizes and times."""
+
+    @property
+    def key(self) -> bytes:
+        """The key of the hashes."""
+        return bytes.fromhex(self.patient_key)
+
+    @property
+    def name(self) -> str:
+        """By what the set knows the series: a keyed hash of its place in the data set."""
+        return place_hash(self.key, self.source.key)
 
     def to_json(self) -> str:
         """Return the task as JSON; `from_json` gives it back."""
@@ -55,13 +67,12 @@ class Task:
         source = fields["source"]
         source["points"] = tuple(Localizer(**point) for point in source["points"])
         source["targets"] = tuple(source["targets"])
-        return Task(**{**fields, "source": sources.Source(**source)})
+        return Task(**{**fields, "source": catalogue.Source(**source)})
 
 
-def status_path(out: str, key: str) -> str:
-    """Return where the status of the series with this key lies in a set."""
-    name = hashlib.sha256(key.encode()).hexdigest()[:32]
-    return storage.join(out, f"{STATUS}/{name[:2]}/{name}.json")
+def status_path(out: str, name: str) -> str:
+    """Return where the status of a series lies in a set; `name` is `Task.name`."""
+    return urls.join(out, f"{STATUS}/{name[:2]}/{name}.json")
 
 
 def volume_identity(volume: dict[str, Any]) -> str:
@@ -71,20 +82,22 @@ def volume_identity(volume: dict[str, Any]) -> str:
 
 def done_already(task: Task, digest: str) -> dict[str, Any] | None:
     """Return the status of a series that is done for this digest and these settings, and whose volume is there."""
-    status = read_status(status_path(task.out, task.source.key))
+    status = read_status(status_path(task.out, task.name))
     if status is None or status["digest"] != digest or status["volume"] != task.volume:
         return None
-    if "row" not in status:
+    if "reason" in status:
         return None if status["reason"] in RETRIED_REASONS else status
+    if "row" not in status:
+        return None
     row = status["row"]
     if task.source.series_uid not in (None, row["series_uid"]):
         return None
-    return status if storage.size_of(storage.join(task.out, row["path"])) == row["bytes"] else None
+    return status if urls.size_of(urls.join(task.out, row["path"])) == row["bytes"] else None
 
 
 def read_status(location: str) -> dict[str, Any] | None:
     """Return a status, or None where there is none or it is damaged."""
-    data = storage.read_bytes(location)
+    data = urls.read_bytes(location)
     try:
         status = json.loads(data) if data else None
     except ValueError:
@@ -95,25 +108,18 @@ def read_status(location: str) -> dict[str, Any] | None:
 def prepare(task: Task) -> dict[str, Any]:
     """Prepare one series into the set and return its status; what is done already is kept.
 
-    A series that cannot become a volume has a status with a reason. Raises OutputError when the set cannot be written.
+    A series that cannot become a volume has a status with a reason, and one whose voxels are of another series than its
+    first header one with their `own_uid`, and no volume. Raises OutputError when the set cannot be written.
     """
     source = task.source
     digest = source.digest
     try:
-        if source.outside:
-            raise SeriesError(
-                "unsafe_path", f"{source.key}: is a link that leaves the data set; put the series itself there"
-            )
         with _local(source) as path:
             if task.hash_content:
-                digest = sources.content_digest(path, source)
+                digest = keyed(task.key, catalogue.content_digest(path, source))
             if (status := done_already(task, digest)) is not None:
                 return status
-            try:
-                volume = read_series(path)
-            except SeriesError as error:
-                # A temporary folder's name would make two runs differ, and says nothing to the reader.
-                raise SeriesError(error.reason, str(error).replace(str(path), source.key)) from error
+            volume = read_series(path, deep=source.deep)
         return _store(task, volume, digest)
     except SeriesError as error:
         return reject(task, error, digest)
@@ -121,51 +127,47 @@ def prepare(task: Task) -> dict[str, Any]:
 
 def _store(task: Task, volume: Volume, digest: str) -> dict[str, Any]:
     source, settings = task.source, VolumeConfig.model_validate(task.volume)
-    uid = store.check_uid(source.series_uid or volume.series_uid)
+    own = made_uid(task.key, source.key) if "series_uid_assumed" in volume.quality else volume.series_uid
+    if source.own_uid is not None and (own != source.own_uid or not source.series_uid):
+        return _write(task, digest, {"own_uid": check_uid(own)})
+    uid = check_uid(source.series_uid or own)
     prepared = prepare_series(
-        volume,
+        replace(volume, series_uid=uid),  # by which messages call it
         settings,
         targets=np.array([np.nan if target is None else target for target in source.targets], np.float32),
         localizers=source.points,
         # A word from a file that DICOM does not define for volumes could be anything, and ends in the table.
         modality=source.modality or (volume.modality if volume.modality in ("CT", "MR") else "OT"),
         series_uid=uid,
-        patient=patient_hash(bytes.fromhex(task.patient_key), volume.patient_id, uid),
+        patient=patient_hash(task.key, volume.patient_id, uid),
         source_digest=digest,
     )
     data = store.encode(prepared, volume_identity(task.volume))
-    storage.write_bytes(storage.join(task.out, store.volume_path(uid)), data)
-    storage.write_bytes(storage.join(task.out, store.picture_path(uid)), picture.draw(prepared, settings))
-    return _write(task, digest, {"row": store.table_row(prepared, len(data))})
+    urls.write_bytes(urls.join(task.out, store.volume_path(uid)), data)
+    urls.write_bytes(urls.join(task.out, store.picture_path(uid)), picture.draw(prepared, settings))
+    return _write(task, digest, {"row": store.table_row(prepared, len(data)), "own_uid": own})
 
 
 def reject(task: Task, error: SeriesError, digest: str) -> dict[str, Any]:
-    """Write and return the status of a series that cannot become a volume."""
-    found = {"series_uid": task.source.series_uid or "", "reason": error.reason, "message": str(error)}
-    return _write(task, digest, found)
+    """Write and return the status of a series that cannot become a volume.
+
+    The set keeps what is wrong and not where: names of folders and files are no business of who is given it.
+    """
+    uid = task.source.series_uid or ""
+    return _write(task, digest, {"series_uid": uid, "reason": error.reason, "message": error.told})
 
 
 def _write(task: Task, digest: str, found: dict[str, Any]) -> dict[str, Any]:
-    status = {"key": task.source.key, "digest": digest, "volume": task.volume, **found}
-    location = status_path(task.out, task.source.key)
-    _remove_stale(task.out, read_status(location), found)
-    storage.write_bytes(location, json.dumps(status, sort_keys=True).encode() + b"\n")
+    status = {"key": task.name, "digest": digest, "volume": task.volume, **found}
+    urls.write_bytes(status_path(task.out, task.name), json.dumps(status, sort_keys=True).encode() + b"\n")
     return status
 
 
-def _remove_stale(out: str, before: dict[str, Any] | None, found: dict[str, Any]) -> None:
-    """Remove the volume of a series that has another name now, or is none any more."""
-    if before and "row" in before and before["row"]["series_uid"] != found.get("row", {}).get("series_uid"):
-        uid = before["row"]["series_uid"]
-        storage.remove(storage.join(out, store.volume_path(uid)))
-        storage.remove(storage.join(out, store.picture_path(uid)))
-
-
 @contextmanager
-def _local(source: sources.Source) -> Iterator[Path]:
+def _local(source: catalogue.Source) -> Iterator[Path]:
     """Yield a path of the series on this machine: its own, or a copy fetched from an object store."""
-    if not storage.is_url(source.location):
+    if not urls.is_url(source.location):
         yield Path(source.location)
         return
     with tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as folder:
-        yield places.fetch(source.location, Path(folder))
+        yield places.fetch(source.location, Path(folder), deep=source.deep)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from dicom_files import SERIES_UID, ct_slice, ramp, save, write_series
 
-from aneurysm_ray.data.dicom import locate, read_series, to_patient_mm
+from aneurysm_ray.data.dicom import read_series
+from aneurysm_ray.data.points import locate, to_patient_mm
 
 
 def test_a_point_on_a_slice_is_its_voxel(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """Whole files on this machine, a network file system or an object store, written so that no reader sees a part."""
 
+import contextlib
 import os
+import socket
+import time
 from pathlib import Path
 
 import fsspec
@@ -63,6 +66,26 @@ def files_below(folder: str) -> list[str]:
         filesystem.invalidate_cache()
         return sorted(filesystem.unstrip_protocol(name) for name in filesystem.find(path))
     return sorted(os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names)
+
+
+ABANDONED_SECONDS = 3600.0
+"""Age of a temporary file of another machine at which its writer is taken for dead."""
+
+
+def remove_abandoned(folder: str) -> None:
+    """Remove the temporary files that dead writers left below a folder on this machine, and no living one's.
+
+    Their names end in host and process, see `rundir.atomic`.
+    """
+    for location in files_below(folder) if not is_url(folder) else []:
+        if not location.endswith(".tmp"):
+            continue
+        process = location.rsplit(".", 2)[1]
+        with contextlib.suppress(OSError):
+            here = location.removesuffix(f".{process}.tmp").endswith(f".{socket.gethostname()}") and process.isdigit()
+            dead = not Path(f"/proc/{process}").exists() if here else False
+            if dead or time.time() - os.stat(location).st_mtime > ABANDONED_SECONDS:
+                os.unlink(location)
 
 
 def remove(location: str) -> None:
