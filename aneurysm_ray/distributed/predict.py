@@ -12,7 +12,6 @@ import logging
 import os
 import pickle
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -22,13 +21,12 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import ray.data
-from ray.util.annotations import RayDeprecationWarning
 
 from aneurysm_ray import location, overrides, provenance, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import catalogue, store
 from aneurysm_ray.data.catalogue import Source
-from aneurysm_ray.distributed import devices, driver, progress, session, steps
+from aneurysm_ray.distributed import data_passes, devices, driver, progress, session, steps
 from aneurysm_ray.distributed.room import Cluster
 from aneurysm_ray.distributed.steps import Item, Order
 from aneurysm_ray.errors import DatasetError, RequestError
@@ -41,8 +39,6 @@ log = logging.getLogger(__name__)
 
 FEW = 4
 """Up to this many series are scored without Ray, which takes about 8 s to start and load the models again."""
-TRIES = 2
-"""Passes that finish none of the series left, after which those are given up."""
 CHANGEABLE = ("inference.", "prepare.", "optim.precision")
 """What may be changed of a model's configuration; the rest is what its weights were trained with."""
 
@@ -181,12 +177,16 @@ def _results(left: Sequence[Item], order: Order, trained: Ensemble) -> Iterator[
         finally:
             steps.close()
         return
+
+    def left_now() -> list[Item]:
+        return _left(left, order)
+
     with session.connect():
-        vain = 0
-        while left and vain < TRIES:
-            yield from _distributed(left, order, trained)
-            before, left = len(left), _left(left, order)
-            vain += len(left) == before
+        yield from data_passes.until_done(
+            lambda one: _distributed(left_now(), order, trained, one),
+            lambda: len(left_now()),
+            3 * trained.config.prepare.timeout_seconds,
+        )
 
 
 def _alone(item: Item, order: Order, trained: Ensemble) -> tuple[str, str]:
@@ -195,20 +195,16 @@ def _alone(item: Item, order: Order, trained: Ensemble) -> tuple[str, str]:
     return item.name, steps.write(item, found, answer, trained, order)
 
 
-def _distributed(left: Sequence[Item], order: Order, trained: Ensemble) -> Iterator[tuple[str, str]]:
+def _distributed(
+    left: Sequence[Item], order: Order, trained: Ensemble, one: data_passes.Pass
+) -> Iterator[tuple[str, str]]:
     """Score series on the connected cluster."""
     shares = shares_of(session.cluster(), len(left))
     facts = replace(trained, models=())  # the weights stay where they are used
-    # An actor that died is not started again: Ray Data would wait for it, or run the series that killed it for ever,
-    # and Ray warns at each start that it may not be able to. What it was working on is tried again when the others are
-    # done. Ray 2.60 deprecates saying so, and has no other word for it.
-    never: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0}
-    with (
-        session.quiet_data(max(1800.0, 3 * trained.config.prepare.timeout_seconds)),
-        warnings.catch_warnings(action="ignore", category=RayDeprecationWarning),
-    ):
-        rows = ray.data.from_items([{"item": pickle.dumps(item)} for item in left], override_num_blocks=len(left))
-        read = rows.map(functools.partial(_read, config=trained.config), num_cpus=shares.reader_cpus)
+    rows = ray.data.from_items([{"item": pickle.dumps(item)} for item in left], override_num_blocks=len(left))
+    on_cpu = {"num_cpus": shares.reader_cpus, **one.of_tasks}
+    with data_passes.undeprecated():
+        read = rows.map(functools.partial(_read, config=trained.config), **on_cpu)
         scored = read.map(
             _Scorer,
             fn_constructor_args=(order,),
@@ -217,11 +213,11 @@ def _distributed(left: Sequence[Item], order: Order, trained: Ensemble) -> Itera
             ),
             num_cpus=shares.scorer_cpus,
             num_gpus=shares.scorer_gpus,
-            **never,
+            **one.of_actors,
         )
-        written = scored.map(functools.partial(_write, facts=facts, order=order), num_cpus=shares.reader_cpus)
-        for row in written.iter_rows():
-            yield row["name"], row["reason"]
+        written = scored.map(functools.partial(_write, facts=facts, order=order), **on_cpu)
+    for row in written.iter_rows():
+        yield row["name"], row["reason"]
 
 
 @dataclass(frozen=True)

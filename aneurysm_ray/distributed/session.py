@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import ray.data
 import ray.util
 import yaml
 
@@ -149,32 +148,6 @@ def _read_environment() -> None:
 def _answer_sigterm(as_before: Any) -> None:
     if callable(as_before) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, as_before)
-
-
-@contextlib.contextmanager
-def quiet_data(no_progress_seconds: float) -> Iterator[None]:
-    """Let Ray Data show nothing of its own, and lose a task that cannot be run in place of the job.
-
-    Ray Data gives up when nothing has come of a job for `no_progress_seconds`.
-    """
-    context = ray.data.DataContext.get_current()
-    wanted = {
-        "enable_progress_bars": False,
-        "max_errored_blocks": -1,
-        "max_consecutive_actor_init_deaths": 10,
-        "execution_no_progress_timeout_s": no_progress_seconds,
-    }
-    before = {name: getattr(context, name) for name in wanted}
-    level = logging.getLogger("ray.data").level
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    try:
-        for name, value in wanted.items():
-            setattr(context, name, value)
-        yield
-    finally:
-        logging.getLogger("ray.data").setLevel(level)
-        for name, value in before.items():
-            setattr(context, name, value)
 
 
 @contextlib.contextmanager
