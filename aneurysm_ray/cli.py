@@ -202,6 +202,20 @@ def inspect(
 
 
 @app.command()
+def doctor(
+    places: Annotated[list[str] | None, typer.Argument(help="Where results would go, paths or URLs.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What of this machine would make a command fail or crawl, each with its cure; starts nothing."""
+    from aneurysm_ray.distributed import doctor as examination
+
+    findings = examination.examine(places or ["."])
+    print(examination.as_json(findings) if as_json else examination.render(findings))
+    if bad := [finding.what for finding in findings if finding.state == "bad"]:
+        raise RequestError(f"to be mended first: {', '.join(bad)}; the lines above say how")
+
+
+@app.command()
 def train(
     volumes: Annotated[Path, typer.Argument(parser=place, help="A prepared set.")],
     words: Words = None,

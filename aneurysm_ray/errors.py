@@ -41,7 +41,7 @@ class OutputError(AneurysmRayError):
 
 SERIES_REASONS: dict[str, str] = {
     "no_files": "the folder holds no regular file",
-    "no_images": "no file is a DICOM image",
+    "no_images": "no file is a DICOM image, or a file is no NIfTI image",
     "single_slice": "one slice is not a volume",
     "colour": "the images are colour, such as a secondary capture",
     "unsupported": "the images are of a kind that has no slices in space, such as a mosaic",
@@ -52,6 +52,8 @@ SERIES_REASONS: dict[str, str] = {
     "no_head": "nothing remains inside the region of interest",
     "unsafe_path": "a UID or path would leave its folder",
     "bad_archive": "the archive cannot be read, or would unpack to more than the limit",
+    "not_hounsfield": "a CT's values are not Hounsfield units, and the file does not say what they are",
+    "not_fetched": "the file is a pointer of git-annex or Git LFS, whose content was not fetched",
     "vanished": "the source disappeared while it was read",
     "timeout": "preparation took longer than the time limit",
     "memory": "preparation took more memory than the limit",

@@ -47,6 +47,12 @@ def rescaled_twice(frames: Sequence[Frame], voxels: Voxels) -> set[Rescale]:
     return found
 
 
+def looks_like_hu(voxels: Voxels, offset: float = 0.0) -> bool:
+    """Whether values have the air and the tissue of a head CT once `offset` is added to them."""
+    some = _sample(voxels, range(len(voxels))) + np.float32(offset)
+    return min(_share(some, AIR_HU), _share(some, TISSUE_HU)) > LEAST_SHARE
+
+
 def hu_doubtful(voxels: Voxels) -> bool:
     """Whether values shown as Hounsfield units lack air, go far below it, or hold nothing dense."""
     some = _sample(voxels, range(len(voxels)))

@@ -39,6 +39,8 @@ QUALITY: dict[str, str] = {
     "orientation_repaired": "direction cosines were not orthonormal and were made so",
     "geometry_assumed": "frames without positions of their own: stored order and nominal spacing were assumed",
     "frames_assumed": "Number of Frames is missing; it was taken from the functional groups or the pixel data's length",
+    "forms_disagree": "a NIfTI file's sform and qform disagree: the sform counts, or the qform if that is sheared",
+    "units_converted": "a NIfTI file is in metres or micrometres; positions were converted to mm",
     # pixels
     "masked_bits": "bits above Bits Stored, such as an old overlay, were cleared",
     "bits_contradicted": "values need more bits than Bits Stored says; they were kept whole, as the image is smooth so",
@@ -50,9 +52,11 @@ QUALITY: dict[str, str] = {
     "modality_lut": "values went through a Modality LUT",
     "wide_range": "values do not fit int16, so that the voxels are float32",
     "padding": "voxels with the Pixel Padding Value lie outside the scanned field and were set to background",
+    "not_finite": "values of a NIfTI file that are no number, or infinite, were set to background",
     "monochrome1": "Photometric Interpretation is MONOCHROME1; values are kept, as it concerns display only",
     "inverted": "Presentation LUT Shape is INVERSE; stored values were inverted",
     # identity
+    "modality_assumed": "nothing says whether a NIfTI file is CT or MR: its values have air at -1000, or they have not",
     "no_preamble": "a file without DICOM preamble was read as a bare data set",
     "repeated_instance_uids": "several files share one SOP Instance UID, so that points cannot be placed by it",
     "point_elsewhere": "a localizer names an image that was left out; its own geometry placed the point",
