@@ -155,7 +155,7 @@ def test_volumes_are_cached_from_wherever_they_lie(tmp_path: Path, bucket: str) 
     config = small_config(tmp_path)
     for volumes in (tmp_path / "set", remote):
         (first, *_) = cases.from_table(begin.labelled(volumes), volumes)
-        kept = cache.open_cache(volumes, config.feed, config.volume)
+        kept = cache.open_cache(volumes, config.feed)
         assert kept.voxels(first).sum() == kept.voxels(first).sum() > 0
     config = small_config(tmp_path, folds__count=2)
     here, there = (begin.deal(volumes, begin.labelled(volumes), config) for volumes in (tmp_path / "set", remote))

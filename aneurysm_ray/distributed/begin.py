@@ -17,8 +17,8 @@ import pandas as pd
 
 from aneurysm_ray import location, provenance, rundir
 from aneurysm_ray.config import Config
+from aneurysm_ray.data import doubts, store, urls
 from aneurysm_ray.data import folds as fold_tables
-from aneurysm_ray.data import store, urls
 from aneurysm_ray.errors import RequestError, RunDirError
 from aneurysm_ray.labels import LABELS
 
@@ -42,7 +42,26 @@ def labelled(volumes: Path) -> pd.DataFrame:
         )
     if len(kept) < len(table):
         log.info("* %d of %d volumes have no labels and are left out", len(table) - len(kept), len(table))
+    if unseen := int(unseen_positives(kept).sum()):
+        log.info(
+            "* %d of %d positive volumes have every point outside: no patch shows their aneurysm, and the score counts "
+            "them as misses; a larger volume.extent_mm may hold it",
+            *(unseen, int((kept[LABELS[-1]] > 0.5).sum())),
+        )
     return kept.reset_index(drop=True)
+
+
+def unseen_positives(table: pd.DataFrame) -> "pd.Series[bool]":
+    """Say of each row of a prepared set's table whether its series is positive by points that are all outside."""
+    return pd.Series(
+        [
+            bool(row[LABELS[-1]] > 0.5 and len(row["points"]))
+            and not any(doubts.is_inside([p[axis] for axis in "zyx"], row["shape"]) for p in row["points"])
+            for row in table.to_dict("records")
+        ],
+        index=table.index,
+        dtype=bool,
+    )
 
 
 def deal(volumes: Path, table: pd.DataFrame, config: Config) -> pd.DataFrame:

@@ -39,8 +39,6 @@ log = logging.getLogger(__name__)
 
 FEW = 4
 """Up to this many series are scored without Ray, which takes about 8 s to start and load the models again."""
-CHANGEABLE = ("inference.", "prepare.", "optim.precision")
-"""What may be changed of a model's configuration; the rest is what its weights were trained with."""
 
 
 def predict(
@@ -60,11 +58,6 @@ def predict(
     Raises RequestError and its kin before anything is scored.
     """
     begun = time.monotonic()
-    for key in changes:
-        if not key.startswith(CHANGEABLE):
-            raise RequestError(
-                f"{key} belongs to how the model was trained; predict takes {', '.join(CHANGEABLE)}* settings only"
-            )
     items, notes = find(paths)
     for note in notes:
         log.info("%s", note)

@@ -6,6 +6,7 @@ Each step is a function of values, which a process does one after another or thr
 
 import contextlib
 import functools
+import json
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -16,14 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from aneurysm_ray import location, rundir
+from aneurysm_ray import location, overrides, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import places, reading, urls
 from aneurysm_ray.data.guard import Guard
 from aneurysm_ray.data.outputs import viewer
 from aneurysm_ray.data.reading import Reading
 from aneurysm_ray.data.store import PreparedVolume
-from aneurysm_ray.errors import SeriesError, printable
+from aneurysm_ray.errors import RequestError, SeriesError, printable
 from aneurysm_ray.labels import LABELS, PRESENT_INDEX
 from aneurysm_ray.learning import ensemble, export, inference
 from aneurysm_ray.learning.export import Ensemble
@@ -33,6 +34,10 @@ from aneurysm_ray.reporting import page, pictures, predict_page
 log = logging.getLogger(__name__)
 
 HEATMAP = "heatmap.npz"
+CHANGEABLE = ("inference.", "prepare.", "optim.precision")
+"""What may be changed of a model's configuration; the rest is what its weights were trained with."""
+LEARNT = "inference.top_k"
+"""Except this: the loss on whole patches and the calibration are those of a pooling."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,21 @@ class Order:
 
 
 def load(order: Order, device: str) -> Ensemble:
-    """Load the models of an order with its overrides."""
-    return export.load(location.place(order.run), device, fast=order.fast).changed(order.changes)
+    """Load the models of an order with its overrides. Raises RequestError for one that the weights cannot bear."""
+    trained = export.load(location.place(order.run), device, fast=order.fast)
+    changed = trained.changed(order.changes)
+    for key in order.changes:
+        had = overrides.value(trained.config, key)
+        if overrides.value(changed.config, key) != had and not _is_changeable(key):
+            raise RequestError(
+                f"{key} belongs to how {order.run} was trained, which has {json.dumps(had)}; predict takes "
+                f"{', '.join(CHANGEABLE)}* settings only, and no {LEARNT}"
+            )
+    return changed
+
+
+def _is_changeable(key: str) -> bool:
+    return key.startswith(CHANGEABLE) and key != LEARNT
 
 
 def folder_of(order: Order, item: Item) -> Path:

@@ -21,7 +21,7 @@ import ray
 import ray.train
 import ray.train.torch
 
-from aneurysm_ray import location, rundir
+from aneurysm_ray import location, overrides, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import store
 from aneurysm_ray.distributed import begin, driver, failures, news, preflight, progress, room, session, survival
@@ -53,10 +53,11 @@ def parse_folds(text: str, count: int) -> list[int]:
 def train(volumes: Path, out: Path, config: Config, *, folds: str = "0", resume: bool = False) -> dict[str, Any]:
     """Train and validate the chosen folds and write the run directory; return its summary.
 
-    Raises RequestError for a set without labels, a run directory that is taken, or resources that do not fit;
-    AneurysmRayError when a fold fails more often than `resources.max_failures`.
+    Raises RequestError for a set without labels or with other volume settings, a run directory that is taken, or
+    resources that do not fit; AneurysmRayError when a fold fails more often than `resources.max_failures`.
     """
     config = preflight.settled(config)
+    overrides.refuse_contradiction(config, volumes, rundir.read_volume_settings(volumes))
     chosen = parse_folds(folds, config.folds.count)
     table = begin.labelled(volumes)  # what is wrong with it names it as it was typed
     volumes, out = location.absolute(volumes), location.absolute(out)

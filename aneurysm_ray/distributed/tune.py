@@ -60,6 +60,7 @@ def tune(
     from aneurysm_ray.reporting import pages
 
     config = preflight.settled(config)
+    overrides.refuse_contradiction(config, volumes, rundir.read_volume_settings(volumes))
     parameters = check(config)
     table = begin.labelled(volumes)  # what is wrong with it names it as it was typed
     volumes, out = location.absolute(volumes), location.absolute(out)

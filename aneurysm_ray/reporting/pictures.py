@@ -8,14 +8,16 @@ import io
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import map_coordinates
 
-from aneurysm_ray.data.picture import seen_from, sides
+from aneurysm_ray.data.picture import letter
 from aneurysm_ray.data.store import PreparedVolume
+from aneurysm_ray.data.window import to_uint8
 from aneurysm_ray.errors import RunDirError
 
 PIXELS_PER_MM = 1.4
@@ -23,7 +25,7 @@ GAP = 4
 _FAINT = 0.05  # a heat map that varies by less than this is not blown up to full brightness
 _TRUTH, _GUESS = (66, 230, 149), (255, 92, 120)
 _WORDS = (190, 200, 212)
-_PLANES = ((0, "axial"), (1, "coronal"), (2, "sagittal"))
+_PLANES = ((0, "axial, from the feet"), (1, "coronal, from the front"), (2, "sagittal, from the left"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +77,7 @@ def slices(
     panels = []
     for axis, name in _PLANES:
         index = int(np.clip(round(float(focus[axis])), 0, prepared.voxels.shape[axis] - 1))
-        image = _grey(np.take(prepared.voxels, index, axis))
+        image = _grey(np.take(prepared.voxels, index, axis), prepared)
         if marked and heatmap is not None:
             image = _glow(image, _heat_slice(prepared, heatmap, axis, index))
         depth = prepared.spacing_mm[axis]
@@ -96,7 +98,9 @@ def projections(
         last = int(np.clip(focus[axis] + half, first, size - 1)) + 1
         slab = prepared.voxels[(slice(None),) * axis + (slice(first, last),)]
         panels.append(
-            _panel(_grey(slab.max(axis)), prepared, axis, name, None, candidates, PIXELS_PER_MM, numbered=True)
+            _panel(
+                _grey(slab.max(axis), prepared), prepared, axis, name, None, candidates, PIXELS_PER_MM, numbered=True
+            )
         )
     return _side_by_side(panels)
 
@@ -138,13 +142,9 @@ def file_uri(path: Path) -> str:
         return ""
 
 
-def _grey(plane: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Return a plane as grey values 0 to 255, three channels."""
-    values = plane.astype(np.float32)
-    if plane.dtype != np.uint8:
-        low, high = np.percentile(values, [1, 99.7])
-        values = np.clip((values - low) / max(high - low, 1e-6), 0, 1) * 255
-    return np.repeat(values[..., None], 3, axis=2)
+def _grey(plane: NDArray[Any], prepared: PreparedVolume) -> NDArray[np.float32]:
+    """Return a plane of a volume as grey values 0 to 255, three channels."""
+    return np.repeat(to_uint8(plane, prepared.window)[..., None], 3, axis=2).astype(np.float32)
 
 
 def _heat_slice(prepared: PreparedVolume, heatmap: HeatMap, axis: int, index: int) -> NDArray[np.float32]:
@@ -188,12 +188,8 @@ def _panel(
         (max(1, round(pixels.shape[1] * scale[0])), max(1, round(pixels.shape[0] * scale[1]))), Image.Resampling.BICUBIC
     )
     draw = ImageDraw.Draw(panel)
-    font = ImageFont.load_default(size=12)
-    viewer = seen_from(prepared.affine, right, down, head_up=upside_down)
-    draw.text((5, 3), f"{name}, from the {viewer}", fill=_WORDS, font=font)
-    first, last = sides(prepared.affine, right)
-    draw.text((5, panel.height / 2), first, fill=_WORDS, font=font, anchor="lm")
-    draw.text((panel.width - 5, panel.height / 2), last, fill=_WORDS, font=font, anchor="rm")
+    draw.text((5, 3), name, fill=_WORDS, font=ImageFont.load_default(size=12))
+    letter(panel, axis, size=12)
 
     def place(voxel: NDArray[np.float64]) -> tuple[float, float]:
         row = pixels.shape[0] - 1 - voxel[down] if upside_down else voxel[down]
