@@ -19,8 +19,9 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
 export RAY_USAGE_STATS_ENABLED=0 RAY_task_oom_retries=1
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-address=$(getent ahostsv4 "$head" | awk 'NR == 1 {print $1}'):6379
+read -r head < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+read -r ip _ < <(getent ahostsv4 "$head")
+address=$ip:6379
 
 resume=()
 case $1 in train | tune | predict) resume=(--resume) ;; esac
