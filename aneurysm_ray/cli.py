@@ -79,11 +79,11 @@ def _entries(folder: Path) -> int:
     return len(os.listdir(folder)) if folder.is_dir() else 0
 
 
-def _place(out: Path | None, resume: bool, *parts: str) -> Path:
-    """Return the directory of a run: the one that was named, or a new one. Raises RequestError."""
+def _resumed(out: Path | None, resume: bool) -> Path | None:
+    """Return the directory to go on with, or None for a new one. Raises RequestError."""
     if resume and out is None:
         raise RequestError("--resume needs --out, the directory to go on with")
-    return out or _run_name(*parts)
+    return out if resume else None
 
 
 def _next(*commands: Sequence[object]) -> None:
@@ -216,8 +216,8 @@ def train(
     """Cross-validate by patient-wise folds with Ray Train."""
     flags = {"optim__epochs": epochs, "optim__batch_size": batch_size, "model__name": model, "control": control}
     start = str(init) if init else None
-    settings = _build(preset, config, words, volumes=volumes, resumed=out if resume else None, init=start, **flags)
-    out = _place(out, resume, "train", settings.model.name)
+    settings = _build(preset, config, words, volumes=volumes, resumed=_resumed(out, resume), init=start, **flags)
+    out = out or _run_name("train", settings.model.name)
     with _going_on("loading Ray and torch"):
         from aneurysm_ray.distributed import train as training
     with _going_on("training"), ending.resumable(out):
@@ -246,8 +246,8 @@ def tune(
     """Search hyperparameters with Ray Tune and Optuna; bad trials are stopped early."""
     resume = resume or retry_failed
     flags = {"tune__trials": trials, "optim__epochs": epochs}
-    settings = _build(preset, config, words, volumes=volumes, resumed=out if resume else None, **flags)
-    out = _place(out, resume, "tune")
+    settings = _build(preset, config, words, volumes=volumes, resumed=_resumed(out, resume), **flags)
+    out = out or _run_name("tune")
     with _going_on("loading Ray and torch"):
         from aneurysm_ray.distributed import tune as search
     with _going_on("searching"), ending.resumable(out):
@@ -279,7 +279,7 @@ def predict(
     series = [word for word in paths if word not in settings]
     if not series:
         raise RequestError("predict needs at least one series, data set or archive after the run")
-    out = _place(out, resume, "predict")
+    out = _resumed(out, resume) or out or _run_name("predict")
     changes = dict(map(overrides.parse_override, settings))
     with _going_on("loading Ray and torch"):
         from aneurysm_ray.distributed import predict as prediction

@@ -123,6 +123,8 @@ def test_sigterm_ends_like_ctrl_c(
             os.kill(os.getpid(), signal.SIGTERM)  # a second one does not break the clearing up
             (tmp_path / "cleared").touch()
 
+    monkeypatch.chdir(tmp_path)
+    write_set(Path("volumes"), 1)
     monkeypatch.setattr(train, "train", terminated)
     before = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGINT, answer)
     try:

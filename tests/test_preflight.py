@@ -1,5 +1,6 @@
 """What cannot work is said before Ray starts, in words that say what would."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from learning_sets import small_config, write_set
+from learning_sets import describe_set, small_config, write_set
 
 from aneurysm_ray import cli, overrides, rundir
 from aneurysm_ray.config import Config
@@ -29,12 +30,14 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail("Ray was started")
 
     monkeypatch.setattr(session, "connect", started)
+    logging.getLogger("aneurysm_ray").handlers.clear()  # of commands before, with another stderr
 
 
 def only(volumes: Path, out: Path, keep: Callable[[pd.DataFrame], pd.DataFrame]) -> Path:
     """Write the table of a part of a set, or of a changed one."""
     out.mkdir()
     store.write_table(out, keep(store.volumes_table(volumes)).to_dict("records"))
+    describe_set(out, Config())
     return out
 
 
