@@ -289,8 +289,8 @@ class ResourcesConfig(Section):
     """Fewest workers to go on with when nodes are lost; 0: exactly `workers`."""
     gpus_per_worker: Annotated[float, Field(ge=-1)] = -1.0
     """GPUs per worker, fractions allowed; -1: one where the cluster has any, else none."""
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
-    """CPUs per worker."""
+    cpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    """CPUs per worker, and the threads it computes with; 0: an equal share of a node's, per GPU or per worker."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Worker or node losses a fold survives before it fails."""
 
@@ -337,6 +337,17 @@ class TuneConfig(Section):
     qrandint, lograndint, choice. `when = {"other.key" = value}` makes a key conditional."""
 
 
+class ChosenConfig(Section):
+    """Which folds a search chose these settings by; a search writes it into its best.toml."""
+
+    folds: tuple[int, ...] = ()
+    """Folds whose score chose; a run's score is also given without them, as it flatters with them."""
+    count: int = 0
+    """folds.count of that search; with another one its patients lie in other folds."""
+    seed: int = 0
+    """folds.seed of that search."""
+
+
 class Config(Section):
     """All settings of a run."""
 
@@ -366,3 +377,4 @@ class Config(Section):
     feed: FeedConfig = FeedConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tune: TuneConfig = TuneConfig()
+    chosen: ChosenConfig = ChosenConfig()

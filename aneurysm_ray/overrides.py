@@ -14,6 +14,7 @@ from typing import Any
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
+from aneurysm_ray import location
 from aneurysm_ray.config import VOLUME_FORMAT, Config, VolumeConfig
 from aneurysm_ray.errors import ConfigError, RunDirError, did_you_mean
 
@@ -100,7 +101,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file into dotted keys. Raises ConfigError when it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = location.read_bytes(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); give a TOML file such as a run's config.toml") from error
     return parse_toml(text, path)

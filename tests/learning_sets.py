@@ -32,6 +32,7 @@ SMALL: dict[str, Any] = {
     "optim.precision": "float32",
     "inference.overlap": 0.25,
     "feed.threads": 0,
+    "resources.cpus_per_worker": 1,
 }
 """Overrides with which an epoch takes a second."""
 

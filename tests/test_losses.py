@@ -36,6 +36,29 @@ def test_focal_by_hand() -> None:
     assert loss.item() == pytest.approx(0.5 * 0.75 * 0.8**2 * -math.log(0.2), rel=1e-5)
 
 
+@pytest.mark.parametrize("gamma", [0.01, 0.3, 0.7, 1.0, 1.5, 4.0])
+def test_focal_has_a_gradient_for_any_gamma_however_sure_the_network_is(gamma: float) -> None:
+    sure = torch.tensor([-1e4, -90.0, -17.0, -1.0, 0.0, 1.0, 17.0, 90.0, 1e4])
+    logits = sure.view(-1, 1).repeat(1, len(LABELS)).requires_grad_()
+    for target in (0.0, 1.0, 0.5, float(torch.sigmoid(torch.tensor(1.0)))):  # the last two as mixed patches have them
+        (slope,) = torch.autograd.grad(
+            losses.patch_losses(
+                logits,
+                torch.full_like(logits, target),
+                LossConfig(name="focal", focal_gamma=gamma, focal_alpha=0.25),
+                ONES,
+            ).sum(),
+            logits,
+        )
+        assert torch.isfinite(slope).all(), (gamma, target)
+    # Where the loss is not next to nothing it is the formula's: a positive of p = sigmoid(-1).
+    missed = losses.patch_losses(
+        torch.full((1, 14), -1.0), torch.ones(1, 14), LossConfig(name="focal", focal_gamma=gamma), ONES
+    )
+    p = 1 / (1 + math.exp(1))
+    assert missed.item() == pytest.approx((1 - p) ** gamma * -math.log(p), rel=1e-5)
+
+
 def test_focal_without_focus_is_cross_entropy() -> None:
     logits, targets = _logits_and_targets()
     focal = losses.patch_losses(logits, targets, LossConfig(name="focal", focal_gamma=0), ONES)
