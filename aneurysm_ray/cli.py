@@ -66,14 +66,10 @@ def _options(
         print(context.get_help())
 
 
-def _build(
-    preset: str | None, file: Path | None, words: list[str] | None, resumed: Path | None = None, **flags: Any
-) -> Any:
-    """Build the configuration of a command; a run that is resumed starts from its own."""
-    from aneurysm_ray import overrides, rundir
+def _build(preset: str | None, file: Path | None, words: list[str] | None, **more: Any) -> Any:
+    from aneurysm_ray import rundir
 
-    base = rundir.read_config(resumed) if resumed and (resumed / rundir.CONFIG).exists() else None
-    return overrides.load(preset, file, words or [], base=base, **flags)
+    return rundir.configure(preset, file, words or (), **more)
 
 
 def _run_name(*parts: str) -> Path:
@@ -116,9 +112,7 @@ def phantom(
     max_mm: Annotated[float, typer.Option(help="Largest diameter of an aneurysm.")] = 20.0,
     spacing_mm: Annotated[float | None, typer.Option(help="Voxel spacing; about 0.8 mm unless given.")] = None,
     faults: Annotated[bool, typer.Option("--faults", help="Add the defects of real folders.")] = False,
-    varied: Annotated[
-        bool, typer.Option("--varied", help="Vary shapes and greys far beyond people and scanners.")
-    ] = False,
+    varied: Annotated[bool, typer.Option("--varied", help="Vary shapes and greys beyond anatomy.")] = False,
     masks: Annotated[float, typer.Option(min=0, max=1, help="Share of series with a vessel mask.")] = 1.0,
     domes: Annotated[bool, typer.Option("--domes", help="Write a mask of each aneurysm too.")] = False,
     scans: Annotated[str, typer.Option(help="CTA, in turn: head, neck, arms, holder, subtracted, slab.")] = "head",
@@ -129,21 +123,10 @@ def phantom(
     from aneurysm_ray import phantom as phantoms
 
     options = phantoms.PhantomOptions(
-        count=count,
-        seed=seed,
-        modalities=tuple(modalities.split(",")),
-        positive_fraction=positive,
-        min_mm=min_mm,
-        max_mm=max_mm,
-        spacing_mm=spacing_mm,
-        faults=faults,
-        varied=varied,
-        masks=masks,
-        domes=domes,
-        scans=tuple(scans.split(",")),
-        geometry=geometry,
-        workers=workers or len(os.sched_getaffinity(0)),
-    )
+        count=count, seed=seed, modalities=tuple(modalities.split(",")), positive_fraction=positive,
+        min_mm=min_mm, max_mm=max_mm, spacing_mm=spacing_mm, faults=faults, varied=varied, masks=masks, domes=domes,
+        scans=tuple(scans.split(",")), geometry=geometry, workers=workers or len(os.sched_getaffinity(0)),
+    )  # fmt: skip
     phantoms.write_dataset(out, options)
     _next(f"aneurysm-ray inspect {out}", f"aneurysm-ray prepare {out} volumes")
     print(out)
@@ -220,15 +203,9 @@ def train(
     resume: Resume = False,
 ) -> None:
     """Cross-validate by patient-wise folds with Ray Train."""
-    flags = {"optim__epochs": epochs, "optim__batch_size": batch_size, "model__name": model}
-    settings = _build(
-        preset,
-        config,
-        words,
-        out if resume else None,
-        **flags,
-        **{"init": str(init.resolve()) if init else None, "control": control},
-    )
+    flags = {"optim__epochs": epochs, "optim__batch_size": batch_size, "model__name": model, "control": control}
+    start = str(init.resolve()) if init else None
+    settings = _build(preset, config, words, volumes=volumes, resumed=out if resume else None, init=start, **flags)
     from aneurysm_ray.distributed import train as training
 
     out = out or _run_name("train", settings.model.name)
@@ -254,7 +231,7 @@ def tune(
 ) -> None:
     """Search hyperparameters with Ray Tune and Optuna; bad trials are stopped early."""
     flags = {"tune__trials": trials, "optim__epochs": epochs}
-    settings = _build(preset, config, words, out if resume else None, **flags)
+    settings = _build(preset, config, words, volumes=volumes, resumed=out if resume else None, **flags)
     from aneurysm_ray.distributed import tune as search
 
     out = out or _run_name("tune")

@@ -5,12 +5,26 @@ The text under a field is its meaning, shown by `aneurysm-ray config`.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+def _rising(window: tuple[float, float]) -> tuple[float, float]:
+    if not window[0] < window[1]:
+        raise ValueError(f"the first value must be below the second, {window[0]:g} is not below {window[1]:g}")
+    return window
+
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Triple = tuple[Positive, Positive, Positive]
 VoxelTriple = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
+
+Window = Annotated[tuple[float, float], AfterValidator(_rising)]
+
+FrameBase = Literal["auto", 0, 1]
+
+VOLUME_FORMAT: Literal[2] = 2
+"""What a stored volume means; raised whenever equal settings give other voxels than before."""
 
 
 class Section(BaseModel):
@@ -20,22 +34,31 @@ class Section(BaseModel):
 
 
 class VolumeConfig(Section):
-    """How a series becomes a stored volume. Part of a prepared set's identity: changing it means preparing anew."""
+    """How a series becomes a stored volume. Part of a prepared set's identity: changing it means preparing anew, and
+    what trains on a set, or predicts with what was trained, takes the set's own."""
 
-    extent_mm: Triple = (160.0, 200.0, 160.0)
-    """Region of interest (z, y, x) in mm: a box from the top of the head, centred on it; smaller heads keep theirs."""
+    format: Literal[2] = VOLUME_FORMAT
+    """What a stored volume means, for the record: sets and runs of another format are refused."""
+
+    extent_mm: Triple = (180.0, 190.0, 150.0)
+    """Region of interest (z, y, x) in mm: a box from the top of the head, centred on it; smaller scans keep theirs. It
+    holds the circle of Willis, and the carotids and the basilar artery below the skull base."""
     spacing_mm: Triple = (0.8, 0.5, 0.5)
     """Voxel spacing (z, y, x) of stored volumes in mm."""
-    window_hu: tuple[float, float] = (-100.0, 700.0)
-    """CT only: Hounsfield units mapped to 0 and to the largest stored value; clipped outside."""
-    percentiles: tuple[Annotated[float, Field(ge=0, le=100)], Annotated[float, Field(ge=0, le=100)]] = (1.0, 99.7)
-    """MR only: percentiles of the head's voxels mapped to 0 and to the largest stored value; clipped outside."""
+    window_hu: Window = (-100.0, 700.0)
+    """CT only: Hounsfield units mapped to 0 and to 255; clipped outside."""
+    window_medians: Window = (0.0, 5.0)
+    """MR only: what maps to 0 and to 255, in medians of the brain, since MR has no unit; clipped outside. Arteries are
+    up to 4 of them bright in time of flight, veins up to 3 after contrast, fluid up to 4 in T2."""
     dtype: Literal["uint8", "int16"] = "uint8"
-    """Stored values: uint8 spans the window in 255 steps; int16 keeps Hounsfield units (CT) or stored units (MR)."""
+    """Stored values: uint8 spans the window in 255 steps; int16 keeps Hounsfield units (CT) or stored units, times a
+    power of two where they are coarse (MR), and is windowed when it is read."""
+    masks: bool = True
+    """Store the masks of segmentations/ with their series: vessels by class and, of synthetic data, domes."""
 
 
 class PrepareConfig(Section):
-    """How preparation runs; nothing here changes what is stored, except the patient key."""
+    """How preparation runs; nothing here changes what is stored, except the patient key and the points' frames."""
 
     @model_validator(mode="before")
     @classmethod
@@ -52,6 +75,8 @@ class PrepareConfig(Section):
     ANEURYSM_RAY_PATIENT_KEY goes before it. Empty: a random key, kept beside the volumes."""
     digest: Literal["stat", "content"] = "stat"
     """What tells that a source changed: names, sizes and modification times, or a hash of all bytes (a second read)."""
+    frame_base: FrameBase = "auto"
+    """What `f` of the localizers counts from: auto finds it in the table, where two releases of it differ."""
 
 
 class FoldsConfig(Section):

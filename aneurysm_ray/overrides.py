@@ -14,8 +14,8 @@ from typing import Any
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from aneurysm_ray.config import Config
-from aneurysm_ray.errors import ConfigError, did_you_mean
+from aneurysm_ray.config import VOLUME_FORMAT, Config, VolumeConfig
+from aneurysm_ray.errors import ConfigError, RunDirError, did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -176,6 +176,31 @@ def load(
     )
 
 
+def of_run(tree: Mapping[str, Any], source: Path) -> Config:
+    """Return the configuration that a run or a model keeps, nested or as dotted keys.
+
+    Raises RunDirError when it learnt from volumes that meant something else.
+    """
+    keys = dict(_flat(tree))
+    if keys.get("volume.format") != VOLUME_FORMAT:
+        raise RunDirError(
+            f"{source}: made by another version of aneurysm_ray, whose volumes hold other intensities than this one's; "
+            "prepare the data anew and train on that"
+        )
+    return build(keys)
+
+
+def refuse_contradiction(config: Config, volumes: Path, stored: VolumeConfig) -> None:
+    """Raise ConfigError when a configuration's volume settings are not those that a prepared set was stored with."""
+    for name in VolumeConfig.model_fields:
+        asked, there = getattr(config.volume, name), getattr(stored, name)
+        if asked != there:
+            raise ConfigError(
+                f"volume.{name}={json.dumps(asked)} contradicts {volumes}, which was prepared with "
+                f"{json.dumps(there)}; leave volume.* out, or prepare a set with it"
+            )
+
+
 def to_toml(config: Config) -> str:
     """Write a configuration as TOML; `build(read_toml(...))` gives it back."""
     return tomli_w.dumps(config.model_dump(mode="json"))
@@ -186,20 +211,25 @@ def volume_identity(config: Config) -> str:
     return json.dumps(config.volume.model_dump(mode="json"), sort_keys=True)
 
 
+def value(config: Config, key: str) -> Any:
+    """Return the value at a dotted key, which must be one."""
+    found: Any = config
+    for part in key.split("."):
+        found = getattr(found, part)
+    return found
+
+
 def describe(prefix: str = "", config: Config | None = None) -> list[dict[str, str]]:
     """Return every key under a prefix with its value, default and meaning. Raises ConfigError when there is none."""
     config = config or Config()
     rows = []
     for key, section, name in dotted_keys():
         if key == prefix or key.startswith(f"{prefix}.") or not prefix:
-            value: Any = config
-            for part in key.split("."):
-                value = getattr(value, part)
             field = section.model_fields[name]
             rows.append(
                 {
                     "key": key,
-                    "value": json.dumps(value),
+                    "value": json.dumps(value(config, key)),
                     "default": json.dumps(field.get_default(call_default_factory=True)),
                     "meaning": " ".join((field.description or "").split()),
                 }

@@ -5,19 +5,20 @@ never a part. `summary.json` is written last: a directory that has one is comple
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import pandas as pd
 
 from aneurysm_ray import overrides
-from aneurysm_ray.config import Config
+from aneurysm_ray.config import VOLUME_FORMAT, Config, VolumeConfig
 from aneurysm_ray.errors import RunDirError
 
 CONFIG = "config.toml"
@@ -96,8 +97,54 @@ def read_csv(path: Path) -> pd.DataFrame:
 
 
 def read_config(folder: Path) -> Config:
-    """Read a run directory's overrides."""
-    return overrides.build(overrides.read_toml(folder / CONFIG))
+    """Read a run directory's configuration. Raises RunDirError when another version of the package made it."""
+    return overrides.of_run(overrides.read_toml(folder / CONFIG), folder)
+
+
+def read_volume_settings(folder: Path) -> VolumeConfig:
+    """Read the settings that a prepared set was stored with, which are those of everything that uses it.
+
+    Raises RunDirError when the folder is no prepared set, or one of another version of the package.
+    """
+    if not (folder / PREPARE).exists():
+        raise RunDirError(
+            f"{folder} is not a prepared set: it has no {PREPARE}; run aneurysm-ray prepare DATA OUT first"
+        )
+    facts = read_json(folder / PREPARE)
+    stored = facts.get("volume") if isinstance(facts, dict) else None
+    if not isinstance(stored, dict) or stored.get("format") != VOLUME_FORMAT:
+        raise RunDirError(other_format(folder))
+    try:
+        return VolumeConfig.model_validate(stored)
+    except ValueError as error:
+        raise RunDirError(f"{folder / PREPARE} is damaged ({error}); prepare the set again") from error
+
+
+def configure(
+    preset: str | None,
+    file: Path | None,
+    words: Iterable[str] = (),
+    *,
+    volumes: Path | None = None,
+    resumed: Path | None = None,
+    **flags: Any,
+) -> Config:
+    """Build a command's configuration as `overrides.load` does: on that of the run it resumes, or else on the settings
+    of its prepared set. Raises ConfigError, and RunDirError when the run or the set cannot be used.
+    """
+    build = functools.partial(overrides.load, preset, file, tuple(words), **flags)
+    settings = build()  # so that a wrong word is told before any folder is looked at
+    if resumed and (resumed / CONFIG).exists():
+        return build(base=read_config(resumed))
+    return build(base=Config(volume=read_volume_settings(volumes))) if volumes else settings
+
+
+def other_format(place: Path | str) -> str:
+    """Say that a prepared set, or a file of one, was stored by another version, and what to do."""
+    return (
+        f"{place} was prepared by another version of aneurysm_ray, whose volumes mean something else than this one's; "
+        "prepare the data anew, into another folder"
+    )
 
 
 def fold_dir(folder: Path, fold: int) -> Path:
@@ -142,15 +189,17 @@ def create(folder: Path, config: Config, provenance: dict[str, Any], *, resume: 
     """Make a run directory with its configuration and provenance, or reopen it to resume.
 
     Raises RunDirError when the directory already holds a run and `resume` is off, or when the run to be resumed was
-    started with another overrides.
+    started with another configuration.
     """
     if (folder / CONFIG).exists():
         if not resume:
             raise RunDirError(f"{folder} already holds a run; add --resume to go on with it, or choose another --out")
         if (there := read_config(folder)) != config:
-            first = next(key for key, _, _ in overrides.dotted_keys() if _value(there, key) != _value(config, key))
+            keys = (key for key, _, _ in overrides.dotted_keys())
+            first = next(key for key in keys if overrides.value(there, key) != overrides.value(config, key))
+            before, now = overrides.value(there, first), overrides.value(config, first)
             raise RunDirError(
-                f"{folder} was started with {first}={_value(there, first)!r}, not {_value(config, first)!r}; "
+                f"{folder} was started with {first}={before!r}, not {now!r}; "
                 "resume it with its own config.toml, or choose another --out"
             )
         return
@@ -158,10 +207,3 @@ def create(folder: Path, config: Config, provenance: dict[str, Any], *, resume: 
         raise RunDirError(f"{folder} is not empty and holds no run; choose another --out")
     write_json(folder / PROVENANCE, provenance)
     write_text(folder / CONFIG, overrides.to_toml(config))
-
-
-def _value(config: Config, key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value

@@ -40,7 +40,7 @@ from aneurysm_ray.learning.validation import score_cases, validate
 
 SMALL: dict[str, Any] = {
     "volume.spacing_mm": (1.25, 1.25, 1.25),
-    "volume.extent_mm": (96.0, 128.0, 112.0),
+    "volume.extent_mm": (150.0, 160.0, 130.0),
     "model.width": 16,
     "patch.size": (40, 40, 40),
     "sampler.patches_per_volume": 10,
@@ -51,7 +51,8 @@ SMALL: dict[str, Any] = {
     "inference.overlap": 0.25,
     "feed.threads": 1,
 }
-"""What makes a rung cheap enough for two cores: coarse voxels of a slab, a quarter of the width, few epochs."""
+"""What makes a rung cheap enough for two cores: coarse voxels, a quarter of the width, few epochs. The region holds
+the aneurysms of every kind of scan (`region.py`)."""
 
 TRANSFER_COUNT = 160
 """Renderings of real trees that test what splines taught: of 40 trees, each with and without its aneurysm, twice."""
@@ -124,6 +125,8 @@ def _volumes(options: argparse.Namespace, config: Config, suffix: str, count: in
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         rows = list(pool.map(one, open_dataset(dicom).series))
     store.write_table(volumes, rows)
+    settings = config.volume.model_dump(mode="json")
+    rundir.write_json(volumes / rundir.PREPARE, {"kind": "volumes", "volume": settings})
     return Path(volumes)
 
 
@@ -182,7 +185,7 @@ def _score(
 ) -> dict[str, Any]:
     cases = from_table(test, volumes)
     started = time.monotonic()
-    cache = open_cache(volumes, config.feed, config.volume)
+    cache = open_cache(volumes, config.feed)
     scores = dict(score_cases(networks, cases, cache, config, torch.device(options.device)))
     found = validate(cases, scores, fold=0)
     score = metrics.bootstrap(

@@ -57,9 +57,9 @@ def monai(path: Path, networks: list[models.Network], config: Config, modality: 
     image = LoadImage(reader=PydicomReader(swap_ij=True), image_only=True, ensure_channel_first=True)(path)
     read_at = time.process_time()
     image = Orientation(axcodes="LPS", labels=None)(image)
-    if crop:  # about our region: the highest 160 mm, the middle 200 x 160
+    if crop:  # about our region: its height from the top, its width and depth in the middle
         x, y, z = (float(mm) for mm in image.pixdim)
-        wanted = [round(mm / step) for mm, step in zip((160, 200, 160), (x, y, z), strict=True)]
+        wanted = [round(mm / step) for mm, step in zip(config.volume.extent_mm[::-1], (x, y, z), strict=True)]
         first = [max(0, (n - w) // 2) for n, w in zip(image.shape[1:3], wanted[:2], strict=True)]
         last = [f + w for f, w in zip(first, wanted[:2], strict=True)]
         image = image[:, first[0] : last[0], first[1] : last[1], -wanted[2] :]
@@ -68,7 +68,7 @@ def monai(path: Path, networks: list[models.Network], config: Config, modality: 
     scale = (
         ScaleIntensityRange(low, high, 0, 1, clip=True)
         if modality == "CT"
-        else ScaleIntensityRangePercentiles(*config.volume.percentiles, 0, 1, clip=True)
+        else ScaleIntensityRangePercentiles(1, 99.7, 0, 1, clip=True)
     )
     volume = Compose([Spacing((x, y, z)), scale])(image)
     prepared_at = time.process_time()

@@ -30,7 +30,7 @@ from aneurysm_ray.config import Config, VolumeConfig
 from aneurysm_ray.data import catalogue, picture, store, work
 from aneurysm_ray.data.dicom import read_series
 from aneurysm_ray.data.preprocess import prepare_series
-from aneurysm_ray.data.region import head_box, tissue_threshold
+from aneurysm_ray.data.region import find_head
 from aneurysm_ray.data.resample import frame_of
 
 COUNT, DISTINCT, MEAN = 200, 8, (236, 512, 512)
@@ -207,10 +207,8 @@ def by_stage(folder: Path) -> dict[str, float]:
     seconds["read"] = (read_floor, read_floor)
     seconds["decode"] = (read - read_floor, codec * len(files) / 40)
 
-    frame, threshold = frame_of(volume), tissue_threshold(volume)
-    region, _ = cpu(lambda: head_box(volume, frame, config.extent_mm, tissue_threshold(volume)))
+    region, _ = cpu(lambda: find_head(volume, frame_of(volume)))
     seconds["region"] = (region, 0.0)
-    del threshold
     whole, prepared = cpu(lambda: prepare_series(volume, config))
     buffer = np.empty(LARGE[1:], np.float32)
     touch, _ = cpu(lambda: [np.subtract(plane, np.float32(0), out=buffer) for plane in volume.voxels])
@@ -220,7 +218,7 @@ def by_stage(folder: Path) -> dict[str, float]:
     compress, encoded = cpu(lambda: store.encode(prepared, "{}"))
     floor, _ = cpu(lambda: pa.compress(prepared.voxels.tobytes(), "zstd", asbytes=True))
     seconds["compress"] = (compress, floor)
-    draw, _ = cpu(lambda: picture.draw(prepared, config))
+    draw, _ = cpu(lambda: picture.draw(prepared))
     seconds["picture"] = (draw, 0.0)
     written, _ = cpu(lambda: store.write_volume(folder / "stages", prepared, "{}"))
     plain, _ = cpu(lambda: (folder / "plain").write_bytes(encoded))

@@ -14,7 +14,7 @@ import scipy.ndimage
 import SimpleITK
 import torch
 
-from aneurysm_ray.data.resample import Frame, resample
+from aneurysm_ray.data.resample import Axes, resample
 
 SHAPE, SPACING = (300, 512, 512), (0.6, 0.451, 0.451)
 GRIDS = {"0.8 × 0.5 × 0.5 mm": (225, 462, 462), "1 mm": (180, 231, 231)}
@@ -51,7 +51,7 @@ def ours(voxels: np.ndarray, wanted: tuple[int, int, int], *, tilt: bool = False
     slices = np.arange(SHAPE[0]) * SPACING[0]
     if uneven:
         slices = slices + np.random.default_rng(1).uniform(-0.2, 0.2, SHAPE[0])
-    frame = Frame(np.eye(3)[::-1], slices, slices * (0.2 if tilt else 0), 0 * slices, SPACING[1:])
+    frame = Axes(np.eye(3)[::-1], slices, slices * (0.2 if tilt else 0), 0 * slices, SPACING[1:])
     steps = [count * spacing / size for count, spacing, size in zip(SHAPE, SPACING, wanted, strict=True)]
     centres = [(np.arange(n) + 0.5) * step - old / 2 for n, step, old in zip(wanted, steps, SPACING, strict=True)]
     out = np.empty(wanted, np.float32)

@@ -1,11 +1,12 @@
 """Small prepared sets for the tests of learning: noise, straight vessels, bright balls as aneurysms."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aneurysm_ray import overrides
+from aneurysm_ray import overrides, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import store
 from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
@@ -41,20 +42,27 @@ def small_config(folder: Path, **changes: Any) -> Config:
 
 
 def volume(
-    index: int, positive: bool, seed: int = 0, shape: tuple[int, int, int] = (32, 40, 40)
+    index: int, positive: bool, seed: int = 0, shape: tuple[int, int, int] = (32, 40, 40), masks: bool = False
 ) -> store.PreparedVolume:
-    """Make one volume of 1 mm voxels; a positive one has a ball of 3-4 mm radius at one of the SITES."""
+    """Make one volume of 1 mm voxels; a positive one has a ball of 3-4 mm radius at one of the SITES.
+
+    With masks its straight vessels are of classes 8, 9 and 10, and the ball is its dome.
+    """
     rng = np.random.default_rng((seed, index))
     voxels = rng.normal(50, 12, shape)
-    for _ in range(3):
+    vessels, domes = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+    for vessel in range(8, 11):
         y, x = rng.integers(6, shape[1] - 6), rng.integers(6, shape[2] - 6)
         voxels[:, y - 1 : y + 1, x - 1 : x + 1] += 120
+        vessels[:, y - 1 : y + 1, x - 1 : x + 1] = vessel
     targets, points = np.zeros(len(LABELS), np.float32), ()
     if positive:
         location = list(SITES)[int(rng.integers(len(SITES)))]
         centre = np.array(SITES[location]) * shape + rng.uniform(-2, 2, 3)
         distance = np.linalg.norm(np.indices(shape).T - centre, axis=-1).T
-        voxels[distance < rng.uniform(3, 4)] += 140
+        dome = distance < rng.uniform(3, 4)
+        voxels[dome] += 140
+        domes[dome] = 1
         targets[[LOCATIONS.index(location), PRESENT_INDEX]] = 1
         points = (store.Point(*(float(c) for c in centre), location),)
     affine = np.array([[0, 0, 1, -20], [0, 1, 0, -20], [1, 0, 0, 5], [0, 0, 0, 1]], np.float64)
@@ -69,16 +77,26 @@ def volume(
         points=points,
         quality=(),
         source_digest=str(index),
+        vessels=vessels if masks else None,
+        domes=domes if masks else None,
     )
 
 
-def write_set(folder: Path, count: int, seed: int = 0, shape: tuple[int, int, int] = (32, 40, 40)) -> Path:
-    """Write a prepared set of `count` volumes, every second one positive; return its folder."""
+def describe_set(folder: Path, config: Config) -> None:
+    """Write what a prepared set says of itself."""
+    rundir.write_json(folder / rundir.PREPARE, {"kind": "volumes", "volume": config.volume.model_dump(mode="json")})
+
+
+def write_set(
+    folder: Path, count: int, seed: int = 0, shape: tuple[int, int, int] = (32, 40, 40), masks: Sequence[int] = ()
+) -> Path:
+    """Write a prepared set of `count` volumes, every second one positive, some with masks; return its folder."""
     config = overrides.volume_identity(Config())
     rows = []
     for index in range(count):
-        prepared = volume(index, index % 2 == 0, seed, shape)
+        prepared = volume(index, index % 2 == 0, seed, shape, index in masks)
         path = store.write_volume(folder, prepared, config)
         rows.append(store.table_row(prepared, path.stat().st_size))
     store.write_table(folder, rows)
+    describe_set(folder, Config())
     return folder

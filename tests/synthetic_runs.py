@@ -66,7 +66,9 @@ def write_volumes(folder: Path, count: int, files: int | None = None) -> pd.Data
     rundir.write_csv(
         folder / rundir.REJECTED, pd.DataFrame(rejected, columns=["series_uid", "source", "reason", "message"])
     )
-    rundir.write_json(folder / rundir.PREPARE, {"kind": "volumes", "source": "5ca1ab1e", "seconds": 61.0})
+    settings = Config().volume.model_dump(mode="json")
+    described = {"kind": "volumes", "source": "5ca1ab1e", "seconds": 61.0, "volume": settings}
+    rundir.write_json(folder / rundir.PREPARE, described)
     return store.volumes_table(folder)
 
 

@@ -1,8 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from aneurysm_ray.config import AugmentConfig
+from aneurysm_ray.data.dataset import SEGMENTATION_VALUES
+from aneurysm_ray.data.masks import MIRRORED_CLASSES
 from aneurysm_ray.labels import LOCATIONS, MIRRORED, PRESENT_INDEX
 from aneurysm_ray.learning import augment
 from aneurysm_ray.learning.patches import Batch
@@ -146,3 +152,83 @@ def test_mixing_blends_neighbours_and_keeps_what_is_unknown() -> None:
     assert torch.isnan(blended[2:]).all()
     unmixed = augment.mix(image, [targets], augment.draw(NOTHING, (0, 0, 0), np.arange(4)))
     assert unmixed[0] is image
+
+
+def _masked(seed: int, count: int = 3, size: tuple[int, int, int] = (18, 26, 30)) -> Batch:
+    """Patches of a few balls, each of a class of its own, a dome among them; the last patch has no mask."""
+    rng = np.random.default_rng(seed)
+    grid = np.indices(size).transpose(1, 2, 3, 0)
+    vessels, domes = np.zeros((2, count, *size), np.uint8)
+    for b in range(count):
+        for label in rng.permutation(np.arange(1, 14))[:4]:
+            far = np.linalg.norm((grid - rng.uniform(4, np.array(size) - 5)) * (1.5, 1, 1), axis=-1)
+            vessels[b][far < rng.uniform(3.5, 6)] = label
+        domes[b] = np.linalg.norm((grid - rng.uniform(4, np.array(size) - 5)) * (1.5, 1, 1), axis=-1) < 4.5
+    vessels[-1], domes[-1] = 255, 255
+    batch = _batch(count, size)
+    return replace(batch, vessels_BZYX=torch.from_numpy(vessels), domes_BZYX=torch.from_numpy(domes))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    rotate=st.floats(0, 45),
+    scale=st.floats(0, 0.4),
+    translate=st.floats(0, 0.4),
+    flip=st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_a_mask_moves_as_the_image_of_it_does(
+    seed: int, rotate: float, scale: float, translate: float, flip: float
+) -> None:
+    config = AugmentConfig(
+        rotate_deg=rotate, scale=scale, translate=translate, affine_probability=0.8, flip=flip,
+        noise=0, brightness=0, contrast=0, mixup=0.5,
+    )  # fmt: skip
+    batch = _masked(seed)
+    draws = augment.draw(config, (seed, 0, 0), np.arange(len(batch)))
+    done = augment.apply(batch, draws)
+    assert done.vessels_BZYX is not None and done.domes_BZYX is not None
+    assert (done.vessels_BZYX[-1] == 255).all() and (done.domes_BZYX[-1] == 255).all()
+    for name, labels in (("vessels_BZYX", range(14)), ("domes_BZYX", range(2))):
+        before, after = getattr(batch, name)[:-1], getattr(done, name)[:-1]
+        assert after.dtype == torch.uint8
+        assert set(after.unique().tolist()) <= {*labels, 255}
+        for label in labels:
+            pictured = augment.apply(batch.with_image((getattr(batch, name) == label).to(torch.uint8) * 255), draws)
+            image = pictured.image_BZYX[:-1].numpy()
+            for b in range(len(after)):
+                other = MIRRORED_CLASSES[label] if draws.flip[b] and name == "vessels_BZYX" else label
+                here, known = (after[b] == other).numpy(), (after[b] != 255).numpy()
+                # Where all the voxels around show a label, the nearest of them does, and so for none.
+                assert here[(image[b] > 0.999) & known].all()
+                assert not here[(image[b] < 0.001) & known].any()
+        for b in range(len(after)):
+            # Nothing is unknown that did not come from outside: an image of ones is whole there.
+            ones = augment.apply(batch.with_image(torch.full_like(batch.image_BZYX, 255)), draws).image_BZYX[b]
+            assert not ((after[b] == 255) & (ones > 0.999) & (before[b] != 255).any()).any()
+
+
+def test_left_and_right_vessels_change_places_with_a_mirrored_head() -> None:
+    left, right = (
+        SEGMENTATION_VALUES["Left Middle Cerebral Artery"],
+        SEGMENTATION_VALUES["Right Middle Cerebral Artery"],
+    )
+    vessels = torch.zeros(2, 4, 5, 6, dtype=torch.uint8)
+    vessels[:, :, :, 0], vessels[:, :, :, 5], vessels[:, 0] = right, left, 13
+    vessels[:, 3, 4] = 255
+    batch = replace(_batch(2).with_image(vessels), vessels_BZYX=vessels, domes_BZYX=(vessels == left).to(torch.uint8))
+    done = augment.mirror(batch, np.array([1]))
+    torch.testing.assert_close(done.vessels_BZYX, vessels)  # left lies left again: the head is its own mirror image
+    torch.testing.assert_close(done.domes_BZYX[1], batch.domes_BZYX[1].flip(-1))
+    torch.testing.assert_close(done.domes_BZYX[0], batch.domes_BZYX[0])
+    lopsided = vessels.clone()
+    lopsided[:, 1, :, 0] = 0
+    once = augment.mirror(replace(batch, vessels_BZYX=lopsided), np.array([1])).vessels_BZYX
+    assert once[1, 1, 2].tolist() == [right, 0, 0, 0, 0, 0] and once[0, 1, 2].tolist() == [0, 0, 0, 0, 0, left]
+    assert [MIRRORED_CLASSES[MIRRORED_CLASSES[c]] for c in range(14)] == list(range(14))
+    assert (MIRRORED_CLASSES[0], MIRRORED_CLASSES[13], MIRRORED_CLASSES[left]) == (0, 13, right)
+
+
+def test_training_without_masks_makes_none() -> None:
+    done = augment.apply(_batch(4), augment.draw(AugmentConfig(affine_probability=1), (0, 0, 0), np.arange(4)))
+    assert done.vessels_BZYX is None and done.domes_BZYX is None

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from learning_sets import volume, write_set
+from learning_sets import write_set
 
-from aneurysm_ray.config import FeedConfig, VolumeConfig
+from aneurysm_ray.config import FeedConfig
 from aneurysm_ray.data import store
 from aneurysm_ray.errors import RunDirError
-from aneurysm_ray.learning.cache import HEADER_BYTES, VolumeCache, as_uint8, open_cache
+from aneurysm_ray.learning.cache import HEADER_BYTES, VolumeCache, open_cache
 from aneurysm_ray.learning.cases import Case, from_table
 
 BYTES = 32 * 40 * 40 + HEADER_BYTES
@@ -31,7 +31,7 @@ def _kept(cache: VolumeCache) -> set[str]:
 
 
 def test_voxels_are_those_of_the_file_and_the_second_time_a_map(volumes: Path, tmp_path: Path) -> None:
-    cache, case = VolumeCache(tmp_path / "cache", 10**9, VolumeConfig()), _cases(volumes)[0]
+    cache, case = VolumeCache(tmp_path / "cache", 10**9), _cases(volumes)[0]
     expected = store.read_volume(case.path).voxels
     np.testing.assert_array_equal(cache.voxels(case), expected)
     again = cache.voxels(case)
@@ -41,7 +41,7 @@ def test_voxels_are_those_of_the_file_and_the_second_time_a_map(volumes: Path, t
 
 
 def test_the_folder_keeps_to_its_limit_and_the_recently_used(volumes: Path, tmp_path: Path) -> None:
-    cache, cases = VolumeCache(tmp_path / "cache", 3 * BYTES, VolumeConfig()), _cases(volumes)
+    cache, cases = VolumeCache(tmp_path / "cache", 3 * BYTES), _cases(volumes)
     for number, case in enumerate(cases[:3]):
         cache.voxels(case)
         os.utime(cache._path(case), (number, number))
@@ -51,7 +51,7 @@ def test_the_folder_keeps_to_its_limit_and_the_recently_used(volumes: Path, tmp_
 
 
 def test_a_map_stays_valid_when_its_file_is_evicted(volumes: Path, tmp_path: Path) -> None:
-    cache, cases = VolumeCache(tmp_path / "cache", BYTES, VolumeConfig()), _cases(volumes)
+    cache, cases = VolumeCache(tmp_path / "cache", BYTES), _cases(volumes)
     cache.voxels(cases[0])
     held = cache.voxels(cases[0])
     cache.voxels(cases[1])
@@ -59,18 +59,42 @@ def test_a_map_stays_valid_when_its_file_is_evicted(volumes: Path, tmp_path: Pat
     np.testing.assert_array_equal(held, store.read_volume(cases[0].path).voxels)
 
 
+def test_masks_cost_nothing_until_they_are_asked_for(tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "masked", 2, masks=(0,))
+    cache, cases = VolumeCache(tmp_path / "cache", 10**9), _cases(folder)
+    start, size = np.array([4, 30, 30]), (16, 16, 16)
+    plain = cache.patch(cases[0], start, size)
+    assert plain.vessels is None and plain.domes is None and plain.voxels.shape == (16, 10, 10)
+    assert _kept(cache) == {cache._path(cases[0]).name}
+    prepared = store.read_volume(cases[0].path)
+    for _ in range(2):
+        patch = cache.patch(cases[0], start, size, masks=True)
+        for name in ("voxels", "vessels", "domes"):
+            np.testing.assert_array_equal(getattr(patch, name), getattr(prepared, name)[4:20, 30:, 30:])
+    assert _kept(cache) == {cache._path(cases[0], name).name for name in ("voxels", "vessels", "domes")}
+    without = cache.patch(cases[1], start, size, masks=True)
+    assert without.vessels is None and without.domes is None
+
+
+def test_a_table_that_promises_a_mask_that_is_not_there_is_told(tmp_path: Path) -> None:
+    case = _cases(write_set(tmp_path / "plain", 1))[0]
+    promised = replace(case, has_vessels=True)
+    with pytest.raises(RunDirError, match="holds no vessels, though the set's table says so"):
+        VolumeCache(tmp_path / "cache", 10**9).patch(promised, np.zeros(3, np.int64), (8, 8, 8), masks=True)
+
+
 def test_no_room_costs_speed_only(volumes: Path, tmp_path: Path) -> None:
     case = _cases(volumes)[0]
     for cache in (
-        VolumeCache(tmp_path / "none", 0, VolumeConfig()),
-        VolumeCache(Path("/proc/no/such/folder"), 10**9, VolumeConfig()),
+        VolumeCache(tmp_path / "none", 0),
+        VolumeCache(Path("/proc/no/such/folder"), 10**9),
     ):
         np.testing.assert_array_equal(cache.voxels(case), store.read_volume(case.path).voxels)
         assert not cache.folder.exists()
 
 
 def test_a_changed_or_damaged_file_is_read_anew(volumes: Path, tmp_path: Path) -> None:
-    cache, case = VolumeCache(tmp_path / "cache", 10**9, VolumeConfig()), _cases(volumes)[0]
+    cache, case = VolumeCache(tmp_path / "cache", 10**9), _cases(volumes)[0]
     cache.voxels(case)
     cache._path(case).write_bytes(b"half a header")
     np.testing.assert_array_equal(cache.voxels(case), store.read_volume(case.path).voxels)
@@ -80,14 +104,14 @@ def test_a_changed_or_damaged_file_is_read_anew(volumes: Path, tmp_path: Path) -
 
 
 def test_a_missing_volume_is_named(volumes: Path, tmp_path: Path) -> None:
-    cache, case = VolumeCache(tmp_path / "cache", 10**9, VolumeConfig()), _cases(volumes)[0]
+    cache, case = VolumeCache(tmp_path / "cache", 10**9), _cases(volumes)[0]
     case.path.unlink()
     with pytest.raises(RunDirError, match=rf"{case.path}.*prepare the set again"):
         cache.voxels(case)
 
 
 def _read_all(volumes: Path, folder: Path, wrong: "multiprocessing.Queue[int]") -> None:
-    cache = VolumeCache(folder, 3 * BYTES, VolumeConfig())
+    cache = VolumeCache(folder, 3 * BYTES)
     bad = 0
     for _ in range(5):
         for case in _cases(volumes):
@@ -111,22 +135,8 @@ def test_processes_share_a_folder_that_is_too_small(volumes: Path, tmp_path: Pat
 
 def test_the_default_folder_is_private_and_named_by_the_set(volumes: Path, tmp_path: Path) -> None:
     feed = FeedConfig(cache_dir=str(tmp_path / "parent"))
-    cache = open_cache(volumes, feed, VolumeConfig())
+    cache = open_cache(volumes, feed)
     assert cache.folder.parent == tmp_path / "parent" and cache.limit_bytes == 16e9
-    assert open_cache(tmp_path, feed, VolumeConfig()).folder != cache.folder
+    assert open_cache(tmp_path, feed).folder != cache.folder
     cache.voxels(_cases(volumes)[0])
     assert stat.S_IMODE(cache.folder.stat().st_mode) == 0o700
-
-
-def test_int16_is_windowed_by_hand() -> None:
-    prepared = volume(0, False)
-    hounsfield = np.array([[[-500, -100, 300, 700, 2000]]], np.int16)
-    ct = as_uint8(replace(prepared, voxels=hounsfield), VolumeConfig())
-    assert ct.dtype == np.uint8 and ct.ravel().tolist() == [0, 0, 128, 255, 255]
-    stored = np.array([[[0, 0, 100, 220, 300]]], np.int16)
-    mr = as_uint8(replace(prepared, voxels=stored, modality="MRA"), VolumeConfig(percentiles=(0, 100)))
-    assert mr.ravel().tolist() == [0, 0, 0, 153, 255]
-    constant = as_uint8(replace(prepared, voxels=np.zeros((1, 1, 3), np.int16), modality="MRA"), VolumeConfig())
-    assert constant.ravel().tolist() == [0, 0, 0]
-    untouched = prepared.voxels
-    assert as_uint8(prepared, VolumeConfig()) is untouched

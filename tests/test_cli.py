@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from learning_sets import write_set
 
 from aneurysm_ray import cli, errors
 
@@ -93,6 +94,7 @@ def test_ctrl_c_names_the_directory_that_was_chosen(
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
+    write_set(Path("volumes"), 1)
     monkeypatch.setattr(train, "train", interrupt)
     assert cli.main(["train", "volumes", "optim.lr=1e-4", "--out", "mine"]) == 130
     assert _sentence(capsys.readouterr().err) == (

@@ -85,14 +85,53 @@ def test_base_of_frames_is_found_over_the_whole_file(
     assert len(data.notes) == 1 and word in data.notes[0]
 
 
+def test_the_base_of_frames_can_be_told(tmp_path: Path) -> None:
+    lines = [f"1.2,7.7,\"{{'x': 1.0, 'y': 2.0, 'f': {f}}}\",Basilar Tip" for f in (3, 5)]
+    make(tmp_path, [train_row("1.2", LABELS.index("Basilar Tip"))], lines, ("1.2",))
+    for base, expected in ((0, [3, 5]), (1, [2, 4])):
+        data = open_dataset(tmp_path, base)
+        assert [point.frame for point in data.series[0].points] == expected
+        assert data.notes == (f"localizers count frames from {base}, as prepare.frame_base says",)
+    with (tmp_path / "train_localizers.csv").open("a") as table:
+        table.write("1.2,7.7,\"{'x': 1.0, 'y': 2.0, 'f': 0}\",Basilar Tip\n")
+    with pytest.raises(
+        DatasetError, match=r"has an f of 0, so frames do not count from 1; leave prepare\.frame_base out"
+    ):
+        open_dataset(tmp_path, 1)
+
+
+def test_a_localizer_that_stands_twice_counts_once_and_is_told(tmp_path: Path) -> None:
+    line = "1.2,9.9,\"{'x': 1.5, 'y': 2}\",Basilar Tip"
+    other = "1.2,9.9,\"{'x': 9.5, 'y': 2}\",Basilar Tip"
+    make(tmp_path, [train_row("1.2", LABELS.index("Basilar Tip"))], [line, other, line], ("1.2",))
+    data = open_dataset(tmp_path)
+    assert [point.x for point in data.series[0].points] == [1.5, 9.5]
+    assert data.notes == ("1 localizers stand in the table more than once; each counts once",)
+
+
+def test_a_radius_is_kept_where_the_table_has_one(tmp_path: Path) -> None:
+    make(tmp_path, [train_row("1.2", LABELS.index("Basilar Tip"))], [], ("1.2",))
+    table = tmp_path / "train_localizers.csv"
+    head = "SeriesInstanceUID,SOPInstanceUID,coordinates,location,radius_mm\n"
+    lines = [f"1.2,9.9,\"{{'x': {x}, 'y': 2}}\",Basilar Tip,{radius}\n" for x, radius in ((1, "2.75"), (9, ""))]
+    table.write_text(head + "".join(lines))
+    assert [point.radius_mm for point in open_dataset(tmp_path).series[0].points] == [2.75, None]
+    for wrong in ("-1", "0", "big", "nan", "1000"):
+        table.write_text(head + lines[0].replace("2.75", wrong))
+        with pytest.raises(DatasetError, match=f"line 2: radius_mm is '{wrong}'"):
+            open_dataset(tmp_path)
+
+
 def test_both_layouts_of_segmentations(tmp_path: Path) -> None:
     make(tmp_path, [train_row("1.2"), train_row("1.3"), train_row("1.4")], None, ("1.2", "1.3", "1.4"))
     new = tmp_path / "segmentations" / "1.2_cowseg.nii"
     old = tmp_path / "segmentations" / "1.3" / "1.3_cowseg.nii"
     old.parent.mkdir(parents=True)
-    for path in (new, old, tmp_path / "segmentations" / "1.4.nii"):
+    for path in (new, old, tmp_path / "segmentations" / "1.4.nii", tmp_path / "segmentations" / "1.4_dome.nii.gz"):
         path.touch()
-    assert [entry.segmentation for entry in open_dataset(tmp_path).series] == [new, old, None]
+    series = open_dataset(tmp_path).series
+    assert [entry.vessels for entry in series] == [new, old, None]
+    assert [entry.domes for entry in series] == [None, None, tmp_path / "segmentations" / "1.4_dome.nii.gz"]
 
 
 def test_disagreements_are_noted_and_not_fatal(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """What `inspect` says of a series, a data set, a prepared set and a run."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from learning_sets import write_set
+from learning_sets import volume, write_set
 
 from aneurysm_ray import rundir
-from aneurysm_ray.data import inspection
+from aneurysm_ray.data import inspection, store
 from aneurysm_ray.errors import RequestError
 
 
@@ -16,6 +17,23 @@ def test_a_prepared_set_is_counted(tmp_path: Path) -> None:
     assert facts["modality"] == {"CTA": 6}
     assert facts["positive"]["Aneurysm Present"] == 3
     assert "volumes: 6" in inspection.render(facts)
+
+
+def test_a_prepared_set_names_the_series_to_look_at_first(tmp_path: Path) -> None:
+    rows = []
+    told = {0: ("missing_slices",), 1: ("junk_files",), 2: ("point_outside", "junk_files"), 3: ()}
+    for index, quality in told.items():
+        prepared = replace(volume(index, index == 2), quality=quality)
+        rows.append(store.table_row(prepared, store.write_volume(tmp_path, prepared, "{}").stat().st_size))
+    store.write_table(tmp_path, rows)
+    facts = inspection.inspect(tmp_path)
+    assert list(facts["look first at"].items()) == [
+        ("1.2.0.2", "point outside, junk files"),
+        ("1.2.0.0", "missing slices"),
+    ]
+    text = inspection.render(facts)
+    assert "point_outside: 1   (a point lies outside the stored volume)" in text
+    assert "  1.2.0.2: point outside, junk files" in text
 
 
 def test_a_run_is_its_summary(tmp_path: Path) -> None:

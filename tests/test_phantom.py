@@ -117,9 +117,9 @@ def test_points_through_the_dicom_affine_lie_on_the_aneurysms(
 
 def test_masks_through_the_nifti_affine_lie_on_the_vessels(data: Dataset, rendered: dict[str, Rendered]) -> None:
     for entry in data.series:
-        assert entry.segmentation is not None
+        assert entry.vessels is not None
         volume = read_series(entry.path)
-        mask = nibabel.load(entry.segmentation)
+        mask = nibabel.load(entry.vessels)
         values = np.asarray(mask.dataobj)
         assert values.dtype == np.uint8 and set(np.unique(values)) <= set(range(14)) and values.max() > 0
         at = np.argwhere(values)
@@ -279,8 +279,8 @@ def test_thirteen_labels_give_a_negative_and_its_mask(tmp_path: Path) -> None:
     options = PhantomOptions(count=2, spacing_mm=3.0, modalities=("CTA",), geometry=tmp_path / "trees", masks=1)
     data = open_dataset(write_dataset(tmp_path / "data", options))
     for entry in data.series:
-        assert entry.targets.sum() == 0 and entry.segmentation is not None
-        assert set(np.unique(np.asarray(nibabel.load(entry.segmentation).dataobj))) == {0, 9, 11}
+        assert entry.targets.sum() == 0 and entry.vessels is not None
+        assert set(np.unique(np.asarray(nibabel.load(entry.vessels).dataobj))) == {0, 9, 11}
 
 
 def test_leftovers_of_a_run_cut_short_are_replaced(tmp_path: Path) -> None:

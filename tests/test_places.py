@@ -6,6 +6,7 @@ from pathlib import Path
 
 import dicom_sets
 import fsspec
+import nibabel
 import numpy as np
 import pytest
 
@@ -96,6 +97,40 @@ def test_an_object_store_gives_the_same_volumes_as_a_folder(data: Path, bucket: 
     filesystem.pipe_file(first, filesystem.cat_file(first) + b"\0\0")
     changed = {task.source.series_uid: task for task in tasks(f"{bucket}/data", f"{bucket}/volumes")}
     assert changed[uid].source.digest != again[uid].source.digest
+
+
+def test_masks_come_along_from_an_object_store(data: Path, bucket: str, tmp_path: Path) -> None:
+    filesystem = fsspec.filesystem("s3")
+    uid = dicom_sets.series_uid(1)
+    root = tmp_path / "masked"
+    shutil.copytree(data, root)
+    labels = np.zeros((40, 40, 12), np.uint8)
+    labels[12:18, 15:25, 4:9], labels[22:28, 15:25, 4:9] = 9, 10  # right at low x, as LPS has it
+    affine = np.diag([-5.0, -5.0, 5.0, 1.0])
+    affine[:2, 3] = 97.5
+    (root / "segmentations").mkdir()
+    for ending in ("cowseg", "dome"):
+        image = nibabel.Nifti1Image(labels, affine)
+        image.set_sform(affine, 1)
+        nibabel.save(image, root / "segmentations" / f"{uid}_{ending}.nii.gz")
+    filesystem.put(f"{root}/", f"{bucket}/masked", recursive=True)
+    there = {status["row"]["series_uid"]: status for status in map(work.prepare, tasks(str(root), str(tmp_path)))}
+    remote_tasks = tasks(f"{bucket}/masked", f"{bucket}/masks-out")
+    here = {status["row"]["series_uid"]: status for status in map(work.prepare, remote_tasks)}
+    told = [status["row"]["quality"] for status in (there[uid], here[uid])]
+    assert told[0] == told[1] and not any(code.startswith("mask") for code in told[0])
+    assert [status["row"]["has_vessels"] for status in (there[uid], here[uid])] == [True, True]
+    assert sum(status["row"]["has_vessels"] + status["row"]["has_domes"] for status in here.values()) == 2
+    local = store.read_volume(tmp_path / store.volume_path(uid))
+    stored = store.read_volume(f"{bucket}/masks-out/{store.volume_path(uid)}")
+    np.testing.assert_array_equal(stored.vessels, local.vessels)
+    np.testing.assert_array_equal(stored.domes, local.domes)
+    assert set(np.unique(local.vessels)) == {0, 9, 10}
+    assert all(work.done_already(task, task.source.digest) for task in remote_tasks)
+    mask = f"{bucket}/masked/segmentations/{uid}_cowseg.nii.gz"
+    filesystem.pipe_file(mask, filesystem.cat_file(mask) + b"\0")
+    changed = {task.source.series_uid: task for task in tasks(f"{bucket}/masked", f"{bucket}/masks-out")}
+    assert [key for key, task in changed.items() if not work.done_already(task, task.source.digest)] == [uid]
 
 
 def test_prefixes_below_each_other_are_series_of_their_own(bucket: str, tmp_path: Path) -> None:

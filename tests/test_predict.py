@@ -241,11 +241,30 @@ def test_close_up_is_centred_on_the_candidate() -> None:
     assert (part.affine @ [*place, 1])[:3] == pytest.approx((affine @ [20, 10, 35, 1])[:3])
 
 
-@pytest.mark.parametrize("key", ["volume.spacing_mm", "model.width", "optim.lr"])
-def test_what_the_weights_were_trained_with_cannot_be_changed(run: Path, data: Path, tmp_path: Path, key: str) -> None:
-    with pytest.raises(RequestError, match=key):
-        predict.predict(run, [str(data)], tmp_path / "out", {key: 1})
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("volume.spacing_mm", [3.0, 3.0, 3.0]),
+        ("volume.dtype", "int16"),
+        ("model.width", 8),
+        ("model.output_stride", 4),
+        ("patch.size", [24, 24, 24]),
+        ("optim.lr", 1.0),
+        ("inference.top_k", 3),
+    ],
+)
+def test_what_the_weights_were_trained_with_cannot_be_changed(
+    run: Path, data: Path, tmp_path: Path, key: str, value: Any
+) -> None:
+    with pytest.raises(RequestError, match=f"{key} belongs to how .* was trained"):
+        predict.predict(run, [str(data)], tmp_path / "out", {key: value})
     assert not (tmp_path / "out").exists()
+
+
+def test_what_agrees_with_the_weights_may_be_said(run: Path, data: Path, tmp_path: Path) -> None:
+    changes = {"volume.spacing_mm": [4.0, 4.0, 4.0], "inference.top_k": 2, "inference.overlap": 0.0}
+    assert predict.predict(run, [str(data / "axial")], tmp_path / "out", changes)["fallback"] == 0
+    assert rundir.read_config(tmp_path / "out").inference.overlap == 0.0
 
 
 def test_prepared_set_of_other_settings_is_refused(run: Path, data: Path, tmp_path: Path) -> None:

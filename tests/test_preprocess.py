@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scans import MARK_MM, head_hu, scan, shoulders_hu
 
 from aneurysm_ray.config import VolumeConfig
 from aneurysm_ray.data.dataset import Localizer
@@ -13,45 +14,7 @@ from aneurysm_ray.data.volume import LeftOut, Volume
 from aneurysm_ray.errors import SeriesError
 from aneurysm_ray.labels import LABELS
 
-HEAD_RADII_MM = np.array([75.0, 95, 105])  # x, y, z of an ellipsoid at the patient's origin: its top is at z = 105
-MARK_MM = np.array([30.0, -20, 40])  # a bright ball: left, front, high
 SMALL = VolumeConfig(extent_mm=(120, 160, 140), spacing_mm=(2, 2, 2))
-
-
-def head_hu(mm: NDArray[np.float64]) -> NDArray[np.float64]:
-    """CT values of the synthetic head at patient positions (..., 3)."""
-    inside = ((mm / HEAD_RADII_MM) ** 2).sum(-1) < 1
-    neck = (np.hypot(mm[..., 0], mm[..., 1] - 10) < 60) & (mm[..., 2] < 0)
-    mark = ((mm - MARK_MM) ** 2).sum(-1) < 8**2
-    return np.where(mark, 600.0, np.where(inside | neck, 40.0, -1000.0))
-
-
-def shoulders_hu(mm: NDArray[np.float64]) -> NDArray[np.float64]:
-    body = ((mm[..., 0] / 230) ** 2 + ((mm[..., 1] - 60) / 110) ** 2 < 1) & (mm[..., 2] < -110)
-    lung = (np.hypot(np.abs(mm[..., 0]) - 90, mm[..., 1] - 60) < 60) & (mm[..., 2] < -180)
-    table = (np.abs(mm[..., 1] - 175) < 3) & (np.abs(mm[..., 0]) < 200)
-    return np.where(lung, -850.0, np.where(body | table, 50.0, head_hu(mm)))
-
-
-def scan(
-    field: object = head_hu,
-    *,
-    columns: tuple[float, float, float] = (1, 0, 0),
-    rows: tuple[float, float, float] = (0, 1, 0),
-    step: tuple[float, float, float] = (0, 0, 3),
-    first: tuple[float, float, float] = (-125, -125, -100),
-    shape: tuple[int, int, int] = (75, 100, 100),
-    pitch: tuple[float, float] = (2.5, 2.5),
-    modality: str = "CT",
-) -> Volume:
-    affine = np.eye(4)
-    affine[:3] = np.stack([step, np.multiply(rows, pitch[0]), np.multiply(columns, pitch[1]), first], axis=1)
-    k, r, c = np.indices(shape)
-    mm = np.stack([k, r, c, np.ones(shape)], -1) @ affine[:3].T
-    origins = np.arange(shape[0])[:, None] * affine[:3, 0] + affine[:3, 3]
-    instances = tuple((f"1.2.{k}", 0) for k in range(shape[0]))
-    voxels = np.rint(field(mm)).astype(np.int16)  # type: ignore[operator]
-    return Volume(voxels, affine, origins, modality, "1.2", "patient", (), instances)
 
 
 PLANES = {
@@ -168,37 +131,12 @@ def test_ct_values_are_windowed_after_resampling_and_int16_keeps_hounsfield_unit
     assert [int(kept[10, 20, 8 * i + 4]) for i in range(6)] == values.tolist()
 
 
-def mr_field(mm: NDArray[np.float64]) -> NDArray[np.float64]:
-    rng = np.random.default_rng(5)
-    tissue = head_hu(mm) > -500
-    return np.where(
-        tissue, 300 + 2 * mm[..., 0] + rng.normal(0, 20, tissue.shape), np.abs(rng.normal(0, 8, tissue.shape))
-    )
-
-
-@pytest.mark.parametrize("scale", [1, 0.0371])
-def test_mr_is_windowed_between_percentiles_of_the_heads_voxels(scale: float) -> None:
-    volume = scan(mr_field, modality="MR")
-    if scale != 1:
-        volume = replace(volume, voxels=(volume.voxels * np.float32(scale)))
-    config = SMALL.model_copy(update={"percentiles": (5.0, 90.0)})
-    small = prepare_series(volume, config).voxels
-    kept = prepare_series(volume, config.model_copy(update={"dtype": "int16"})).voxels.astype(float)
-    low, high = np.percentile(volume.voxels[::2, ::2, ::2], [2, 98])
-    threshold = low + 0.1 * (high - low)
-    if scale != 1:
-        threshold *= 32767 / np.abs(volume.voxels).max()
-    low, high = np.percentile(kept[kept >= threshold], [5, 90], method="inverted_cdf")
-    expected = np.clip(255 * (kept - low) / (high - low), 0, 255)
-    assert np.abs(expected - small).max() <= 0.51
-
-
 def test_a_click_on_a_missing_image_is_dropped_and_said() -> None:
     volume = scan()
-    clicks = [Localizer("9.9", 1, 1, None, LABELS[0]), Localizer("1.2.3", 10, 20, 0, LABELS[1])]
+    clicks = [Localizer("9.9", 1, 1, None, LABELS[0]), Localizer("1.2.55", 38, 42, 0, LABELS[1])]
     prepared = prepare_series(volume, SMALL, localizers=clicks)
     assert [point.location for point in prepared.points] == [LABELS[1]]
-    assert prepared.quality == ("point_lost",)
+    assert prepared.quality == ("point_lost", "point_dark")
 
 
 def test_a_click_on_an_image_that_was_left_out_is_placed_by_its_own_geometry() -> None:
@@ -208,7 +146,7 @@ def test_a_click_on_an_image_that_was_left_out_is_placed_by_its_own_geometry() -
     prepared = prepare_series(replace(volume, left_out=(away,)), SMALL, localizers=[click])
     (point,) = prepared.points
     np.testing.assert_allclose(to_mm(prepared.affine, np.array([point.z, point.y, point.x])), [3, 3, 3], atol=1e-9)
-    assert prepared.quality == ("point_elsewhere",)
+    assert prepared.quality == ("point_elsewhere", "point_dark")
 
 
 def test_a_click_on_an_instance_that_occurs_twice_names_no_slice() -> None:

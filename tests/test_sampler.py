@@ -29,6 +29,7 @@ def _case(index: int, labels: tuple[int, ...] = (), known: bool = True, pointles
         targets=targets,
         points=rng.uniform(0, (39, 47, 43), (len(kept), 3)).astype(np.float32),
         point_labels=np.array(kept, np.int64),
+        point_radii_mm=np.full(len(kept), np.nan, np.float32),
     )
 
 

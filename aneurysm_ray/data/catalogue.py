@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from aneurysm_ray.config import FrameBase
 from aneurysm_ray.data import places
 from aneurysm_ray.data.dataset import Localizer, SeriesEntry
 from aneurysm_ray.data.dicom import scan_series
@@ -48,6 +49,10 @@ class Source:
     voxel_bytes: int = 0
     """Of the volume in int16, as the header promises; 0 where no header could be read."""
     digest: str = ""
+    vessels: str = ""
+    """Path or URL of the mask of its vessels, or nothing."""
+    domes: str = ""
+    """The same of its aneurysms' domes."""
     deep: bool = True
     """Folders below the series' own are part of it."""
     own_uid: str | None = None
@@ -55,12 +60,16 @@ class Source:
     or the layout names the series."""
 
 
-def find_sources(data: str) -> tuple[list[Source], list[str]]:
-    """Return the series of a data set, largest first, and notes on what was assumed.
+def find_sources(data: str, frame_base: FrameBase = "auto") -> tuple[list[Source], list[str]]:
+    """Return the series of a data set, largest first, and notes on what was assumed; `frame_base` is the setting.
 
     Raises DatasetError when there is none or the tables are wrong.
     """
-    there = places.in_object_store(data) if is_url(data) else places.on_file_system(Path(data).absolute())
+    there = (
+        places.in_object_store(data, frame_base)
+        if is_url(data)
+        else places.on_file_system(Path(data).absolute(), frame_base)
+    )
     notes = list(there.notes)
     if not there.entries:
         raise DatasetError(
@@ -73,10 +82,11 @@ def find_sources(data: str) -> tuple[list[Source], list[str]]:
         targets = tuple(None if np.isnan(target) else float(target) for target in entry.targets)
         key = location.removeprefix(root).strip("/") or "."
         source = Source(key, location, entry.series_uid, entry.modality, targets, entry.points, deep=entry.deep)
+        masks = [there.mask(path) if path else ("", 0, "") for path in (entry.vessels, entry.domes)]
+        source = replace(source, vessels=masks[0][0], domes=masks[1][0])
         files = there.listed(location)
-        return _with_header(
-            replace(source, files=len(files), bytes=sum(size for _, size, _ in files), digest=_digest(files, source))
-        )
+        size = sum(size for _, size, _ in files)
+        return _with_header(replace(source, files=len(files), bytes=size, digest=_digest(files, masks, source)))
 
     with ThreadPoolExecutor(LISTING_THREADS) as pool:
         found = list(pool.map(describe, sorted(there.entries.items())))
@@ -87,27 +97,39 @@ def find_sources(data: str) -> tuple[list[Source], list[str]]:
     return sorted(found, key=lambda source: (-max(source.voxel_bytes, source.bytes), source.key)), notes
 
 
-def _digest(files: places.Listing, source: Source) -> str:
-    return hashlib.sha256(json.dumps([files, _known(source)]).encode()).hexdigest()
+def _digest(files: places.Listing, masks: Sequence[places.Mask], source: Source) -> str:
+    stamps = [(size, stamp) for _, size, stamp in masks]
+    return hashlib.sha256(json.dumps([files, stamps, _known(source)]).encode()).hexdigest()
 
 
 def _known(source: Source) -> list[Any]:
     return [source.series_uid, source.modality, source.targets, [asdict(point) for point in source.points]]
 
 
-def content_digest(path: Path, source: Source) -> str:
-    """Return the digest of a series' names and bytes and of what the tables know. Raises SeriesError (`vanished`)."""
+def content_digest(path: Path, masks: Sequence[Path | None], source: Source) -> str:
+    """Return the digest of a series' names and bytes, of its masks' bytes, and of what the tables know.
+
+    Raises SeriesError (`vanished`).
+    """
     laid_out = source if source.own_uid is None else replace(source, series_uid=None)
     whole = hashlib.sha256(json.dumps(_known(laid_out)).encode())
     try:
         for file in list_files(path, deep=source.deep).files if path.is_dir() else (str(path),):
             whole.update(json.dumps([os.path.relpath(file, path), os.path.getsize(file)]).encode())
-            with open(file, "rb") as stream:
-                while chunk := stream.read(2**20):
-                    whole.update(chunk)
+            _add(whole, file)
+        for mask in masks:
+            whole.update(json.dumps(mask.stat().st_size if mask else 0).encode())
+            if mask:
+                _add(whole, mask)
     except OSError as error:
         raise SeriesError("vanished", f"cannot be read: {error.strerror}", source.key) from error
     return whole.hexdigest()
+
+
+def _add(whole: Any, file: str | Path) -> None:
+    with open(file, "rb") as stream:
+        while chunk := stream.read(2**20):
+            whole.update(chunk)
 
 
 def _with_header(source: Source) -> Source:

@@ -19,6 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydicom.filereader import read_partial
 
+from aneurysm_ray.config import FrameBase
 from aneurysm_ray.data.dicom.archives import is_archive, stem
 from aneurysm_ray.data.identity import is_uid
 from aneurysm_ray.errors import DatasetError, did_you_mean
@@ -26,6 +27,8 @@ from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
 
 TRAIN_CSV = "train.csv"
 LOCALIZERS_CSV = "train_localizers.csv"
+VESSELS, DOMES = "_cowseg", "_dome"
+"""What the names of mask files in segmentations/ end in, after the UID and before `.nii`."""
 TRAIN_COLUMNS: tuple[str, ...] = ("SeriesInstanceUID", "PatientAge", "PatientSex", "Modality", *LABELS)
 LOCALIZER_COLUMNS: tuple[str, ...] = ("SeriesInstanceUID", "SOPInstanceUID", "coordinates", "location")
 MODALITIES: tuple[str, ...] = ("CTA", "MRA", "MRI T2", "MRI T1post")
@@ -64,6 +67,8 @@ class Localizer:
     """Frame of a multi-frame instance, from 0 whatever the file counts from; None for a slice of its own."""
     location: str
     """One of `labels.LOCATIONS`."""
+    radius_mm: float | None = None
+    """Of the aneurysm, where the table has a column `radius_mm`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +83,10 @@ class SeriesEntry:
     targets: NDArray[np.float32]
     """(14,) in the order of `labels.LABELS`; NaN where unknown."""
     points: tuple[Localizer, ...]
-    segmentation: Path | None
-    """Vessel mask of the Circle of Willis, NIfTI; to be mapped through its affine, never by index."""
+    vessels: Path | None = None
+    """Mask of the vessels of the Circle of Willis, NIfTI with SEGMENTATION_VALUES; see `masks`."""
+    domes: Path | None = None
+    """Mask of the aneurysms' domes, NIfTI; of synthetic data only."""
     deep: bool = True
     """Folders below the series' own are part of it; where no layout says so, each is a series by itself."""
 
@@ -93,15 +100,15 @@ class Dataset:
     notes: tuple[str, ...]
 
 
-def open_dataset(root: Path) -> Dataset:
-    """Join the tables below `root` to the series folders.
+def open_dataset(root: Path, frame_base: FrameBase = "auto") -> Dataset:
+    """Join the tables below `root` to the series folders. `frame_base` is what the localizers' `f` counts from.
 
     Raises DatasetError if `root` is no folder, a table has wrong columns or values, or tables stand without `series/`.
     """
     if not root.is_dir():
         raise DatasetError(f"{root} is not a folder; a data set is a folder with series in it")
     rows = _read_train(root / TRAIN_CSV) if (root / TRAIN_CSV).is_file() else {}
-    points, notes = _read_localizers(root) if (root / LOCALIZERS_CSV).is_file() else ({}, [])
+    points, notes = _read_localizers(root, frame_base) if (root / LOCALIZERS_CSV).is_file() else ({}, [])
     if not (root / "series").is_dir():
         if rows or points:
             raise DatasetError(f"{root} has tables but no folder series/; put the series there, one folder each")
@@ -111,13 +118,14 @@ def open_dataset(root: Path) -> Dataset:
 
     folders_by_uid, left = _laid_out(root / "series")
     notes += left
-    segmentations = _find_segmentations(root / "segmentations")
+    vessels, domes = (_find_masks(root / "segmentations", ending) for ending in (VESSELS, DOMES))
     series = tuple(
         replace(
             rows.get(uid, _unlabelled(uid, folder)),
             path=folder,
             points=points.get(uid, ()),
-            segmentation=segmentations.get(uid),
+            vessels=vessels.get(uid),
+            domes=domes.get(uid),
         )
         for uid, folder in folders_by_uid.items()
     )
@@ -147,7 +155,7 @@ def _laid_out(folder: Path) -> tuple[dict[str, Path], list[str]]:
 def _unlabelled(series_uid: str | None, folder: Path) -> SeriesEntry:
     # A folder's own name may be a person's; only one that is a UID names a series.
     series_uid = series_uid if series_uid and is_uid(series_uid) else None
-    return SeriesEntry(series_uid, folder, None, np.full(len(LABELS), np.nan, np.float32), (), None)
+    return SeriesEntry(series_uid, folder, None, np.full(len(LABELS), np.nan, np.float32), ())
 
 
 def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
@@ -175,7 +183,7 @@ def _read_train(path: Path) -> dict[str, SeriesEntry]:
         if modality is not None and modality not in MODALITIES:
             raise DatasetError(f"{path} line {line}: Modality {modality!r} is not one of {', '.join(MODALITIES)}")
         targets = np.array([_target(path, line, label, row[label]) for label in LABELS], np.float32)
-        rows[uid] = SeriesEntry(uid, Path(), modality, targets, (), None)
+        rows[uid] = SeriesEntry(uid, Path(), modality, targets, ())
     return rows
 
 
@@ -185,7 +193,7 @@ def _target(path: Path, line: int, label: str, text: str) -> float:
     raise DatasetError(f"{path} line {line}: {label} is {text!r}; it must be 0, 1 or empty")
 
 
-def _read_localizers(root: Path) -> tuple[dict[str, tuple[Localizer, ...]], list[str]]:
+def _read_localizers(root: Path, frame_base: FrameBase) -> tuple[dict[str, tuple[Localizer, ...]], list[str]]:
     path = root / LOCALIZERS_CSV
     table = _read_table(path, LOCALIZER_COLUMNS)
     parsed: list[tuple[str, Localizer]] = []
@@ -196,12 +204,15 @@ def _read_localizers(root: Path) -> tuple[dict[str, tuple[Localizer, ...]], list
                 f"{path} line {line}: location {location!r} is unknown{did_you_mean(location, LOCATIONS)}"
             )
         x, y, frame = _coordinates(path, line, row["coordinates"])
-        parsed.append((row["SeriesInstanceUID"], Localizer(row["SOPInstanceUID"], x, y, frame, location)))
+        radius_mm = _radius(path, line, row.get("radius_mm", ""))
+        parsed.append((row["SeriesInstanceUID"], Localizer(row["SOPInstanceUID"], x, y, frame, location, radius_mm)))
 
     frames = [(uid, point) for uid, point in parsed if point.frame is not None]
-    base, notes = _frame_base(root, frames) if frames else (0, [])
+    base, notes = _frame_base(root, frames, frame_base) if frames else (0, [])
+    if repeated := len(parsed) - len(set(parsed)):
+        notes.append(f"{repeated} localizers stand in the table more than once; each counts once")
     points: dict[str, list[Localizer]] = defaultdict(list)
-    for uid, point in parsed:
+    for uid, point in dict.fromkeys(parsed):
         frame = None if point.frame is None else point.frame - base
         points[uid].append(replace(point, frame=frame))
     return {uid: tuple(of_series) for uid, of_series in points.items()}, notes
@@ -223,18 +234,38 @@ def _coordinates(path: Path, line: int, text: str) -> tuple[float, float, int | 
     return x, y, frame
 
 
-def _frame_base(root: Path, frames: Iterable[tuple[str, Localizer]]) -> tuple[int, list[str]]:
+def _radius(path: Path, line: int, text: str) -> float | None:
+    try:
+        radius_mm = float(text) if text.strip() else None
+    except ValueError:
+        radius_mm = math.nan
+    if radius_mm is not None and not 0 < radius_mm < 100:
+        raise DatasetError(f"{path} line {line}: radius_mm is {text[:80]!r}; it must be a radius in mm, or empty")
+    return radius_mm
+
+
+def _frame_base(root: Path, frames: Iterable[tuple[str, Localizer]], told: FrameBase) -> tuple[int, list[str]]:
     """Find whether `f` counts from 0 or from 1, over the whole table: two releases of it circulate.
 
-    A 0 proves 0; else an `f` equal to its instance's number of frames proves 1; else 0 is assumed. The note says which.
+    What is told holds, unless a 0 contradicts it. A 0 proves 0; else an `f` equal to its instance's number of frames
+    proves 1; else 0 is assumed. The note says which.
     """
     rows = list(frames)
+    if told != "auto":
+        if told == 1 and any(point.frame == 0 for _, point in rows):
+            raise DatasetError(
+                f"{root / LOCALIZERS_CSV} has an f of 0, so frames do not count from 1; leave prepare.frame_base out"
+            )
+        return told, [f"localizers count frames from {told}, as prepare.frame_base says"]
     if any(point.frame == 0 for _, point in rows):
         return 0, ["localizers count frames from 0 (a 0 occurs)"]
     for uid, point in rows:
         if point.frame == _number_of_frames(root / "series" / uid / f"{point.sop_uid}.dcm"):
             return 1, [f"localizers count frames from 1 (series {uid} has its point on frame {point.frame}, its last)"]
-    return 0, ["localizers may count frames from 0 or 1, nothing tells which; taken from 0, at most one frame off"]
+    return 0, [
+        "localizers may count frames from 0 or 1, nothing tells which; taken from 0, at most one frame off; "
+        "prepare.frame_base=1 takes them from 1"
+    ]
 
 
 def _number_of_frames(file: Path) -> int | None:
@@ -248,13 +279,13 @@ def _number_of_frames(file: Path) -> int | None:
         return None
 
 
-def _find_segmentations(folder: Path) -> dict[str, Path]:
-    """Map series UID to its vessel mask in both layouts: `UID_cowseg.nii` and `UID/UID_cowseg.nii`."""
+def _find_masks(folder: Path, ending: str) -> dict[str, Path]:
+    """Map series UID to its mask in both layouts: `UID_cowseg.nii` and `UID/UID_cowseg.nii`."""
     found = {}
-    for pattern in ("*/*_cowseg.nii*", "*_cowseg.nii*"):
+    for pattern in (f"*/*{ending}.nii*", f"*{ending}.nii*"):
         for path in sorted(folder.glob(pattern)):
-            if path.name.endswith((".nii", ".nii.gz")):
-                found[path.name.split("_cowseg")[0]] = path
+            if path.name.endswith((".nii", ".nii.gz")) and path.is_file():
+                found[path.name.split(ending)[0]] = path
     return found
 
 

@@ -4,10 +4,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from aneurysm_ray import rundir
-from aneurysm_ray.data import dataset, dicom, store
-from aneurysm_ray.errors import RequestError, SeriesError, printable
+from aneurysm_ray.data import dataset, dicom, doubts, store
+from aneurysm_ray.data.dicom import QUALITY
+from aneurysm_ray.errors import SERIES_REASONS, RequestError, SeriesError, printable
 from aneurysm_ray.labels import LABELS
+
+DOUBTFUL = 20
+"""Series of a prepared set that are named for what is doubtful about them."""
 
 
 def inspect(path: Path, limit: int = 100) -> dict[str, Any]:
@@ -56,7 +62,7 @@ def _dataset(path: Path, limit: int) -> dict[str, Any]:
         "series": len(data.series),
         "labelled": sum(bool(entry.targets[-1] == entry.targets[-1]) for entry in data.series),
         "points": sum(len(entry.points) for entry in data.series),
-        "segmentations": sum(entry.segmentation is not None for entry in data.series),
+        "vessel masks": sum(entry.vessels is not None for entry in data.series),
         "positive": {label: int(count) for label, count in positive.items() if count},
         "notes": list(data.notes),
         "read": len(read),
@@ -76,10 +82,22 @@ def _prepared(path: Path) -> dict[str, Any]:
         "gigabytes": round(float(table["bytes"].sum()) / 1e9, 3),
         "modality": dict(Counter(table["modality"])),
         "plane": dict(Counter(table["plane"])),
-        "quality": dict(Counter(code for codes in table["quality"] for code in codes)),
+        "quality": dict(Counter(code for codes in table["quality"] for code in codes).most_common()),
         "positive": {label: int((table[label] == 1).sum()) for label in LABELS if (table[label] == 1).any()},
         "rejected": dict(Counter(rejected["reason"])) if rejected is not None else {},
+        "vessel masks": int(table["has_vessels"].sum()),
+        "look first at": _doubtful(table),
     }
+
+
+def _doubtful(table: pd.DataFrame) -> dict[str, str]:
+    """Return the series with the gravest remarks, at most DOUBTFUL, the gravest first, and what is told of each."""
+    found = []
+    for row in table.to_dict("records"):
+        remarks = doubts.remarks({str(key): value for key, value in row.items()})
+        if remarks and remarks[0][1] >= 3:
+            found.append((-sum(weight for _, weight in remarks), row["series_uid"], [text for text, _ in remarks]))
+    return {uid: ", ".join(texts) for _, uid, texts in sorted(found)[:DOUBTFUL]}
 
 
 def render(facts: dict[str, Any]) -> str:
@@ -89,12 +107,19 @@ def render(facts: dict[str, Any]) -> str:
         if key == "each":
             lines += [_series_line(row) for row in value]
         elif isinstance(value, dict):
-            lines += [f"{key}:", *(f"  {name}: {count}" for name, count in value.items())] if value else []
+            lines += (
+                [f"{key}:", *(f"  {name}: {found}{_meaning(name)}" for name, found in value.items())] if value else []
+            )
         elif isinstance(value, list):
             lines.append(f"{key}: {', '.join(map(str, value)) or '-'}")
         else:
             lines.append(f"{key}: {value}")
     return printable("\n".join(lines))
+
+
+def _meaning(code: str) -> str:
+    meaning = QUALITY.get(code, SERIES_REASONS.get(code, ""))
+    return f"   ({meaning})" if meaning else ""
 
 
 def _series_line(row: dict[str, Any]) -> str:

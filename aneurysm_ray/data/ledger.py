@@ -17,7 +17,8 @@ from typing import Any
 import pandas as pd
 
 from aneurysm_ray import rundir
-from aneurysm_ray.data import catalogue, identity, store, urls, work
+from aneurysm_ray.data import catalogue, doubts, identity, store, urls, work
+from aneurysm_ray.data.dicom import QUALITY
 from aneurysm_ray.data.lock import LOCK
 from aneurysm_ray.data.work import Task
 from aneurysm_ray.errors import SERIES_REASONS, RunDirError
@@ -65,6 +66,8 @@ def check_same_settings(out: str, described: dict[str, Any]) -> dict[str, Any]:
         raise RunDirError(
             f"{out}/{rundir.PREPARE} is damaged ({error}); delete it and run the same command again"
         ) from error
+    if known.get("format") != described["volume"]["format"]:
+        raise RunDirError(rundir.other_format(out))
     for name, value in described["volume"].items():
         if known.get(name) != value:
             raise RunDirError(
@@ -169,6 +172,9 @@ def write_tables(
     log.info("%s volumes, %s series rejected", f"{len(rows):,}", f"{len(rejected):,}")
     for reason, count in reasons.items():
         log.info("%8s  %s", f"{count:,}", SERIES_REASONS[reason])
+    told = Counter(code for row in rows for code in row["quality"] if code in doubts.GRAVE)
+    for code in sorted(told, key=doubts.GRAVE.index):
+        log.info("%8s  %s (%s)", f"{told[code]:,}", QUALITY[code], code)
     if rejected and places:
         log.info("%s says which folder is behind each hash of %s", identity.places_path(out), rundir.REJECTED)
     if removed:

@@ -17,6 +17,7 @@ from typing import Any
 import fsspec
 import pandas as pd
 
+from aneurysm_ray.config import FrameBase
 from aneurysm_ray.data import dataset
 from aneurysm_ray.data.dataset import SeriesEntry
 from aneurysm_ray.data.dicom.archives import is_archive, stem
@@ -33,6 +34,10 @@ Listing = list[tuple[str, int, str]]
 """(name below the series, bytes, modification time or ETag) of each file."""
 
 
+Mask = tuple[str, int, str]
+"""(location, bytes, modification time or ETag) of a mask."""
+
+
 @dataclass(frozen=True)
 class Found:
     """The series of a data set by their location, a path or URL."""
@@ -41,13 +46,20 @@ class Found:
     listed: Callable[[str], Listing]
     """Returns the files of the series at a location; none where they cannot be listed."""
     notes: tuple[str, ...]
+    mask: Callable[[Path], Mask]
+    """Returns what stands behind the path of a mask in an entry."""
 
 
-def on_file_system(root: Path) -> Found:
+def on_file_system(root: Path, frame_base: FrameBase = "auto") -> Found:
     """Return the series below a folder. Raises DatasetError."""
-    found = dataset.open_dataset(root)
+    found = dataset.open_dataset(root, frame_base)
     entries = {str(entry.path): entry for entry in found.series}
-    return Found(entries, lambda location: _listed_locally(location, entries[location]), found.notes)
+    return Found(entries, lambda location: _listed_locally(location, entries[location]), found.notes, _mask_locally)
+
+
+def _mask_locally(path: Path) -> Mask:
+    stat = path.stat()
+    return str(path), stat.st_size, str(stat.st_mtime_ns)
 
 
 def _listed_locally(location: str, entry: SeriesEntry) -> Listing:
@@ -65,7 +77,7 @@ def _placeholder(folder: Path) -> str:
     return str(folder)
 
 
-def in_object_store(url: str) -> Found:
+def in_object_store(url: str, frame_base: FrameBase = "auto") -> Found:
     """Return the series below an fsspec URL. Raises DatasetError."""
     try:
         filesystem, root = fsspec.core.url_to_fs(url)
@@ -75,15 +87,19 @@ def in_object_store(url: str) -> Found:
         raise DatasetError(f"{url} cannot be listed: {type(error).__name__}: {error}") from error
     root = root.rstrip("/")
     listings: defaultdict[str, Listing] = defaultdict(list)
+    masks: dict[str, Mask] = {}
     tabular = any(path.startswith(f"{root}/series/") for path in infos)
     for path, info in sorted(infos.items()):
         name = path.removeprefix(f"{root}/")
         if any(part.startswith(".") for part in name.split("/")):
             continue
+        stamp = info.get("ETag") or info.get("etag") or info.get("md5Hash") or info.get("LastModified") or ""
+        size = int(info.get("size") or 0)
         series, file = _remote_series(name, tabular)
         if series is not None:
-            stamp = info.get("ETag") or info.get("etag") or info.get("md5Hash") or info.get("LastModified") or ""
-            listings[series].append((file, int(info.get("size") or 0), str(stamp)))
+            listings[series].append((file, size, str(stamp)))
+        elif tabular and name.startswith("segmentations/") and ".." not in name.split("/"):
+            masks[name] = join(url, name), size, str(stamp)
     with tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as folder:
         real = {}
         for table in (dataset.TRAIN_CSV, dataset.LOCALIZERS_CSV):
@@ -92,10 +108,15 @@ def in_object_store(url: str) -> Found:
         for series in listings:
             name = stem(series) if is_archive(Path(series)) else series
             real[_placeholder(Path(folder) / name)] = join(url, series)
+        for name in masks:
+            (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
+            (Path(folder) / name).touch()
         _fetch_counted_frames(filesystem, root, Path(folder))
-        found = dataset.open_dataset(Path(folder))
+        found = dataset.open_dataset(Path(folder), frame_base)
         entries = {real[str(entry.path)]: entry for entry in found.series if str(entry.path) in real}
-    return Found(entries, lambda location: listings[location.removeprefix(url).strip("/")], found.notes)
+        under = {str(Path(folder) / name): mask for name, mask in masks.items()}
+    listed = lambda location: listings[location.removeprefix(url).strip("/")]  # noqa: E731
+    return Found(entries, listed, found.notes, lambda path: under[str(path)])
 
 
 def _remote_series(name: str, tabular: bool) -> tuple[str | None, str]:
@@ -122,6 +143,18 @@ def _fetch_counted_frames(filesystem: Any, root: str, folder: Path) -> None:
         if (folder / name).parent.is_dir() and "/" not in row["SOPInstanceUID"]:
             with contextlib.suppress(OSError):
                 (folder / name).write_bytes(filesystem.cat_file(f"{root}/{name}", start=0, end=HEADER_BYTES))
+
+
+def fetch_mask(location: str, folder: Path) -> Path:
+    """Copy a mask from an object store into a folder and return its path there. Raises SeriesError (`vanished`)."""
+    filesystem, path = fsspec.core.url_to_fs(location)
+    target = folder / ("mask.nii.gz" if path.endswith(".gz") else "mask.nii")
+    try:
+        filesystem.get_file(path, str(target))
+    # As in `fetch`: the errors of object stores have no common class.
+    except Exception as error:
+        raise SeriesError("vanished", f"its mask cannot be fetched: {type(error).__name__}", location) from error
+    return target
 
 
 def fetch(location: str, folder: Path, *, header_only: bool = False, deep: bool = True) -> Path:

@@ -1,28 +1,35 @@
 """From a series as it was scanned to a volume as training and inference see it.
 
-Reorient → region of interest → antialiased resampling on true slice positions → window, in one pass over the slices.
-Values are resampled first and windowed after: a window before would let the clipped average of bone and air differ from
-the average the scanner would have measured. Points travel through the same affine.
+Find the head and its window → reorient → region of interest → antialiased resampling on true slice positions → window,
+in one pass over the slices. Values are resampled first and windowed after: a window before would let the clipped
+average of bone and air differ from the average the scanner would have measured. Points travel through the same affine.
 """
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm_ray.config import VolumeConfig
+from aneurysm_ray.data import doubts, masks
 from aneurysm_ray.data.dataset import Localizer
 from aneurysm_ray.data.points import marked_mm
-from aneurysm_ray.data.region import head_box, patient_axes, tissue_threshold
+from aneurysm_ray.data.region import Head, find_head, head_box, patient_axes
 from aneurysm_ray.data.resample import Axes, frame_of, resample
 from aneurysm_ray.data.store import Point, PreparedVolume
 from aneurysm_ray.data.volume import Volume
+from aneurysm_ray.data.window import Window, find_window, to_uint8
 from aneurysm_ray.labels import LABELS
 
 Voxels = NDArray[np.uint8] | NDArray[np.int16]
 
 AIR_BACKGROUND_HU = -1024.0
+SAME_MM = 2.0
+"""Clicks of one location nearer to each other than this mark one aneurysm."""
+MR_SPAN = (1024.0, 16384.0)
+"""Whole numbers that an MR window spans where it is stored as int16: no fewer and no more."""
 
 
 def prepare_series(
@@ -35,47 +42,55 @@ def prepare_series(
     series_uid: str | None = None,
     patient: str = "",
     source_digest: str = "",
+    vessels: Path | None = None,
+    domes: Path | None = None,
 ) -> PreparedVolume:
     """Return a series reoriented, cropped to the region of interest, resampled and windowed.
 
-    What the tables know (`targets`, `localizers`, `modality`, `series_uid`) replaces what the images say. A click on an
-    image that was left out adds the quality code `point_elsewhere`, one that cannot be placed `point_lost`.
+    What the tables know (`targets`, `localizers`, `modality`, `series_uid`) replaces what the images say. What is
+    doubtful about clicks and masks (NIfTI files, taken onto the volume's grid) is told by quality codes.
     Raises SeriesError (`no_head`) for an image of one value, (`no_geometry`) when slices do not lie one after another.
     """
     frame = frame_of(volume)
-    threshold = tissue_threshold(volume)
-    box = head_box(volume, frame, config.extent_mm, threshold)
+    head = find_head(volume, frame)
+    box = head_box(head, volume, frame, config.extent_mm)
     axes, signs = patient_axes(frame)
     spacing = [config.spacing_mm[axes.index(axis)] for axis in range(3)]
     targets_mm = tuple(_centres(low, high, step) for (low, high), step in zip(box, spacing, strict=True))
 
-    background = AIR_BACKGROUND_HU if volume.modality == "CT" else 0.0
     slices = resample(
         volume.voxels,
         frame,
         (targets_mm[0], targets_mm[1], targets_mm[2]),
         (spacing[0], spacing[1], spacing[2]),
-        background=background,
+        background=AIR_BACKGROUND_HU if volume.modality == "CT" else head.zero,
     )
     shape = len(targets_mm[0]), len(targets_mm[1]), len(targets_mm[2])
-    if volume.modality == "CT":
-        stored = _windowed_ct(slices, shape, config)
-    else:
-        stored = _windowed_mr(slices, shape, config, volume, threshold)
+    stored, window = _stored(slices, shape, find_window(volume.modality, head, config), volume.modality, config)
     flips = tuple(slice(None, None, sign) for sign in signs)
     standard = np.ascontiguousarray(stored.transpose(axes)[flips])
     affine = _affine(frame, axes, signs, targets_mm, spacing)
-    points, moved, lost = _points(volume, localizers, affine)
+    points, codes = _points(volume, localizers, affine)
+    modality = modality or volume.modality
+    middle_x = _middle_x(head, frame, affine)
+    codes += doubts.of_points(points, standard, window, config.spacing_mm, middle_x, modality, config.window_medians)
+    codes += ["head_doubtful"] * head.doubtful
+    size = standard.shape[0], standard.shape[1], standard.shape[2]
+    of_masks = (vessels, domes) if config.masks else (None, None)
+    on_vessels, in_domes, missed = masks.on_volume(*of_masks, affine, size, points)
     return PreparedVolume(
         series_uid=series_uid or volume.series_uid,
         patient=patient,
-        modality=modality or volume.modality,
+        modality=modality,
         plane=volume.plane,
         voxels=cast(Voxels, standard),
         affine=affine,
         targets=np.full(len(LABELS), np.nan, np.float32) if targets is None else targets.astype(np.float32),
         points=points,
-        quality=volume.quality + ("point_elsewhere",) * bool(moved) + ("point_lost",) * bool(lost),
+        window=window,
+        vessels=on_vessels,
+        domes=in_domes,
+        quality=(*volume.quality, *codes, *missed),
         source_digest=source_digest,
     )
 
@@ -102,68 +117,58 @@ def _affine(
     return affine
 
 
-def _windowed_ct(slices: Iterable[NDArray[np.float32]], shape: tuple[int, int, int], config: VolumeConfig) -> Voxels:
-    if config.dtype == "int16":
-        return _rounded(slices, shape)
-    low, high = config.window_hu
-    out = np.empty(shape, np.uint8)
-    for index, values in enumerate(slices):
-        scaled = (values - np.float32(low)) * np.float32(255 / (high - low))
-        out[index] = np.clip(scaled, 0, 255, out=scaled) + np.float32(0.5)
-    return out
-
-
-def _windowed_mr(
+def _stored(
     slices: Iterable[NDArray[np.float32]],
     shape: tuple[int, int, int],
+    window: Window,
+    modality: str,
     config: VolumeConfig,
-    volume: Volume,
-    threshold: float,
-) -> Voxels:
-    """Window between the exact percentiles of the tissue: a histogram over whole values replaces sorting them.
-
-    Volumes that are not whole numbers are stretched to 15 bits first, so that rounding costs at most 1/65534 of
-    their range.
-    """
-    stretch = 1.0
-    if volume.voxels.dtype != np.int16:
-        stretch = 32767 / max(float(np.abs(volume.voxels).max()), 1e-30)
-    whole = _rounded((values * np.float32(stretch) for values in slices) if stretch != 1 else slices, shape)
-    if config.dtype == "int16":
-        return whole
-    counts = np.zeros(65536, np.int64)
-    for plane in whole:
-        counts += np.bincount(plane.ravel().view(np.uint16), minlength=65536)
-    counts = np.roll(counts, 32768)  # from the order of the unsigned view to -32768 … 32767
-    tissue = counts.copy()
-    tissue[: int(np.ceil(threshold * stretch)) + 32768] = 0
-    total = np.cumsum(tissue if tissue.any() else counts)
-    low, high = (int(np.searchsorted(total, share / 100 * total[-1])) - 32768 for share in config.percentiles)
-    high = max(high, low + 1)
-    scaled = (np.arange(-32768, 32768) - low) * (255 / (high - low)) + 0.5
-    table = np.roll(np.clip(scaled, 0, 255).astype(np.uint8), 32768)
-    windowed: NDArray[np.uint8] = table[whole.view(np.uint16)]
-    return windowed
-
-
-def _rounded(slices: Iterable[NDArray[np.float32]], shape: tuple[int, int, int]) -> NDArray[np.int16]:
-    out = np.empty(shape, np.int16)
+) -> tuple[Voxels, Window]:
+    """Return slices as they are stored, and the window in the units of what is stored."""
+    if config.dtype == "uint8":
+        windowed = np.empty(shape, np.uint8)
+        for index, values in enumerate(slices):
+            windowed[index] = to_uint8(values, window)
+        return windowed, window
+    # CT keeps its unit; MR, which has none, is spread so that rounding to whole numbers costs little of the window.
+    least, most = np.log2(np.divide(MR_SPAN, window.high - window.low))
+    spread = 1.0 if modality == "CT" else 2.0 ** float(np.clip(0, np.ceil(least), np.floor(most)))
+    whole = np.empty(shape, np.int16)
     for index, values in enumerate(slices):
-        out[index] = np.clip(np.rint(values), -32768, 32767)
-    return out
+        whole[index] = np.clip(np.rint(values * np.float32(spread)), -32768, 32767)
+    return whole, Window(window.low * spread, window.high * spread)
+
+
+def _middle_x(head: Head, frame: Axes, affine: NDArray[np.float64]) -> float:
+    """Return the voxel along x of the head's middle."""
+    axes, signs = patient_axes(frame)
+    left = signs[2] * frame.directions[axes[2]]
+    return float((head.centre_mm[1] - affine[:3, 3] @ left) / (affine[:3, 2] @ left))
 
 
 def _points(
     volume: Volume, localizers: Sequence[Localizer], affine: NDArray[np.float64]
-) -> tuple[tuple[Point, ...], int, int]:
-    """Return clicks as points of the prepared volume, how many images that were left out placed, and how many none."""
+) -> tuple[tuple[Point, ...], list[str]]:
+    """Return clicks as points of the prepared volume, and quality codes: a click on an image that was left out is
+    placed by that image's own geometry, one that cannot be placed is left out, and those of one location that lie
+    together are one."""
     to_voxel = np.linalg.inv(affine)
-    points = []
-    moved = 0
+    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    points: list[Point] = []
+    codes = []
     for click in localizers:
         place = marked_mm(volume, click.sop_uid, click.x, click.y, click.frame)
-        if place is not None:
-            z, y, x = to_voxel[:3, :3] @ place[0] + to_voxel[:3, 3]
-            points.append(Point(float(z), float(y), float(x), click.location))
-            moved += not place[1]
-    return tuple(points), moved, len(localizers) - len(points)
+        if place is None:
+            codes.append("point_lost")
+            continue
+        if not place[1]:
+            codes.append("point_elsewhere")
+        z, y, x = to_voxel[:3, :3] @ place[0] + to_voxel[:3, 3]
+        same = [other for other in points if other.location == click.location]
+        if any(
+            np.linalg.norm(((other.z, other.y, other.x) - np.array([z, y, x])) * spacing_mm) < SAME_MM for other in same
+        ):
+            codes.append("point_repeated")
+        else:
+            points.append(Point(float(z), float(y), float(x), click.location, click.radius_mm))
+    return tuple(points), list(dict.fromkeys(codes))

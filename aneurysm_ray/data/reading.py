@@ -31,7 +31,7 @@ def read(path: Path, config: VolumeConfig, deep: bool = True) -> Reading:
     start = time.perf_counter()
     if path.suffix == ".parquet":
         try:
-            prepared = store.read_volume(path)
+            prepared = store.read_volume(path, masks=False)
         except RunDirError as error:
             raise SeriesError("bad_archive", str(error)) from error
         return Reading(prepared, None, {"read": time.perf_counter() - start})

@@ -7,9 +7,9 @@ All of it is readable with plain pyarrow.
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fsspec
 import numpy as np
@@ -19,7 +19,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from aneurysm_ray import __version__, rundir
+from aneurysm_ray.config import VOLUME_FORMAT
 from aneurysm_ray.data.identity import check_uid
+from aneurysm_ray.data.window import AS_STORED, Window
 from aneurysm_ray.errors import RunDirError
 from aneurysm_ray.labels import LABELS
 
@@ -36,6 +38,8 @@ class Point:
     """Voxel coordinates in the stored volume; may lie outside it."""
     location: str
     """One of `labels.LOCATIONS`."""
+    radius_mm: float | None = None
+    """Of the aneurysm, where a table knows it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +62,13 @@ class PreparedVolume:
     points: tuple[Point, ...]
     quality: tuple[str, ...]
     source_digest: str
+    window: Window = AS_STORED
+    """The scanned values that are 0 and 255 to a network, in the units of `voxels` where these are int16."""
+    vessels: NDArray[np.uint8] | None = None
+    """(Z, Y, X) `dataset.SEGMENTATION_VALUES` of the vessel in each voxel, 0 elsewhere, 255 where nobody looked; None
+    without a mask."""
+    domes: NDArray[np.uint8] | None = None
+    """(Z, Y, X) 1 inside an aneurysm's dome, 0 elsewhere, 255 where nobody looked; None where domes are not known."""
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -68,9 +79,16 @@ class PreparedVolume:
 
 VOLUME_CONFIG_KEY = b"aneurysm_ray.volume_config"
 CODE_VERSION_KEY = b"aneurysm_ray.version"
+FORMAT_KEY = b"aneurysm_ray.volume_format"
 
 _POINT_TYPE = pa.struct(
-    [("z", pa.float64()), ("y", pa.float64()), ("x", pa.float64()), ("location", pa.string())],
+    [
+        ("z", pa.float64()),
+        ("y", pa.float64()),
+        ("x", pa.float64()),
+        ("location", pa.string()),
+        ("radius_mm", pa.float64()),
+    ],
 )
 
 SCHEMA = pa.schema(
@@ -84,13 +102,18 @@ SCHEMA = pa.schema(
         ("affine", pa.list_(pa.float64())),
         ("voxels", pa.large_binary()),
         ("dtype", pa.string()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
         ("targets", pa.list_(pa.float32())),
         ("points", pa.list_(_POINT_TYPE)),
         ("quality", pa.list_(pa.string())),
         ("source_digest", pa.string()),
+        ("vessels", pa.large_binary()),
+        ("domes", pa.large_binary()),
     ]
 )
-"""Columns of a volume file; `voxels` are the bytes of a C-ordered little-endian array of `dtype` and `shape`."""
+"""Columns of a volume file; `voxels` are the bytes of a C-ordered little-endian array of `dtype` and `shape`, `low` and
+`high` its window (`data/window.py`), `vessels` and `domes` the bytes of uint8 arrays of the same shape, or null."""
 
 TABLE_SCHEMA = pa.schema(
     [
@@ -102,14 +125,23 @@ TABLE_SCHEMA = pa.schema(
         ("shape", pa.list_(pa.int32())),
         ("spacing_mm", pa.list_(pa.float64())),
         ("affine", pa.list_(pa.float64())),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
         *((label, pa.float32()) for label in LABELS),
         ("points", pa.list_(_POINT_TYPE)),
         ("quality", pa.list_(pa.string())),
         ("source_digest", pa.string()),
+        ("has_vessels", pa.bool_()),
+        ("has_domes", pa.bool_()),
         ("bytes", pa.int64()),
     ]
 )
 """Columns of `volumes.parquet`, one row per prepared series; `path` is relative to the set."""
+
+_ARRAYS = ("voxels", "vessels", "domes")
+
+
+_MADE_BY = {FORMAT_KEY: str(VOLUME_FORMAT).encode(), CODE_VERSION_KEY: __version__.encode()}
 
 
 def _prefix(series_uid: str) -> str:
@@ -131,28 +163,30 @@ def encode(prepared: PreparedVolume, volume_config: str) -> bytes:
 
     `volume_config` is `overrides.volume_identity(config)`, kept in the file's metadata beside the code version.
     """
-    voxels = np.ascontiguousarray(prepared.voxels, dtype=prepared.voxels.dtype.newbyteorder("<"))
     row = {
         **_described(prepared),
-        "voxels": pa.py_buffer(voxels),
         "dtype": prepared.voxels.dtype.name,
         "targets": prepared.targets.astype(np.float32),
     }
     columns = [
-        # A scalar around the buffer spares a copy of the voxels that a Python list of bytes would make.
-        pa.LargeBinaryArray.from_buffers(
-            pa.large_binary(), 1, [None, pa.py_buffer(np.array([0, voxels.nbytes], np.int64)), row["voxels"]]
-        )
-        if field.name == "voxels"
-        else pa.array([row[field.name]], field.type)
+        _bytes_of(getattr(prepared, field.name)) if field.name in _ARRAYS else pa.array([row[field.name]], field.type)
         for field in SCHEMA
     ]
-    metadata = {VOLUME_CONFIG_KEY: volume_config.encode(), CODE_VERSION_KEY: __version__.encode()}
+    metadata = {**_MADE_BY, VOLUME_CONFIG_KEY: volume_config.encode()}
     table = pa.Table.from_arrays(columns, schema=SCHEMA.with_metadata(metadata))
     sink = pa.BufferOutputStream()
     # Voxels are neither repeated nor searched: a dictionary or statistics would only copy them.
     pq.write_table(table, sink, compression="zstd", compression_level=1, use_dictionary=False, write_statistics=False)
     return bytes(sink.getvalue())
+
+
+def _bytes_of(array: NDArray[Any] | None) -> pa.Array:
+    """Return a column of one row around an array's own memory, without the copies that Python's bytes would make."""
+    if array is None:
+        return pa.array([None], pa.large_binary())
+    whole = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    offsets = pa.py_buffer(np.array([0, whole.nbytes], np.int64))
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(whole)])
 
 
 def _described(prepared: PreparedVolume) -> dict[str, Any]:
@@ -164,7 +198,9 @@ def _described(prepared: PreparedVolume) -> dict[str, Any]:
         "shape": list(prepared.voxels.shape),
         "spacing_mm": list(prepared.spacing_mm),
         "affine": prepared.affine.ravel().tolist(),
-        "points": [{"z": p.z, "y": p.y, "x": p.x, "location": p.location} for p in prepared.points],
+        "low": float(prepared.window.low),
+        "high": float(prepared.window.high),
+        "points": [asdict(point) for point in prepared.points],
         "quality": list(prepared.quality),
         "source_digest": prepared.source_digest,
     }
@@ -178,25 +214,38 @@ def write_volume(folder: Path, prepared: PreparedVolume, volume_config: str) -> 
     return path
 
 
-def read_volume(path: str | Path) -> PreparedVolume:
-    """Read a volume file from a path or an fsspec URL. Raises RunDirError when it is missing or damaged."""
+def read_volume(path: str | Path, *, masks: bool = True) -> PreparedVolume:
+    """Read a volume file, its masks only if asked, from a path or an fsspec URL.
+
+    Raises RunDirError when it is missing or damaged.
+    """
+    columns = [name for name in SCHEMA.names if masks or name not in ("vessels", "domes")]
     try:
         with fsspec.open(str(path), "rb") as file:
-            table = pq.read_table(file, memory_map=False)
+            stored = pq.ParquetFile(file)
+            _check_format(stored, path)
+            table = stored.read(columns=columns)
         row = {name: table.column(name)[0] for name in table.column_names}
         shape = row["shape"].as_py()
-        voxels = np.frombuffer(row["voxels"].as_buffer(), np.dtype(row["dtype"].as_py()).newbyteorder("<"))
+
+        def array(name: str, dtype: str) -> NDArray[Any] | None:
+            buffer = row[name].as_buffer() if name in row else None
+            return None if buffer is None else np.frombuffer(buffer, np.dtype(dtype).newbyteorder("<")).reshape(shape)
+
         return PreparedVolume(
             series_uid=row["series_uid"].as_py(),
             patient=row["patient"].as_py(),
             modality=row["modality"].as_py(),
             plane=row["plane"].as_py(),
-            voxels=voxels.reshape(shape),
+            voxels=cast(NDArray[np.uint8] | NDArray[np.int16], array("voxels", row["dtype"].as_py())),
             affine=np.array(row["affine"].as_py()).reshape(4, 4),
             targets=np.array(row["targets"].as_py(), np.float32),
             points=tuple(Point(**point) for point in row["points"].as_py()),
             quality=tuple(row["quality"].as_py()),
             source_digest=row["source_digest"].as_py(),
+            window=Window(row["low"].as_py(), row["high"].as_py()),
+            vessels=array("vessels", "uint8"),
+            domes=array("domes", "uint8"),
         )
     except OSError as error:
         raise RunDirError(f"{path}: cannot be read ({error.strerror or error}); prepare the set again") from error
@@ -207,7 +256,13 @@ def read_volume(path: str | Path) -> PreparedVolume:
 def table_row(prepared: PreparedVolume, size_bytes: int) -> dict[str, Any]:
     """Return a prepared series' row of `volumes.parquet` in plain Python values; unknown targets are None."""
     targets = [None if np.isnan(target) else float(target) for target in prepared.targets]
-    row = {**_described(prepared), "path": volume_path(prepared.series_uid), "bytes": size_bytes}
+    row = {
+        **_described(prepared),
+        "path": volume_path(prepared.series_uid),
+        "has_vessels": prepared.vessels is not None,
+        "has_domes": prepared.domes is not None,
+        "bytes": size_bytes,
+    }
     return {**row, **dict(zip(LABELS, targets, strict=True))}
 
 
@@ -216,7 +271,8 @@ def encode_table(rows: Iterable[dict[str, Any]]) -> bytes:
     ordered = sorted(rows, key=lambda row: row["series_uid"])
     columns = [pa.array([row[field.name] for row in ordered], field.type) for field in TABLE_SCHEMA]
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_arrays(columns, schema=TABLE_SCHEMA), sink, compression="zstd")
+    table = pa.Table.from_arrays(columns, schema=TABLE_SCHEMA.with_metadata(_MADE_BY))
+    pq.write_table(table, sink, compression="zstd")
     return bytes(sink.getvalue())
 
 
@@ -234,7 +290,9 @@ def volumes_table(folder: str | Path) -> pd.DataFrame:
     path = f"{str(folder).rstrip('/')}/{rundir.VOLUMES}"
     try:
         with fsspec.open(path, "rb") as file:
-            table = pq.read_table(file)
+            stored = pq.ParquetFile(file)
+            _check_format(stored, folder)
+            table = stored.read()
     except OSError as error:
         raise RunDirError(
             f"{folder} is not a prepared set: {rundir.VOLUMES} cannot be read ({error.strerror or error}); "
@@ -242,5 +300,12 @@ def volumes_table(folder: str | Path) -> pd.DataFrame:
         ) from error
     except pa.ArrowException as error:
         raise RunDirError(f"{path}: not a table of volumes ({error}); prepare the set again") from error
-    frame: pd.DataFrame = table.cast(TABLE_SCHEMA).to_pandas()
+    frame: pd.DataFrame = table.select(TABLE_SCHEMA.names).cast(TABLE_SCHEMA).to_pandas()
     return frame
+
+
+def _check_format(stored: pq.ParquetFile, place: str | Path) -> None:
+    """Raise RunDirError for what another version stored, whose intensities mean something else."""
+    found = (stored.schema_arrow.metadata or {}).get(FORMAT_KEY)
+    if found != _MADE_BY[FORMAT_KEY]:
+        raise RunDirError(rundir.other_format(place))

@@ -8,7 +8,7 @@ table. A set is resumed from its statuses alone.
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -114,18 +114,17 @@ def prepare(task: Task) -> dict[str, Any]:
     source = task.source
     digest = source.digest
     try:
-        with _local(source) as path:
+        with _local(source) as (path, *masks):
             if task.hash_content:
-                digest = keyed(task.key, catalogue.content_digest(path, source))
+                digest = keyed(task.key, catalogue.content_digest(path, masks, source))
             if (status := done_already(task, digest)) is not None:
                 return status
-            volume = read_series(path, deep=source.deep)
-        return _store(task, volume, digest)
+            return _store(task, read_series(path, deep=source.deep), masks, digest)
     except SeriesError as error:
         return reject(task, error, digest)
 
 
-def _store(task: Task, volume: Volume, digest: str) -> dict[str, Any]:
+def _store(task: Task, volume: Volume, masks: Sequence[Path | None], digest: str) -> dict[str, Any]:
     source, settings = task.source, VolumeConfig.model_validate(task.volume)
     own = made_uid(task.key, source.key) if "series_uid_assumed" in volume.quality else volume.series_uid
     if source.own_uid is not None and (own != source.own_uid or not source.series_uid):
@@ -141,10 +140,12 @@ def _store(task: Task, volume: Volume, digest: str) -> dict[str, Any]:
         series_uid=uid,
         patient=patient_hash(task.key, volume.patient_id, uid),
         source_digest=digest,
+        vessels=masks[0],
+        domes=masks[1],
     )
     data = store.encode(prepared, volume_identity(task.volume))
     urls.write_bytes(urls.join(task.out, store.volume_path(uid)), data)
-    urls.write_bytes(urls.join(task.out, store.picture_path(uid)), picture.draw(prepared, settings))
+    urls.write_bytes(urls.join(task.out, store.picture_path(uid)), picture.draw(prepared, volume))
     return _write(task, digest, {"row": store.table_row(prepared, len(data)), "own_uid": own})
 
 
@@ -164,10 +165,19 @@ def _write(task: Task, digest: str, found: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _local(source: catalogue.Source) -> Iterator[Path]:
-    """Yield a path of the series on this machine: its own, or a copy fetched from an object store."""
+def _local(source: catalogue.Source) -> Iterator[tuple[Path, Path | None, Path | None]]:
+    """Yield paths on this machine of the series, its vessel mask and its dome mask: their own, or copies fetched from
+    an object store."""
     if not urls.is_url(source.location):
-        yield Path(source.location)
+        vessels, domes = (Path(mask) if mask else None for mask in (source.vessels, source.domes))
+        yield Path(source.location), vessels, domes
         return
     with tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as folder:
-        yield places.fetch(source.location, Path(folder), deep=source.deep)
+        series, *below = (Path(folder) / name for name in ("series", "vessels", "domes"))
+        for path in (series, *below):
+            path.mkdir()
+        vessels, domes = (
+            places.fetch_mask(mask, path) if mask else None
+            for mask, path in zip((source.vessels, source.domes), below, strict=True)
+        )
+        yield places.fetch(source.location, series, deep=source.deep), vessels, domes

@@ -36,8 +36,6 @@ FEW = 4
 """Up to this many series are scored without Ray, which takes about 8 s to start and load the models again."""
 READERS_PER_GPU = 4
 """Series that an actor with a GPU reads at a time, while it scores one."""
-CHANGEABLE = ("inference.", "prepare.", "optim.precision")
-"""What may be changed of a model's configuration; the rest is what its weights were trained with."""
 
 
 def predict(
@@ -57,11 +55,6 @@ def predict(
     Raises RequestError and its kin before anything is scored.
     """
     begun = time.monotonic()
-    for key in changes:
-        if not key.startswith(CHANGEABLE):
-            raise RequestError(
-                f"{key} belongs to how the model was trained; predict takes {', '.join(CHANGEABLE)}* settings only"
-            )
     items, notes = find(paths)
     for note in notes:
         log.info("%s", note)

@@ -62,7 +62,7 @@ def prepare(data: str, out: str, config: Config, *, dry_run: bool = False) -> Pr
     out = out if urls.is_url(out) else os.path.abspath(out)
     data = data if urls.is_url(data) else os.path.abspath(data)
     volume = config.volume.model_dump(mode="json")
-    found, notes = catalogue.find_sources(data)
+    found, notes = catalogue.find_sources(data, config.prepare.frame_base)
     for note in notes:
         log.info("%s", note)
     if dry_run:

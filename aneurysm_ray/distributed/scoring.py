@@ -3,6 +3,7 @@
 A folder with a `result.json` is done. The folder holds the page, the heat map, and on request the files for viewers.
 """
 
+import json
 import logging
 import threading
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from aneurysm_ray.data.guard import Guard
 from aneurysm_ray.data.outputs import viewer
 from aneurysm_ray.data.reading import Reading
 from aneurysm_ray.data.store import PreparedVolume
-from aneurysm_ray.errors import SeriesError, printable
+from aneurysm_ray.errors import RequestError, SeriesError, printable
 from aneurysm_ray.labels import LABELS, PRESENT_INDEX
 from aneurysm_ray.learning import ensemble, export, inference
 from aneurysm_ray.learning.export import Ensemble
@@ -30,6 +31,10 @@ log = logging.getLogger(__name__)
 SERIES = "series"
 RESULT = "result.json"
 HEATMAP = "heatmap.npz"
+CHANGEABLE = ("inference.", "prepare.", "optim.precision")
+"""What may be changed of a model's configuration; the rest is what its weights were trained with."""
+LEARNT = "inference.top_k"
+"""Except this: the loss on whole patches and the calibration are those of a pooling."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,21 @@ class Order:
 
 
 def load(order: Order, device: str) -> Ensemble:
-    """Load the models of an order with its overrides."""
+    """Load the models of an order with its overrides. Raises RequestError for one that the weights cannot bear."""
     trained = export.load(Path(order.run), device, fast=order.fast)
-    return replace(trained, config=overrides.build(order.changes, base=trained.config))
+    config = overrides.build(order.changes, base=trained.config)
+    for key in order.changes:
+        if overrides.value(config, key) != overrides.value(trained.config, key) and not _is_changeable(key):
+            raise RequestError(
+                f"{key} belongs to how {order.run} was trained, which has "
+                f"{json.dumps(overrides.value(trained.config, key))}; predict takes {', '.join(CHANGEABLE)}* settings "
+                f"only, and no {LEARNT}"
+            )
+    return replace(trained, config=config)
+
+
+def _is_changeable(key: str) -> bool:
+    return key.startswith(CHANGEABLE) and key != LEARNT
 
 
 class Scorer:

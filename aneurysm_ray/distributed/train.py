@@ -18,10 +18,10 @@ import ray
 import ray.train
 import ray.train.torch
 
-from aneurysm_ray import provenance, rundir
+from aneurysm_ray import overrides, provenance, rundir
 from aneurysm_ray.config import Config, ResourcesConfig
+from aneurysm_ray.data import doubts, store
 from aneurysm_ray.data import folds as fold_tables
-from aneurysm_ray.data import store
 from aneurysm_ray.distributed import room, session
 from aneurysm_ray.errors import AneurysmRayError, RequestError
 from aneurysm_ray.labels import LABELS
@@ -51,9 +51,10 @@ def parse_folds(text: str, count: int) -> list[int]:
 def train(volumes: Path, out: Path, config: Config, *, folds: str = "0", resume: bool = False) -> dict[str, Any]:
     """Train and validate the chosen folds and write the run directory; return its summary.
 
-    Raises RequestError for a set without labels, a run directory that is taken, or resources that do not fit;
-    AneurysmRayError when a fold fails more often than `resources.max_failures`.
+    Raises RequestError for a set without labels or with other volume settings, a run directory that is taken, or
+    resources that do not fit; AneurysmRayError when a fold fails more often than `resources.max_failures`.
     """
+    overrides.refuse_contradiction(config, volumes, rundir.read_volume_settings(volumes))
     table = labelled(store.volumes_table(volumes), volumes)
     volumes, out = volumes.resolve(), out.resolve()
     chosen = parse_folds(folds, config.folds.count)
@@ -88,7 +89,26 @@ def labelled(table: pd.DataFrame, volumes: Path) -> pd.DataFrame:
         )
     if len(kept) < len(table):
         log.info("* %d of %d volumes have no labels and are left out", len(table) - len(kept), len(table))
+    if unseen := int(unseen_positives(kept).sum()):
+        log.info(
+            "* %d of %d positive volumes have every point outside: no patch shows their aneurysm, and the score counts "
+            "them as misses; a larger volume.extent_mm may hold it",
+            *(unseen, int((kept[LABELS[-1]] > 0.5).sum())),
+        )
     return kept.reset_index(drop=True)
+
+
+def unseen_positives(table: pd.DataFrame) -> "pd.Series[bool]":
+    """Say of each row of a prepared set's table whether its series is positive by points that are all outside."""
+    return pd.Series(
+        [
+            bool(row[LABELS[-1]] > 0.5 and len(row["points"]))
+            and not any(doubts.is_inside([p[axis] for axis in "zyx"], row["shape"]) for p in row["points"])
+            for row in table.to_dict("records")
+        ],
+        index=table.index,
+        dtype=bool,
+    )
 
 
 def _transfer(config: Config) -> str:

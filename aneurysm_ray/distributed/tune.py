@@ -37,6 +37,7 @@ def tune(volumes: Path, out: Path, config: Config, *, resume: bool = False, then
     """
     from aneurysm_ray.reporting import pages
 
+    overrides.refuse_contradiction(config, volumes, rundir.read_volume_settings(volumes))
     volumes, out = volumes.resolve(), out.resolve()
     check(config)
     table = train.labelled(store.volumes_table(volumes), volumes)

@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aneurysm_ray.config import AugmentConfig
+from aneurysm_ray.data.masks import MIRRORED_CLASSES, UNKNOWN
 from aneurysm_ray.labels import LOCATIONS, MIRRORED
 from aneurysm_ray.learning.patches import Batch
+
+_MIRRORED_LABELS = [MIRRORED_CLASSES[label] if label < len(MIRRORED_CLASSES) else label for label in range(256)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +78,7 @@ def apply(batch: Batch, draws: Draws) -> Batch:
 
 
 def mirror(batch: Batch, chosen: NDArray[np.int64]) -> Batch:
-    """Mirror the chosen patches left to right, with points, faces and left and right labels."""
+    """Mirror the chosen patches left to right, with points, faces, masks, and left and right labels and vessels."""
     if len(chosen) == 0:
         return batch
     device = batch.image_BZYX.device
@@ -89,11 +92,22 @@ def mirror(batch: Batch, chosen: NDArray[np.int64]) -> Batch:
     labels[index] = torch.where(old >= 0, swap[old.clamp(0, len(LOCATIONS) - 1)], old)
     base[index] = base[index][:, swap]
     faces[index, 2] = faces[index, 2].flip(-1)
-    return Batch(image, points, labels, base, faces, batch.spacing_B3)
+    vessels, domes = batch.vessels_BZYX, batch.domes_BZYX
+    if vessels is not None:
+        other_side = torch.tensor(_MIRRORED_LABELS, dtype=torch.uint8, device=device)
+        vessels = vessels.clone()
+        vessels[index] = other_side[vessels[index].flip(-1).int()]
+    if domes is not None:
+        domes = domes.clone()
+        domes[index] = domes[index].flip(-1)
+    return Batch(image, points, labels, base, faces, batch.spacing_B3, vessels, domes)
 
 
 def move(batch: Batch, chosen: NDArray[np.int64], draws: Draws) -> Batch:
-    """Rotate, scale and shift the chosen patches about their centre, in mm, with their points; zeros come in."""
+    """Rotate, scale and shift the chosen patches about their centre, in mm, with their points and masks.
+
+    Zeros come into the image, and what is not known into masks.
+    """
     if len(chosen) == 0:
         return batch
     device = batch.image_BZYX.device
@@ -119,7 +133,20 @@ def move(batch: Batch, chosen: NDArray[np.int64], draws: Draws) -> Batch:
     grid = F.affine_grid(theta, [len(chosen), 1, *image.shape[1:]], align_corners=False)
     moved = F.grid_sample(image[index].unsqueeze(1), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     image[index] = moved.squeeze(1)
-    return Batch(image, points, batch.labels_BP, batch.base_BL, batch.cut_B32, batch.spacing_B3)
+    masks = [_moved(mask, index, grid) for mask in (batch.vessels_BZYX, batch.domes_BZYX)]
+    return Batch(image, points, batch.labels_BP, batch.base_BL, batch.cut_B32, batch.spacing_B3, *masks)
+
+
+def _moved(mask: Tensor | None, index: Tensor, grid: Tensor) -> Tensor | None:
+    """Return a mask whose chosen patches take each voxel's label from the nearest of where it comes from."""
+    if mask is None:
+        return None
+    # One more than each label, so that the zeros from outside are told from the label 0.
+    labels = (mask[index].unsqueeze(1).float() + 1).contiguous()
+    found = F.grid_sample(labels, grid, mode="nearest", padding_mode="zeros", align_corners=False).squeeze(1)
+    mask = mask.clone()
+    mask[index] = torch.where(found == 0, UNKNOWN, found - 1).to(torch.uint8)
+    return mask
 
 
 def mix(image: Tensor, targets: list[Tensor], draws: Draws) -> tuple[Tensor, list[Tensor]]:

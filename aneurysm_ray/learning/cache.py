@@ -11,14 +11,16 @@ import getpass
 import hashlib
 import os
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm_ray.config import FeedConfig, VolumeConfig
+from aneurysm_ray.config import FeedConfig
 from aneurysm_ray.data import store
-from aneurysm_ray.data.store import PreparedVolume
+from aneurysm_ray.data.window import to_uint8
 from aneurysm_ray.errors import RunDirError
 from aneurysm_ray.learning.cases import Case
 
@@ -26,40 +28,64 @@ HEADER_BYTES = 128
 """Size of an .npy header, counted with each file."""
 
 
-class VolumeCache:
-    """Voxels of prepared volumes as uint8, decompressed once per node. Safe to share between threads and processes."""
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """A part of a volume; smaller than asked where the volume ends."""
 
-    def __init__(self, folder: Path, limit_bytes: int, volume: VolumeConfig) -> None:
+    voxels: NDArray[np.uint8]
+    vessels: NDArray[np.uint8] | None = None
+    """Classes and 255 as `PreparedVolume` has them; None where not asked for or not known. The same for domes."""
+    domes: NDArray[np.uint8] | None = None
+
+
+class VolumeCache:
+    """Voxels of prepared volumes as uint8, and their masks, decompressed once per node. Safe to share between threads
+    and processes."""
+
+    def __init__(self, folder: Path, limit_bytes: int) -> None:
         """Use `folder`, made when the first volume is kept; a limit of 0 keeps none."""
         self.folder = folder
         self.limit_bytes = limit_bytes
-        self.volume = volume
+
+    def patch(self, case: Case, start: NDArray[np.int64], size: tuple[int, int, int], *, masks: bool = False) -> Patch:
+        """Return a part of a series, read-only, with its masks only if asked; `start` is its first voxel.
+
+        Raises RunDirError when its volume cannot be read.
+        """
+        z, y, x = (slice(first, first + length) for first, length in zip(start, size, strict=True))
+        names = ["voxels", *(["vessels"] * case.has_vessels + ["domes"] * case.has_domes) * masks]
+        return Patch(**{name: array[z, y, x] for name, array in self._arrays(case, names).items()})
 
     def voxels(self, case: Case) -> NDArray[np.uint8]:
         """Return a series' voxels (Z, Y, X), read-only. Raises RunDirError when its volume cannot be read."""
-        path = self._path(case)
+        return self._arrays(case, ["voxels"])["voxels"]
+
+    def _arrays(self, case: Case, names: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
+        paths = {name: self._path(case, name) for name in names}
+        found: dict[str, NDArray[np.uint8]] = {}
         try:
-            found: NDArray[np.uint8] = np.load(path, mmap_mode="r")
-            os.utime(path)
+            for name, path in paths.items():
+                found[name] = np.load(path, mmap_mode="r")
+                os.utime(path)
             return found
         except (FileNotFoundError, ValueError):  # never kept, evicted a moment ago, or damaged by a full disk
-            voxels = as_uint8(store.read_volume(case.path), self.volume)
-            if voxels.nbytes + HEADER_BYTES <= self.limit_bytes:
-                self._keep(path, voxels)
-            return voxels
+            found = _read(case, names)
+            for name, array in found.items():
+                if array.nbytes + HEADER_BYTES <= self.limit_bytes:
+                    self._keep(paths[name], array)
+            return found
 
-    def _path(self, case: Case) -> Path:
+    def _path(self, case: Case, name: str = "voxels") -> Path:
         try:
             source = case.path.stat()
         except OSError as error:
             raise RunDirError(
                 f"{case.path}: cannot be read ({error.strerror or error}); prepare the set again"
             ) from error
-        window = (self.volume.window_hu, self.volume.percentiles)
-        key = f"{case.path}|{source.st_mtime_ns}|{source.st_size}|{window}"
+        key = f"{case.path}|{source.st_mtime_ns}|{source.st_size}|{name}"
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
 
-    def _keep(self, path: Path, voxels: NDArray[np.uint8]) -> None:
+    def _keep(self, path: Path, array: NDArray[np.uint8]) -> None:
         """Write a volume if there is room on the disk: a full disk costs speed, not the run."""
         handle = -1
         temporary = ""
@@ -67,7 +93,7 @@ class VolumeCache:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
             with os.fdopen(handle, "wb") as file:
-                np.save(file, voxels)
+                np.save(file, array)
             os.replace(temporary, path)
         except OSError:
             if temporary:
@@ -88,29 +114,23 @@ class VolumeCache:
                 excess -= size
 
 
-def open_cache(volumes: Path, feed: FeedConfig, volume: VolumeConfig) -> VolumeCache:
+def _read(case: Case, names: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
+    """Decompress a series' voxels and those of its masks that are named after them. Raises RunDirError."""
+    prepared = store.read_volume(case.path, masks=len(names) > 1)
+    arrays = {
+        "voxels": to_uint8(prepared.voxels, prepared.window),
+        **{name: mask for name in names[1:] if (mask := getattr(prepared, name)) is not None},
+    }
+    if missing := [name for name in names if name not in arrays]:
+        raise RunDirError(f"{case.path}: holds no {missing[0]}, though the set's table says so; prepare the set again")
+    return arrays
+
+
+def open_cache(volumes: Path, feed: FeedConfig) -> VolumeCache:
     """Return the cache of a prepared set, in `feed.cache_dir` or a folder of this user named by the set."""
     name = hashlib.sha256(str(volumes.resolve()).encode()).hexdigest()[:16]
     parent = Path(feed.cache_dir) if feed.cache_dir else Path(tempfile.gettempdir()) / f"aneurysm_ray_{_user()}"
-    return VolumeCache(parent / name, int(feed.cache_gb * 1e9), volume)
-
-
-def as_uint8(prepared: PreparedVolume, volume: VolumeConfig) -> NDArray[np.uint8]:
-    """Return voxels (Z, Y, X) on the scale networks see: 0-255 over the window.
-
-    uint8 voxels span their window already. int16 ones are Hounsfield units (CT: `window_hu`) or stored units (MR: the
-    percentiles of the voxels above the lowest).
-    """
-    if prepared.voxels.dtype == np.uint8:
-        return prepared.voxels.astype(np.uint8, copy=False)
-    voxels = prepared.voxels.astype(np.float32)
-    if prepared.modality in ("CT", "CTA"):
-        low, high = volume.window_hu
-    else:
-        inside = voxels[voxels > voxels.min()]
-        low, high = np.percentile(inside, volume.percentiles) if inside.size else (0.0, 1.0)
-    scaled = (voxels - low) * (255 / max(high - low, 1e-6))
-    return np.asarray(np.clip(np.rint(scaled), 0, 255), np.uint8)
+    return VolumeCache(parent / name, int(feed.cache_gb * 1e9))
 
 
 def _user() -> str:

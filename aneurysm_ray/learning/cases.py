@@ -31,6 +31,12 @@ class Case:
     """(P, 3): voxels (z, y, x); may lie outside."""
     point_labels: NDArray[np.int64]
     """(P,): index of each point's location in `labels.LOCATIONS`."""
+    point_radii_mm: NDArray[np.float32]
+    """(P,): radius of each point's aneurysm, NaN where unknown."""
+    has_vessels: bool = False
+    """A mask of its vessels is stored with it."""
+    has_domes: bool = False
+    """A mask of its aneurysms' domes is."""
 
     @property
     def spacing_mm(self) -> NDArray[np.float32]:
@@ -80,6 +86,9 @@ def _case(row: dict[Any, Any], folder: Path) -> Case:
         targets=np.array([row[label] for label in LABELS], np.float32),
         points=np.array([[p["z"], p["y"], p["x"]] for p in points], np.float32).reshape(-1, 3),
         point_labels=np.array([LOCATIONS.index(p["location"]) for p in points], np.int64),
+        point_radii_mm=np.array([p["radius_mm"] for p in points], np.float32),
+        has_vessels=bool(row["has_vessels"]),
+        has_domes=bool(row["has_domes"]),
     )
 
 
@@ -95,6 +104,7 @@ def shuffled(cases: Sequence[Case], rng: np.random.Generator) -> tuple[Case, ...
             targets=cases[other].targets,
             points=(cases[other].points * (np.array(case.shape) / np.array(cases[other].shape))).astype(np.float32),
             point_labels=cases[other].point_labels,
+            point_radii_mm=cases[other].point_radii_mm,
         )
         for case, other in zip(cases, order, strict=True)
     )

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from aneurysm_ray import rundir
+from aneurysm_ray import overrides, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.errors import RunDirError
 from aneurysm_ray.learning import models
@@ -51,7 +51,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[models
     Raises RunDirError when the checkpoint cannot be used.
     """
     state = load(folder)
-    config = Config.model_validate(state["config"])
+    config = overrides.of_run(state["config"], folder)
     network = models.build(config.model)
     try:
         network.load_state_dict(state["ema"] or state["model"])

@@ -25,7 +25,7 @@ from aneurysm_ray.learning.augment import Draws
 from aneurysm_ray.learning.cache import VolumeCache, open_cache
 from aneurysm_ray.learning.cases import Case, from_table, shuffled
 from aneurysm_ray.learning.ensemble import HeatMap
-from aneurysm_ray.learning.patches import Batch, cut, prefetch
+from aneurysm_ray.learning.patches import Batch, cut, no_voxels, prefetch
 from aneurysm_ray.learning.sampler import HardNegative, Plan, plan_epoch, rank_batches
 from aneurysm_ray.learning.validation import find_hard_negatives, score_cases, validate
 
@@ -102,7 +102,7 @@ def fit(
     cases, valid_cases = from_table(train, volumes), from_table(valid, volumes)
     if config.control == "shuffle":
         cases = shuffled(cases, np.random.default_rng((config.seed, fold, 0x5F)))
-    cache = open_cache(volumes, config.feed, config.volume)
+    cache = open_cache(volumes, config.feed)
     if config.optim.batch_size < world_size:
         raise ConfigError(f"optim.batch_size = {config.optim.batch_size} is fewer than one patch per worker")
 
@@ -181,7 +181,7 @@ def positive_frequencies(
     counts = torch.zeros(2, 2, 14, dtype=torch.float64)
     looked_at = min(len(plan), PRIOR_PATCHES)
     for chosen in np.array_split(np.arange(looked_at), -(-looked_at // 64)):
-        batch = cut(cases, plan, chosen, config.patch.size, lambda _: np.zeros((0, 0, 0), np.uint8))
+        batch = cut(cases, plan, chosen, config.patch.size, no_voxels)
         for i, wanted in enumerate(_targets(batch, config, network)):
             flat = wanted.transpose(0, 1).flatten(1)
             counts[i, 0] += torch.nansum(flat, 1)
@@ -305,7 +305,7 @@ def _feed(
     def make(step: np.ndarray) -> MicroBatches:
         made = []
         for chosen in np.array_split(step, min(config.optim.accumulate, len(step))):
-            batch = cut(cases, plan, chosen, config.patch.size, cache.voxels)
+            batch = cut(cases, plan, chosen, config.patch.size, cache.patch)
             draws = augment.draw(config.augment, seed, chosen)
             if changes_ahead(device):
                 batch = augment.apply(batch, draws)

@@ -25,9 +25,9 @@ from torch import Tensor
 from aneurysm_ray import rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.data.store import PreparedVolume
+from aneurysm_ray.data.window import to_uint8
 from aneurysm_ray.labels import LABELS, LOCATIONS, MIRRORED, PRESENT_INDEX
 from aneurysm_ray.learning import windows
-from aneurysm_ray.learning.cache import as_uint8
 from aneurysm_ray.learning.models import Network
 from aneurysm_ray.learning.optim import autocast
 
@@ -80,7 +80,7 @@ def score_volume(
     layout = windows.layout(
         (shape[0], shape[1], shape[2]), size, config.inference.overlap, network.stride, pooled=network.pooled
     )
-    answers = _answer(models, as_uint8(prepared, config.volume), layout, config, device)
+    answers = _answer(models, to_uint8(prepared.voxels, prepared.window), layout, config, device)
     heat = answers.grid.max(0)
     return SeriesScore(
         probabilities=pool(answers.grid, config.inference.top_k),

@@ -146,7 +146,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _parse(
     source: Path, metadata: dict[str, str]
 ) -> tuple[Config, list[int], NDArray[np.float64], tuple[tuple[float, float] | None, ...]]:
-    config = overrides.build(overrides.parse_toml(metadata["config"], source))
+    config = overrides.of_run(overrides.parse_toml(metadata["config"], source), source)
     try:
         folds = [int(fold) for fold in json.loads(metadata["folds"])]
         prevalence = np.array(json.loads(metadata["prevalence"]), np.float64)

@@ -7,13 +7,15 @@ import concurrent.futures
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from aneurysm_ray.data.masks import UNKNOWN
+from aneurysm_ray.learning.cache import Patch
 from aneurysm_ray.learning.cases import Case
 from aneurysm_ray.learning.sampler import Plan
 
@@ -38,21 +40,43 @@ class Batch:
     """bool, whether the head goes on behind the first and last face along each axis."""
     spacing_B3: Tensor
     """float32, mm."""
+    vessels_BZYX: Tensor | None = None
+    """uint8, class of the vessel in each voxel, 0 for none, 255 where it is not known: in series without a mask, past
+    the end of a volume, and where a move brought in what no mask shows. None where no network asked for masks."""
+    domes_BZYX: Tensor | None = None
+    """uint8, 1 inside the dome of an aneurysm, 0 outside, 255 where it is not known; None likewise."""
 
     def __len__(self) -> int:
         return len(self.image_BZYX)
 
     def to(self, device: torch.device) -> "Batch":
         """Copy to a device, without waiting for the copy where the memory is pinned."""
-        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin(self) -> "Batch":
         """Copy into pinned memory, from which a GPU fetches by itself."""
-        return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        tensors: dict[str, Tensor | None] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items() if tensor is not None})
 
     def with_image(self, image: Tensor) -> "Batch":
         """Return the batch with another image."""
         return replace(self, image_BZYX=image)
+
+
+class Door(Protocol):
+    """What gives parts of volumes, such as `VolumeCache.patch`."""
+
+    def __call__(
+        self, case: Case, start: NDArray[np.int64], size: tuple[int, int, int], *, masks: bool = False
+    ) -> Patch: ...
+
+
+def no_voxels(case: Case, start: NDArray[np.int64], size: tuple[int, int, int], *, masks: bool = False) -> Patch:
+    """Give none, to whoever needs a patch's points alone."""
+    return Patch(np.zeros((0, 0, 0), np.uint8))
 
 
 def cut(
@@ -60,10 +84,13 @@ def cut(
     plan: Plan,
     chosen: NDArray[np.int64],
     size: tuple[int, int, int],
-    voxels: Callable[[Case], NDArray[np.uint8]],
+    patch_of: Door,
+    *,
+    masks: bool = False,
 ) -> Batch:
-    """Cut the chosen patches of a plan from the volumes that `voxels` gives, such as `VolumeCache.voxels`."""
+    """Cut the chosen patches of a plan, with masks of vessels and domes if asked."""
     image = np.zeros((len(chosen), *size), np.uint8)
+    shown = {name: np.full(image.shape, UNKNOWN, np.uint8) for name in ("vessels", "domes") if masks}
     most = max((len(cases[plan.case[i]].points) for i in chosen), default=0)
     points = np.zeros((len(chosen), most, 3), np.float32)
     labels = np.full((len(chosen), most), -1, np.int64)
@@ -72,16 +99,19 @@ def cut(
     spacing = np.empty((len(chosen), 3), np.float32)
     for b, i in enumerate(chosen):
         case, start = cases[plan.case[i]], plan.start[i]
-        z, y, x = (slice(first, first + length) for first, length in zip(start, size, strict=True))
-        patch = voxels(case)[z, y, x]
-        image[b, : patch.shape[0], : patch.shape[1], : patch.shape[2]] = patch
+        patch = patch_of(case, start, size, masks=masks)
+        z, y, x = patch.voxels.shape
+        image[b, :z, :y, :x] = patch.voxels
+        for name, array in shown.items():
+            if (mask := getattr(patch, name)) is not None:
+                array[b, :z, :y, :x] = mask
         count = len(case.points)
         points[b, :count] = case.points - start
         labels[b, :count] = case.point_labels
         base[b] = case.base
         cut_faces[b] = np.stack([start > 0, start + np.array(size) < np.array(case.shape)], 1)
         spacing[b] = case.spacing_mm
-    arrays = (image, points, labels, base, cut_faces, spacing)
+    arrays = (image, points, labels, base, cut_faces, spacing, *shown.values())
     return Batch(*(torch.from_numpy(array) for array in arrays))
 
 

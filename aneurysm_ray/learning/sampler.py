@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm_ray.config import SamplerConfig
+from aneurysm_ray.data.doubts import is_inside
 from aneurysm_ray.errors import RequestError
 from aneurysm_ray.learning.cases import Case
 
@@ -145,7 +146,7 @@ def _point_weights(labels: Sequence[int], balance: float) -> NDArray[np.float64]
 
 
 def _is_inside(case: Case, j: int) -> bool:
-    return bool(np.all(case.points[j] >= -0.5) and np.all(case.points[j] <= np.array(case.shape) - 0.5))
+    return is_inside(case.points[j].tolist(), case.shape)
 
 
 def _last_start(case: Case, size: tuple[int, int, int]) -> NDArray[np.int64]:

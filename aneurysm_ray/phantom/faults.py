@@ -28,6 +28,7 @@ from aneurysm_ray.phantom.write import (
 FAULTS_CSV = "faults.csv"
 FAULT_COLUMNS = ("series_uid", "fault", "expected", "quality")
 READABLE = "readable"
+_ENHANCED_HU, _BLOOD_HU = (120, 700), 45
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,44 @@ def _already_hounsfield(series: DicomSeries, folder: Path) -> None:
     write_slices(replace(series, pixels=series.pixels + np.int16(series.intercept), intercept=None), folder)
 
 
+def _double_intercept(series: DicomSeries, folder: Path) -> None:
+    """A rescale that would be applied a second time: the stored values are Hounsfield units already."""
+    assert series.intercept is not None
+    write_slices(replace(series, pixels=series.pixels + np.int16(series.intercept)), folder)
+
+
+def _write_before_contrast(series: DicomSeries, folder: Path, change: Callable[[Dataset], None]) -> None:
+    """Write the same slices once more, as they were before the contrast agent came: vessels are as dark as brain."""
+    assert series.intercept is not None
+    stored_of = [np.int16(hu - series.intercept) for hu in (*_ENHANCED_HU, _BLOOD_HU)]
+    enhanced = (series.pixels >= stored_of[0]) & (series.pixels <= stored_of[1])
+    before = replace(series, pixels=np.where(enhanced, stored_of[2], series.pixels))
+    for index in range(len(series.pixels)):
+        data = slice_dataset(before, index)
+        data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = uid_of(
+            series.series_uid, "before", str(index)
+        )
+        change(data)
+        write_slice(data, folder)
+
+
+def _two_phases(series: DicomSeries, folder: Path) -> None:
+    """Two acquisitions in one series, without contrast and with it."""
+
+    def second(data: Dataset, index: int) -> None:
+        data.AcquisitionNumber = 2
+        data.InstanceNumber += len(series.pixels)
+
+    _edit(series, folder, second)
+    _write_before_contrast(series, folder, lambda data: setattr(data, "AcquisitionNumber", 1))
+
+
+def _unmarked_phases(series: DicomSeries, folder: Path) -> None:
+    """The same, by headers that say nothing of it, and with every Instance Number twice."""
+    write_slices(series, folder)
+    _write_before_contrast(series, folder, lambda data: None)
+
+
 def _wrong_spacing_between(series: DicomSeries, folder: Path) -> None:
     _edit(series, folder, lambda data, index: setattr(data, "SpacingBetweenSlices", 18.0))
 
@@ -236,6 +275,9 @@ FAULTS: dict[str, Fault] = {
     "no_orientation": Fault(_no_orientation, quality="orientation_assumed"),
     "no_pixel_spacing": Fault(_no_spacing, expected="no_geometry"),
     "already_hounsfield": Fault(_already_hounsfield, quality="rescale_assumed"),
+    "double_intercept": Fault(_double_intercept, quality="rescale_twice"),
+    "two_phases": Fault(_two_phases, quality="other_passes"),
+    "unmarked_phases": Fault(_unmarked_phases, expected="mixed_passes"),
     "wrong_spacing_between_slices": Fault(_wrong_spacing_between),
     "single_slice": Fault(_single_slice, expected="single_slice"),
     "no_images": Fault(_only_text, expected="no_images"),

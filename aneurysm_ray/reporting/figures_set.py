@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from aneurysm_ray.data.store import PreparedVolume
+from aneurysm_ray.data.window import to_uint8
 from aneurysm_ray.labels import LOCATIONS, PRESENT, SHORT_NAMES
 from aneurysm_ray.reporting import drawing
 
@@ -111,26 +112,26 @@ def draw_histogram(table: pd.DataFrame, column: str, title: str) -> go.Figure:
 def intensities(
     volumes: Iterable[PreparedVolume], bins: int = 64
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Return by modality the centres of bins and the share of voxels in each, over some volumes."""
-    voxels: dict[str, list[NDArray[np.generic]]] = {}
+    """Return by modality the centres of bins and the share of voxels in each, as a network sees them: 0 to 255."""
+    voxels: dict[str, list[NDArray[np.uint8]]] = {}
     for volume in volumes:
-        voxels.setdefault(volume.modality, []).append(volume.voxels[::2, ::2, ::2].ravel())
+        some = np.ascontiguousarray(volume.voxels[::2, ::2, ::2])
+        voxels.setdefault(volume.modality, []).append(to_uint8(some, volume.window).ravel())
     result = {}
     for modality, parts in sorted(voxels.items()):
-        values = np.concatenate(parts).astype(np.float64)
-        spread = (0.0, 256.0) if parts[0].dtype == np.uint8 else tuple(np.quantile(values, [0.001, 0.999]))
-        shares, edges = np.histogram(values, bins, range=spread)
+        values = np.concatenate(parts)
+        shares, edges = np.histogram(values, bins, range=(0.0, 256.0))
         result[modality] = (edges[:-1] + edges[1:]) / 2, shares / max(len(values), 1)
     return result
 
 
 def draw_intensities(shares: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]) -> go.Figure:
-    """Draw the share of voxels by stored value, a line per modality, on a logarithmic axis: most of a head is dull."""
+    """Draw the share of voxels by value, a line per modality, on a logarithmic axis: most of a head is dull."""
     figure = go.Figure()
     for index, (modality, (centres, share)) in enumerate(shares.items()):
         line = {"color": drawing.colour(index), "width": 2, "shape": "hvh"}
         figure.add_scatter(x=centres, y=np.where(share > 0, share, np.nan), mode="lines", name=modality, line=line)
-    return drawing.layout(figure, "stored value", "share of voxels", yaxis_type="log", legend=drawing.legend_above())
+    return drawing.layout(figure, "value, 0 to 255", "share of voxels", yaxis_type="log", legend=drawing.legend_above())
 
 
 def reasons(rejected: pd.DataFrame) -> pd.Series:

@@ -8,13 +8,16 @@ import io
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import map_coordinates
 
+from aneurysm_ray.data.picture import letter
 from aneurysm_ray.data.store import PreparedVolume
+from aneurysm_ray.data.window import to_uint8
 from aneurysm_ray.errors import RunDirError
 
 PIXELS_PER_MM = 1.4
@@ -73,7 +76,7 @@ def slices(
     panels = []
     for axis, name in _PLANES:
         index = int(np.clip(round(float(focus[axis])), 0, prepared.voxels.shape[axis] - 1))
-        image = _grey(np.take(prepared.voxels, index, axis))
+        image = _grey(np.take(prepared.voxels, index, axis), prepared)
         if marked and heatmap is not None:
             image = _glow(image, _heat_slice(prepared, heatmap, axis, index))
         depth = prepared.spacing_mm[axis]
@@ -94,7 +97,9 @@ def projections(
         last = int(np.clip(focus[axis] + half, first, size - 1)) + 1
         slab = prepared.voxels[(slice(None),) * axis + (slice(first, last),)]
         panels.append(
-            _panel(_grey(slab.max(axis)), prepared, axis, name, None, candidates, PIXELS_PER_MM, numbered=True)
+            _panel(
+                _grey(slab.max(axis), prepared), prepared, axis, name, None, candidates, PIXELS_PER_MM, numbered=True
+            )
         )
     return _side_by_side(panels)
 
@@ -136,13 +141,9 @@ def file_uri(path: Path) -> str:
         return ""
 
 
-def _grey(plane: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Return a plane as grey values 0 to 255, three channels."""
-    values = plane.astype(np.float32)
-    if plane.dtype != np.uint8:
-        low, high = np.percentile(values, [1, 99.7])
-        values = np.clip((values - low) / max(high - low, 1e-6), 0, 1) * 255
-    return np.repeat(values[..., None], 3, axis=2)
+def _grey(plane: NDArray[Any], prepared: PreparedVolume) -> NDArray[np.float32]:
+    """Return a plane of a volume as grey values 0 to 255, three channels."""
+    return np.repeat(to_uint8(plane, prepared.window)[..., None], 3, axis=2).astype(np.float32)
 
 
 def _heat_slice(prepared: PreparedVolume, heatmap: HeatMap, axis: int, index: int) -> NDArray[np.float32]:
@@ -187,6 +188,7 @@ def _panel(
     )
     draw = ImageDraw.Draw(panel)
     draw.text((5, 3), name, fill=(190, 200, 212), font=ImageFont.load_default(size=12))
+    letter(panel, axis, size=12)
 
     def place(voxel: NDArray[np.float64]) -> tuple[float, float]:
         row = pixels.shape[0] - 1 - voxel[down] if upside_down else voxel[down]

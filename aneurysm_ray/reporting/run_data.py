@@ -91,6 +91,6 @@ def _volumes(folder: Path) -> pd.DataFrame | None:
 def read_volume(run: RunData, series_uid: str) -> store.PreparedVolume | None:
     """Read a series' volume, or None when it is gone."""
     try:
-        return store.read_volume(run.volumes_folder / store.volume_path(series_uid))
+        return store.read_volume(run.volumes_folder / store.volume_path(series_uid), masks=False)
     except AneurysmRayError:
         return None

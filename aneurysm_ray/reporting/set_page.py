@@ -18,6 +18,11 @@ from aneurysm_ray.reporting import figures_set as figures
 from aneurysm_ray.reporting import pictures, provenance_blocks, suspicion, words
 from aneurysm_ray.reporting.page import Chart, Gallery, Page, Section, Table, Tile
 
+LEGEND = (
+    "Of each series the scan from the front and from the right with the box of what is stored, then the stored volume "
+    "from above, from the front and from the right: points circled, vessels of a mask outlined (right blue, left "
+    "green, middle pink). R, L, A, P, H, F: the patient's right, left, front, back, head and feet."
+)
 SAMPLED = 6
 """Volumes of each modality that are read for the histogram of intensity."""
 
@@ -46,7 +51,7 @@ def page(folder: Path) -> Page:
             _contents(table),
             _refused(table, rejected),
             _shapes(folder, table),
-            Section("pictures", "Look at them", "Three views of each series; labelled points are circled.", (gallery,)),
+            Section("pictures", "Look at them", LEGEND, (gallery,)),
             provenance_blocks.section(None, facts),
         ),
     )
@@ -204,7 +209,7 @@ def _shapes(folder: Path, table: pd.DataFrame) -> Section:
     volumes = []
     for uid in figures.sample(table, SAMPLED):
         try:
-            volumes.append(store.read_volume(folder / store.volume_path(uid)))
+            volumes.append(store.read_volume(folder / store.volume_path(uid), masks=False))
         except AneurysmRayError:
             continue
     columns = (

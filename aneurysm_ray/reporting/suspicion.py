@@ -1,26 +1,19 @@
-"""Which prepared series to look at first, and why."""
+"""Which prepared series to look at first, and why: what was told of each, and what sets it apart from the others."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
-from aneurysm_ray.labels import PRESENT
+from aneurysm_ray.data import doubts
 from aneurysm_ray.reporting import figures_set
 
-GRAVE = frozenset(
-    {
-        *("position_assumed", "orientation_assumed", "geometry_assumed", "orientation_repaired", "hu_doubtful"),
-        *("rescale_assumed", "missing_slices", "other_stacks", "point_lost", "frames_assumed"),
-    }
-)
-"""Quality codes that may mean a wrong volume, and not only an untidy folder."""
-
 RULE = (
-    "Most suspicious first. A series gets 3 for each grave remark of the reader (assumed or repaired geometry, missing "
-    "slices, doubtful Hounsfield units, a lost point), 1 for any other remark, 3 for an aneurysm that no point marks, "
-    "3 for a point outside the volume, and 2 each for a height or a brightness far from the others of its modality "
-    "(more than 5 robust standard deviations from the median)."
+    "Most suspicious first. A series gets 5 for each remark on its points or masks (a point outside the volume, on "
+    "dark voxels, on the wrong side or lost; a mask that misses its volume or contradicts its points), 3 for each "
+    "other grave remark (no head found, assumed or repaired geometry, missing slices, doubtful Hounsfield units) and "
+    "for an aneurysm that no point marks, 1 for any other remark, and 2 each for a height or a brightness far from the "
+    "others of its modality (more than 5 robust standard deviations from the median)."
 )
 
 _FAR = 5.0
@@ -36,18 +29,10 @@ def flags(table: pd.DataFrame, brightness: Mapping[str, float]) -> list[list[tup
     far = {column: _far(sizes[column], sizes["modality"]) for column in ("height_mm", "brightness")}
     result = []
     for index, row in enumerate(table.to_dict("records")):
-        remarks = [(code.replace("_", " "), 3 if code in GRAVE else 1) for code in row["quality"]]
-        if row[PRESENT] > 0.5 and not len(row["points"]):
-            remarks.append(("no point marks the aneurysm", 3))
-        if any(not _inside(point, row["shape"]) for point in row["points"]):
-            remarks.append(("a point lies outside", 3))
+        remarks = doubts.remarks({str(key): value for key, value in row.items()})
         remarks += [(far[column][index], 2) for column in far if far[column][index]]
         result.append(remarks)
     return result
-
-
-def _inside(point: Mapping[str, float], shape: Sequence[int]) -> bool:
-    return all(-0.5 <= point[axis] <= size - 0.5 for axis, size in zip("zyx", shape, strict=True))
 
 
 def _far(values: pd.Series, groups: pd.Series) -> list[str]:

@@ -59,9 +59,19 @@ QUALITY: dict[str, str] = {
     "modality_assumed": "nothing says whether a NIfTI file is CT or MR: its values have air at -1000, or they have not",
     "no_preamble": "a file without DICOM preamble was read as a bare data set",
     "repeated_instance_uids": "several files share one SOP Instance UID, so that points cannot be placed by it",
+    "series_uid_assumed": "no Series Instance UID, or a word that is none: a set makes one of the place",
+    # region
+    "head_doubtful": "no head was found, as none fits a ball of 48 mm radius; the scan's top was taken for the head's",
+    # points and masks
     "point_elsewhere": "a localizer names an image that was left out; its own geometry placed the point",
     "point_lost": "a localizer names an image that is not in the series, or names two; its point was left out",
-    "series_uid_assumed": "no Series Instance UID, or a word that is none: a set makes one of the place",
+    "point_repeated": "clicks of one location less than 2 mm apart were taken for one",
+    "point_outside": "a point lies outside the stored volume",
+    "point_side": "a left label's point lies more than 6 mm to the right of the head's middle, or the reverse",
+    "point_dark": "nothing within 3 mm of a point is as bright as blood is in such a scan",
+    "mask_unreadable": "a mask cannot be read, or holds labels that are no vessels; it was left out",
+    "mask_misses": "less than half of what a vessel mask labels lies in the stored volume; it was left out",
+    "mask_contradicts": "a vessel mask has its sides swapped, or lies away from the points; it was left out",
 }
 """Reason codes of `Volume.quality` and what each means."""
 

@@ -1,0 +1,218 @@
+"""Masks of vessels and domes from NIfTI onto the grid of a stored volume, and whether they can be trusted.
+
+A mask lies in space by its own affine (NIfTI-1: sform or qform, to RAS in mm), never by the order of its voxels: the
+competition's are ordered (X, Y, Z) with y flipped against the images, and some have another size than their series.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+from aneurysm_ray.data.dataset import SEGMENTATION_VALUES
+from aneurysm_ray.data.store import Point
+from aneurysm_ray.labels import LOCATIONS, MIRRORED
+
+U8 = NDArray[np.uint8]
+
+UNKNOWN = 255
+"""Value of voxels outside a mask's own grid, where nobody looked."""
+CLASSES = max(SEGMENTATION_VALUES.values())
+MAX_VOXELS = 2**30
+LEAST_INSIDE = 0.5
+"""A mask of whose labelled voxels a smaller share lies in the stored volume is of something else."""
+NEAR_MM, FAR_MM = 20.0, 30.0
+"""A point lies within the first of the vessel that it names, as sacs are up to 20 mm wide. A mask that has that vessel
+farther away contradicts the point if the vessel's mirror image is less than half as far, and any mask does that has no
+vessel within the second."""
+MIRRORED_CLASSES: tuple[int, ...] = (
+    0,
+    *(
+        SEGMENTATION_VALUES[LOCATIONS[MIRRORED[LOCATIONS.index(name)]]]
+        for name, _ in sorted(SEGMENTATION_VALUES.items(), key=lambda item: item[1])
+    ),
+)
+"""`MIRRORED_CLASSES[c]` is class c's of the head mirrored left to right."""
+SIDES = [[value for name, value in SEGMENTATION_VALUES.items() if name.startswith(side)] for side in ("Right", "Left")]
+"""Classes of the right and of the left vessels."""
+
+
+class MaskError(Exception):
+    """A mask cannot be used; the text says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Labels in space."""
+
+    labels: NDArray[Any]
+    """On the mask's own three axes."""
+    affine: NDArray[np.float64]
+    """(4, 4): index on these axes to patient (x, y, z, 1) in mm, LPS."""
+
+
+def read_mask(path: Path) -> Mask:
+    """Read a NIfTI mask; its voxels stay on disk where they can. Raises MaskError."""
+    try:
+        image: Any = nibabel.load(path)
+        header = image.header
+        if not (int(header["sform_code"]) or int(header["qform_code"])):
+            raise MaskError("its header does not say where it lies")
+        if len([n for n in image.shape if n > 1]) > 3 or image.ndim < 3 or np.prod(image.shape) > MAX_VOXELS:
+            raise MaskError(f"its shape is {image.shape}, not that of one volume")
+        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(image.affine, np.float64)
+        if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-6:
+            raise MaskError("its affine has no inverse")
+        labels = np.asanyarray(image.dataobj)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, OverflowError, zlib.error) as error:
+        raise MaskError(f"it cannot be read ({type(error).__name__})") from error
+    except (ImageFileError, HeaderDataError) as error:
+        raise MaskError("it is no NIfTI file") from error
+    return Mask(labels.reshape(labels.shape[:3]), affine)
+
+
+def onto_grid(mask: Mask, affine: NDArray[np.float64], shape: tuple[int, int, int]) -> U8:
+    """Return a mask's labels at the centres of a grid's voxels (Z, Y, X), UNKNOWN outside the mask.
+
+    `affine` maps the grid's index (z, y, x, 1) to patient LPS. Raises MaskError for labels that are no vessel classes.
+    """
+    to_mask = np.linalg.inv(mask.affine) @ affine
+    turn, start = to_mask[:3, :3], to_mask[:3, 3]
+    along = np.abs(turn).argmax(axis=1)
+    drift = np.where(np.arange(3) == along[:, None], 0, np.abs(turn)) @ np.array(shape)
+    # Both follow the slices of one series, for the most part: then an axis of one is an axis of the other.
+    if len(set(along)) == 3 and drift.max() < 0.1:
+        return _along_axes(mask, turn, start, along, shape)
+    return _across_axes(mask, turn, start, shape)
+
+
+def _along_axes(
+    mask: Mask,
+    turn: NDArray[np.float64],
+    start: NDArray[np.float64],
+    along: NDArray[np.intp],
+    shape: tuple[int, int, int],
+) -> U8:
+    # On the grid's own order of axes: memory is then read in the order in which it lies.
+    labels = mask.labels.transpose(np.argsort(along))
+    order = [int(axis) for axis in np.argsort(along)]
+    middle = turn @ ((np.array(shape) - 1) / 2) + start
+    places = [
+        turn[axis, other] * (np.arange(shape[other]) - (shape[other] - 1) / 2) + middle[axis]
+        for other, axis in enumerate(order)
+    ]
+    known = [_within(place, length) for place, length in zip(places, labels.shape, strict=True)]
+    z, y, x = (_nearest(place, length) for place, length in zip(places, labels.shape, strict=True))
+    out = np.full(shape, UNKNOWN, np.uint8)
+    if not all(inside.any() for inside in known):
+        return out
+    y_span, x_span = (slice(int(place.min()), int(place.max()) + 1) for place in (y, x))
+    for index, source in enumerate(z):
+        if known[0][index]:
+            plane = _checked(labels[source, y_span, x_span])
+            if plane.any():
+                out[index] = plane[(y - y_span.start)[:, None], x - x_span.start]
+            else:
+                out[index] = 0
+    out[:, ~known[1]] = UNKNOWN
+    out[:, :, ~known[2]] = UNKNOWN
+    return out
+
+
+def _across_axes(mask: Mask, turn: NDArray[np.float64], start: NDArray[np.float64], shape: tuple[int, int, int]) -> U8:
+    labels = _checked(mask.labels)
+    y, x = np.arange(shape[1], dtype=np.float32)[:, None], np.arange(shape[2], dtype=np.float32)
+    plane = [np.float32(turn[axis, 1]) * y + np.float32(turn[axis, 2]) * x for axis in range(3)]
+    out = np.empty(shape, np.uint8)
+    for z in range(shape[0]):
+        places = [plane[axis] + np.float32(turn[axis, 0] * z + start[axis]) for axis in range(3)]
+        known = np.logical_and.reduce([_within(p, n) for p, n in zip(places, labels.shape, strict=True)])
+        kept = tuple(_nearest(p, n) for p, n in zip(places, labels.shape, strict=True))
+        out[z] = np.where(known, labels[kept], UNKNOWN)
+    return out
+
+
+def _within(places: NDArray[Any], length: int) -> NDArray[np.bool_]:
+    """Say which places along an axis are known; a volume may end a little beyond the last centre of its scan."""
+    return np.asarray((places >= -1) & (places <= length))
+
+
+def _nearest(places: NDArray[Any], length: int) -> NDArray[np.int32]:
+    return np.asarray(np.clip(np.rint(places), 0, length - 1), np.int32)
+
+
+def _checked(labels: NDArray[Any]) -> U8:
+    """Return labels as uint8. Raises MaskError for what is no vessel class."""
+    whole = labels if labels.dtype.kind in "iub" else np.rint(labels)
+    lowest, highest = (float(whole.min()), float(whole.max())) if labels.size else (0.0, 0.0)
+    if not (lowest >= 0 and highest <= CLASSES):
+        raise MaskError(f"it holds labels from {lowest:g} to {highest:g}; vessels are 1 to {CLASSES}")
+    return whole.astype(np.uint8)
+
+
+def on_volume(
+    vessels: Path | None,
+    domes: Path | None,
+    affine: NDArray[np.float64],
+    shape: tuple[int, int, int],
+    points: Sequence[Point],
+) -> tuple[U8 | None, U8 | None, list[str]]:
+    """Return the masks of vessels, by class, and of domes, 1 inside them, on the grid of a stored volume, and quality
+    codes of those that were left out."""
+    codes = []
+    shown: list[U8 | None] = [None, None]
+    for index, path in enumerate((vessels, domes)):
+        if path is None:
+            continue
+        try:
+            mask = read_mask(path)
+            labels = onto_grid(mask, affine, shape)
+        except MaskError:
+            codes.append("mask_unreadable")
+            continue
+        if index == 1:
+            shown[index] = np.where(labels == UNKNOWN, labels, labels > 0).astype(np.uint8)
+        elif code := _wrong(mask, labels, affine, points):
+            codes.append(code)
+        else:
+            shown[index] = labels
+    return shown[0], shown[1], list(dict.fromkeys(codes))
+
+
+def _wrong(mask: Mask, labels: U8, affine: NDArray[np.float64], points: Sequence[Point]) -> str:
+    """Return the quality code of a vessel mask that cannot be its volume's, or nothing."""
+    found = np.flatnonzero((labels != 0) & (labels != UNKNOWN))
+    inside = len(found) * abs(float(np.linalg.det(affine[:3, :3])))
+    labelled = np.count_nonzero(mask.labels) * abs(float(np.linalg.det(mask.affine[:3, :3])))
+    if inside == 0 or inside < LEAST_INSIDE * labelled:
+        return "mask_misses"
+    voxels = np.stack(np.unravel_index(found, labels.shape), axis=1)
+    mm = voxels @ affine[:3, :3].T + affine[:3, 3]
+    return "mask_contradicts" if _contradicts(mm, labels.ravel()[found], affine, points) else ""
+
+
+def _contradicts(mm: NDArray[np.float64], classes: U8, affine: NDArray[np.float64], points: Sequence[Point]) -> bool:
+    """Whether left vessels lie to the right of the right ones, or points away from the vessels that they name.
+
+    `mm` (N, 3) are the patient positions of a mask's labelled voxels, `classes` (N,) their labels.
+    """
+    right, left = (mm[np.isin(classes, side), 0] for side in SIDES)
+    if len(right) and len(left) and right.mean() > left.mean():
+        return True
+    for point in points:
+        place = affine[:3, :3] @ (point.z, point.y, point.x) + affine[:3, 3]
+        distance = np.linalg.norm(mm - place, axis=1)
+        own, mirrored = SEGMENTATION_VALUES[point.location], MIRRORED_CLASSES[SEGMENTATION_VALUES[point.location]]
+        nearest = {value: distance[classes == value].min(initial=np.inf) for value in (own, mirrored)}
+        if NEAR_MM < nearest[own] < np.inf and nearest[mirrored] < nearest[own] / 2:
+            return True
+        if distance.min() > FAR_MM:
+            return True
+    return False

@@ -1,0 +1,151 @@
+"""Where the head is: its top and its middle through arms, cradles, shoulders, subtraction, cuts and wrong units."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scans import head_hu, mr_head, scan, shoulders_hu
+
+from aneurysm_ray.config import VolumeConfig
+from aneurysm_ray.data.preprocess import prepare_series
+from aneurysm_ray.data.region import Head, find_head
+from aneurysm_ray.data.resample import frame_of
+from aneurysm_ray.data.volume import Volume
+
+Field = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+TOP_MM = 105.0
+WIDE = {"first": (-250, -170, -160), "shape": (130, 130, 200)}  # to z = 227, 65 mm of air and arms above the head
+
+
+def noisy(field: Field) -> Field:
+    return lambda mm: field(mm) + np.random.default_rng(2).normal(0, 15, mm.shape[:-1])
+
+
+def skull_hu(mm: NDArray[np.float64], bone: float = 900.0) -> NDArray[np.float64]:
+    """A head whose skull is 7 mm thick under 6 mm of scalp."""
+    radius = np.sqrt(((mm / [75.0, 95, 105]) ** 2).sum(-1))
+    return np.where((radius > 0.87) & (radius < 0.94), bone, head_hu(mm))
+
+
+def arms_hu(mm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Both arms raised beside the head and crossed above it, 42 mm thick at the elbows' height."""
+    beside = [np.hypot(mm[..., 0] - side, mm[..., 1] - 30) < 42 for side in (-120, 118)]
+    above = (np.hypot(mm[..., 1] - 30, mm[..., 2] - 175) < 40) & (np.abs(mm[..., 0]) < 130)
+    return np.where(beside[0] | beside[1] | above, 55.0, skull_hu(mm))
+
+
+def cradle_hu(mm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A padded trough of -100 HU, 30 mm thick, behind the head and beyond its top, on a table."""
+    from_axis = np.hypot(mm[..., 0] / 1.1, mm[..., 1] - 10)
+    trough = (from_axis > 98) & (from_axis < 128) & (mm[..., 1] > 20) & (mm[..., 2] < 190)
+    plate = (np.abs(mm[..., 1] - 150) < 12) & (np.abs(mm[..., 0]) < 200)
+    return np.where(trough | plate, -100.0, skull_hu(mm))
+
+
+def subtracted_hu(mm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Bone replaced by air."""
+    return skull_hu(mm, bone=-1024.0)
+
+
+def _cut(volume: Volume, slices: slice) -> Volume:
+    affine = volume.affine.copy()
+    affine[:3, 3] = volume.origins_mm[slices][0]
+    kept = volume.voxels[slices], volume.origins_mm[slices], volume.instances[slices]
+    return replace(volume, voxels=kept[0], affine=affine, origins_mm=kept[1], instances=kept[2])
+
+
+def _shifted(volume: Volume, by: float, scale: float = 1.0) -> Volume:
+    return replace(volume, voxels=np.rint(volume.voxels * scale + by).astype(np.int16))
+
+
+PLAIN = scan(noisy(skull_hu), **WIDE)  # type: ignore[arg-type]
+KINDS: dict[str, Volume] = {
+    "plain": PLAIN,
+    "to the lungs": scan(noisy(shoulders_hu), first=(-250, -125, -400), shape=(175, 125, 200)),
+    "arms up": scan(noisy(arms_hu), **WIDE),  # type: ignore[arg-type]
+    "cradle": scan(noisy(cradle_hu), **WIDE),  # type: ignore[arg-type]
+    "bone subtracted": scan(noisy(subtracted_hu), **WIDE),  # type: ignore[arg-type]
+    "intercept twice": _shifted(PLAIN, -1024),
+    "no intercept": _shifted(PLAIN, 1024),
+    "in other units": _shifted(PLAIN, -900, 0.1),
+    "thick slices": scan(noisy(skull_hu), first=(-125, -125, -100), step=(0, 0, 6.5), shape=(36, 100, 100)),
+    "coronal": scan(noisy(skull_hu), rows=(0, 0, -1), step=(0, 3, 0), first=(-125, -120, 150), shape=(80, 110, 100)),
+    "MR": scan(mr_head, modality="MR"),
+    "MR to the lungs": scan(
+        lambda mm: np.where(shoulders_hu(mm) > -500, 300.0, 0) * (mm[..., 2] < -60) + mr_head(mm),
+        first=(-250, -125, -400),
+        shape=(175, 125, 200),
+        modality="MR",
+    ),
+}
+
+
+def found(volume: Volume) -> Head:
+    return find_head(volume, frame_of(volume))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_top_and_the_middle_of_a_head_are_found(name: str) -> None:
+    head = found(KINDS[name])
+    assert not head.doubtful
+    assert head.top_mm == pytest.approx(TOP_MM, abs=6)
+    assert head.centre_mm == pytest.approx((0, 0), abs=8)
+
+
+@pytest.mark.parametrize("name", ["plain", "arms up", "cradle", "bone subtracted", "MR"])
+@pytest.mark.parametrize("above_mm", [-20, -5, 0, 45])
+def test_a_scan_that_cuts_the_head_has_its_top_at_the_cut(name: str, above_mm: float) -> None:
+    volume = KINDS[name]
+    heights = volume.origins_mm[:, 2]
+    cut = _cut(volume, slice(0, int(np.searchsorted(heights, TOP_MM - 50 - above_mm))))
+    edge = cut.origins_mm[-1, 2] + 1.5
+    head = found(cut)
+    assert not head.doubtful
+    assert head.top_mm == pytest.approx(edge, abs=4)
+    assert head.centre_mm == pytest.approx((0, 0), abs=10)
+
+
+@pytest.mark.parametrize("name", ["MR", "plain"])
+def test_a_slab_between_slices_of_one_value_ends_before_them(name: str) -> None:
+    volume = KINDS[name]
+    slab = (volume.origins_mm[:, 2] > -30) & (volume.origins_mm[:, 2] < 45)
+    blank = volume.voxels.copy()
+    blank[~slab] = -1024 if volume.modality == "CT" else 0
+    head, cut = found(replace(volume, voxels=blank)), found(_cut(volume, slice(*np.flatnonzero(slab)[[0, -1]])))
+    assert not head.doubtful and not cut.doubtful
+    assert head.top_mm == pytest.approx(cut.top_mm, abs=6)
+    assert head.centre_mm == pytest.approx(cut.centre_mm, abs=4)
+
+
+def test_a_field_of_view_within_the_head_is_kept_whole() -> None:
+    inner = scan(noisy(skull_hu), first=(-55, -60, 0), shape=(20, 48, 44))
+    assert not found(inner).doubtful
+    assert prepare_series(inner, VolumeConfig(spacing_mm=(2, 2, 2))).voxels.shape == (30, 60, 55)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        lambda mm: np.where(np.hypot(mm[..., 0], mm[..., 1]) < 40, 0.0, -1000.0),
+        lambda mm: np.where(np.abs(mm[..., 1] - 60) < 15, -100.0, -1000.0),
+    ],
+    ids=["bottle", "table"],
+)
+def test_what_is_no_head_is_called_doubtful_and_kept_from_the_scans_top(field: Field) -> None:
+    volume = scan(noisy(field))
+    head = found(volume)
+    assert head.doubtful and head.top_mm == pytest.approx(volume.origins_mm[-1, 2] + 1.5, abs=3.1)
+    assert prepare_series(volume, VolumeConfig(spacing_mm=(4, 4, 4))).quality == ("head_doubtful",)
+
+
+def test_tilted_and_turned_slices_give_the_same_head() -> None:
+    turned = scan(
+        noisy(skull_hu), columns=(-1, 0, 0), rows=(0, -1, 0), first=(122.5, 122.5, -100), step=(0, 0, 3),
+    )  # fmt: skip
+    tilted = scan(noisy(skull_hu), step=(0, 0.6, 3), first=(-125, -150, -100), shape=(75, 110, 100))
+    for volume in (turned, tilted):
+        head = found(volume)
+        assert head.top_mm == pytest.approx(TOP_MM, abs=6)
+        assert head.centre_mm == pytest.approx((0, 0), abs=8)
