@@ -116,7 +116,7 @@ _DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, OverflowError, zl
 
 def _opened(path: Path) -> Any:
     where = str(path)
-    _check_is_here(path)
+    check_is_here(path)
     try:
         image = nibabel.load(path)
         # A header's scaling is looked at when it is asked for, and may be as damaged as the rest.
@@ -128,7 +128,7 @@ def _opened(path: Path) -> Any:
     return image
 
 
-def _check_is_here(path: Path) -> None:
+def check_is_here(path: Path) -> None:
     """Raise SeriesError for what is no NIfTI file by name or first bytes, with the cure; pointers among them."""
     where, name = str(path), path.name.lower()
     if name.endswith(ELSEWHERE):

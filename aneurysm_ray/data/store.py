@@ -37,7 +37,7 @@ class Point:
     x: float
     """Voxel coordinates in the stored volume; may lie outside it."""
     location: str
-    """One of `labels.LOCATIONS`."""
+    """One of `labels.LOCATIONS`, or nothing where it is unknown."""
     radius_mm: float | None = None
     """Of the aneurysm, where a table knows it."""
 
@@ -67,6 +67,8 @@ class PreparedVolume:
     vessels: NDArray[np.uint8] | None = None
     """(Z, Y, X) `dataset.SEGMENTATION_VALUES` of the vessel in each voxel, 0 elsewhere, 255 where nobody looked; None
     without a mask."""
+    ignored: tuple[Point, ...] = ()
+    """Places that are neither positive nor negative, such as treated aneurysms."""
     domes: NDArray[np.uint8] | None = None
     """(Z, Y, X) 1 inside an aneurysm's dome, 0 elsewhere, 255 where nobody looked; None where domes are not known."""
 
@@ -106,6 +108,7 @@ SCHEMA = pa.schema(
         ("high", pa.float64()),
         ("targets", pa.list_(pa.float32())),
         ("points", pa.list_(_POINT_TYPE)),
+        ("ignored", pa.list_(_POINT_TYPE)),
         ("quality", pa.list_(pa.string())),
         ("source_digest", pa.string()),
         ("vessels", pa.large_binary()),
@@ -129,6 +132,7 @@ TABLE_SCHEMA = pa.schema(
         ("high", pa.float64()),
         *((label, pa.float32()) for label in LABELS),
         ("points", pa.list_(_POINT_TYPE)),
+        ("ignored", pa.list_(_POINT_TYPE)),
         ("quality", pa.list_(pa.string())),
         ("source_digest", pa.string()),
         ("has_vessels", pa.bool_()),
@@ -201,6 +205,7 @@ def _described(prepared: PreparedVolume) -> dict[str, Any]:
         "low": float(prepared.window.low),
         "high": float(prepared.window.high),
         "points": [asdict(point) for point in prepared.points],
+        "ignored": [asdict(point) for point in prepared.ignored],
         "quality": list(prepared.quality),
         "source_digest": prepared.source_digest,
     }
@@ -224,7 +229,8 @@ def read_volume(path: str | Path, *, masks: bool = True) -> PreparedVolume:
         with fsspec.open(str(path), "rb") as file:
             stored = pq.ParquetFile(file)
             _check_format(stored, path)
-            table = stored.read(columns=columns)
+            # Sets may have been made before there were ignored places.
+            table = stored.read(columns=[name for name in columns if name in stored.schema_arrow.names])
         row = {name: table.column(name)[0] for name in table.column_names}
         shape = row["shape"].as_py()
 
@@ -241,6 +247,7 @@ def read_volume(path: str | Path, *, masks: bool = True) -> PreparedVolume:
             affine=np.array(row["affine"].as_py()).reshape(4, 4),
             targets=np.array(row["targets"].as_py(), np.float32),
             points=tuple(Point(**point) for point in row["points"].as_py()),
+            ignored=tuple(Point(**point) for point in row["ignored"].as_py()) if "ignored" in row else (),
             quality=tuple(row["quality"].as_py()),
             source_digest=row["source_digest"].as_py(),
             window=Window(row["low"].as_py(), row["high"].as_py()),
@@ -293,6 +300,8 @@ def volumes_table(folder: str | Path) -> pd.DataFrame:
             stored = pq.ParquetFile(file)
             _check_format(stored, folder)
             table = stored.read()
+            if "ignored" not in table.column_names:
+                table = table.append_column("ignored", pa.array([[]] * len(table), pa.list_(_POINT_TYPE)))
     except OSError as error:
         raise RunDirError(
             f"{folder} is not a prepared set: {rundir.VOLUMES} cannot be read ({error.strerror or error}); "
