@@ -7,6 +7,7 @@ Shapes: B patches, P points (padded), L labels (14), axes (z, y, x). Coordinates
   NaN where no table says, and where the series is positive without a point, since the lesion may be anywhere.
 - Pooled: 1 where a point lies inside by `border_mm`, NaN where one lies within `border_mm` of a face that cuts the
   head, on either side of it. A face at the end of the stored volume cuts nothing.
+- Ignored places, such as treated aneurysms: NaN for every label where a point would be positive or NaN.
 - Grid: 1 in cells within `radius_mm` of a point and in the cell that holds it, NaN up to `ignore_mm`.
 """
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from aneurysm_ray.labels import LABELS, PRESENT_INDEX
+from aneurysm_ray.learning.cases import IGNORED
 
 
 def pooled(
@@ -27,8 +29,8 @@ def pooled(
 ) -> Tensor:
     """Return targets (B, 14) of whole patches.
 
-    `labels_BP` is each point's location index, -1 where there is no point; `cut_B32` says of each face, first and last
-    along each axis, whether the head goes on behind it; `size` (3,) is the patch's size.
+    `labels_BP` is each point's location index, -1 where there is no point, IGNORED in an ignored place; `cut_B32` says
+    of each face, first and last along each axis, whether the head goes on behind it; `size` (3,) is the patch's size.
     """
     border_B13 = (border_mm / spacing_B3).unsqueeze(1)
     low = torch.where(cut_B32[:, None, :, 0], border_B13, 0.0) - 0.5
@@ -64,6 +66,7 @@ def _combine(positive_BP: Tensor, near_BP: Tensor, labels_BP: Tensor, base_BL: T
     extra = (1,) * (positive_BP.ndim - 2)
     of_label = of_label_BPL.view(*of_label_BPL.shape, *extra)
     positive = (positive_BP.unsqueeze(2) & of_label).any(1)
-    near = (near_BP.unsqueeze(2) & of_label).any(1)
+    ignored = (labels_BP == IGNORED).view(*labels_BP.shape, 1, *extra)
+    near = (near_BP.unsqueeze(2) & (of_label | ignored)).any(1)
     base = base_BL.view(*base_BL.shape, *extra).expand_as(positive)
     return torch.where(positive, 1.0, torch.where(near, torch.nan, base))
