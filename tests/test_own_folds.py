@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from aneurysm_ray.config import FoldsConfig
-from aneurysm_ray.data import identity, own_folds
+from aneurysm_ray.data import folds, identity, own_folds
 from aneurysm_ray.errors import RequestError
 
 KEY = b"key"
@@ -102,3 +102,16 @@ def test_names_without_the_key_say_that_it_is_missing(tmp_path: Path, table: pd.
     for wrong in (tmp_path / "none.csv", tmp_path / "none.json"):
         with pytest.raises(RequestError, match="cannot be read"):
             own_folds.read(wrong, table, TWO)
+
+
+def test_a_setting_names_the_file_and_the_key_beside_a_set_turns_names_into_hashes(tmp_path: Path) -> None:
+    out = str(tmp_path / "volumes")
+    assert identity.hash_of_patients(out) is None, "asking makes no key"
+    assert not identity.key_path(out).exists()
+    key = identity.patient_key(out)
+    patients = [identity.patient_hash(key, name, "") for name in NAMES]
+    table = pd.DataFrame({"series_uid": [f"1.2.{i}" for i in range(4)], "patient": patients})
+    path = _csv(tmp_path / "splits.csv", [(name, i % 2) for i, name in enumerate(NAMES)])
+    config = FoldsConfig(count=2, file=str(path))
+    found = folds.assign(table, config, identity.hash_of_patients(out))
+    assert list(found["fold"]) == [0, 1, 0, 1]
