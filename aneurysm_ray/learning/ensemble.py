@@ -115,7 +115,7 @@ def _answer(
     for first in range(0, len(asked), config.inference.batch_size):
         chosen = starts[asked[first : first + config.inference.batch_size]]
         image = torch.stack([padded[z : z + size[0], y : y + size[1], x : x + size[2]] for z, y, x in chosen])
-        head, inner = _ask(models, image.unsqueeze(1).float() / 255, config)
+        head, inner = ask(models, image.unsqueeze(1).float() / 255, config)
         heads.append(head)
         inners.append(inner)
     answers = torch.cat(heads).cpu().numpy().astype(np.float64)[answer_of]
@@ -125,7 +125,7 @@ def _answer(
     return _Answers(_stitch(answers, starts // models[0].stride, layout.grid), None)
 
 
-def _ask(models: Sequence[Network], image_BCZYX: Tensor, config: Config) -> tuple[Tensor, Tensor]:
+def ask(models: Sequence[Network], image_BCZYX: Tensor, config: Config) -> tuple[Tensor, Tensor]:
     """Return the head's mean probabilities (B, 14, ...) and the series-level label's in every cell (B, cz, cy, cx).
 
     Networks may lie on several GPUs: all are asked before any answer is fetched, so that the GPUs work side by side.
