@@ -296,11 +296,12 @@ def export(
     run: Annotated[Path, typer.Argument(parser=place, help="A training run.")],
     out: Annotated[Path, typer.Argument(parser=place, help="File to write, such as model.safetensors.")],
 ) -> None:
-    """Write a run's models as one file that loads without Ray and without running code from it."""
-    from aneurysm_ray.learning import export as exporting
+    """Write a run's models as one file, without Ray: .safetensors for aneurysm-ray, .onnx or .pt2 for others."""
+    from aneurysm_ray.learning import interchange
 
-    exporting.export_run(run, out)
-    _next((AGAIN, "predict", out, "YOUR_DICOM_FOLDER"))
+    interchange.write(run, out)
+    if out.suffix == ".safetensors":
+        _next((AGAIN, "predict", out, "YOUR_DICOM_FOLDER"))
     print(out)
 
 

@@ -86,6 +86,8 @@ class FoldsConfig(Section):
     """Number of folds."""
     seed: int = 0
     """Seed of the assignment; the same patients and seed give the same folds."""
+    file: str = ""
+    """Folds of one's own instead: a CSV with fold and series_uid or patient, or nnU-Net's splits_final.json."""
 
 
 class ModelConfig(Section):

@@ -11,6 +11,7 @@ from aneurysm_ray.data.dataset import SEGMENTATION_VALUES
 from aneurysm_ray.data.masks import MIRRORED_CLASSES
 from aneurysm_ray.labels import LOCATIONS, MIRRORED, PRESENT_INDEX
 from aneurysm_ray.learning import augment
+from aneurysm_ray.learning.cases import IGNORED
 from aneurysm_ray.learning.patches import Batch
 
 LEFT, RIGHT = LOCATIONS.index("Left Middle Cerebral Artery"), LOCATIONS.index("Right Middle Cerebral Artery")
@@ -50,6 +51,13 @@ def test_nothing_asked_nothing_done() -> None:
     done = augment.apply(batch, augment.draw(NOTHING, (0, 0, 0), np.arange(4)))
     torch.testing.assert_close(done.image_BZYX, batch.image_BZYX / 255)
     torch.testing.assert_close(done.points_BP3, batch.points_BP3)
+
+
+def test_mirroring_leaves_unknown_locations_and_ignored_places_what_they_are() -> None:
+    batch = _batch()
+    labels = torch.tensor([[PRESENT_INDEX], [IGNORED], [-1], [LOCATIONS.index("Basilar Tip")]])
+    done = augment.mirror(replace(batch, labels_BP=labels), np.arange(4))
+    torch.testing.assert_close(done.labels_BP, labels)
 
 
 def test_mirroring_swaps_sides_with_the_image() -> None:

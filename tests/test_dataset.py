@@ -8,7 +8,7 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian
 
-from aneurysm_ray.data.dataset import Localizer, open_dataset
+from aneurysm_ray.data.dataset import DomeMask, Localizer, open_dataset
 from aneurysm_ray.errors import DatasetError
 from aneurysm_ray.labels import LABELS
 
@@ -131,7 +131,7 @@ def test_both_layouts_of_segmentations(tmp_path: Path) -> None:
         path.touch()
     series = open_dataset(tmp_path).series
     assert [entry.vessels for entry in series] == [new, old, None]
-    assert [entry.domes for entry in series] == [None, None, tmp_path / "segmentations" / "1.4_dome.nii.gz"]
+    assert [entry.domes for entry in series] == [(), (), (DomeMask(tmp_path / "segmentations" / "1.4_dome.nii.gz"),)]
 
 
 def test_disagreements_are_noted_and_not_fatal(tmp_path: Path) -> None:

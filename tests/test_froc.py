@@ -76,8 +76,19 @@ def test_points_travel_through_the_affine() -> None:
         {
             "series_uid": ["a", "b"],
             "affine": [affine.ravel(), affine.ravel()],
-            "points": [[{"z": 1.0, "y": 2.0, "x": 3.0, "location": "Basilar Tip"}], []],
+            "points": [[{"z": 1.0, "y": 2.0, "x": 3.0, "location": "Basilar Tip", "radius_mm": 2.5}], []],
+            "ignored": [[], [{"z": 0.0, "y": 0.0, "x": 0.0, "location": "", "radius_mm": None}]],
         }
     )
     points = froc.points_mm(volumes)
-    assert points.values.tolist() == [["a", 10.75, 21.0, 32.0, "Basilar Tip"]]
+    assert points.values.tolist() == [["a", 10.75, 21.0, 32.0, "Basilar Tip", 2.5]]
+    ignored = froc.points_mm(volumes, "ignored")
+    assert ignored.values.tolist()[0][:5] == ["b", 10.0, 20.0, 30.0, ""] and ignored["radius_mm"].isna().all()
+
+
+def test_a_candidate_on_a_treated_aneurysm_is_neither_true_nor_false() -> None:
+    candidates = _candidates(("a", 0, 0.9), ("a", 50, 0.8), ("b", 50, 0.7))
+    points, ignored = _points(("a", 0)), _points(("a", 50), ("a", 2))
+    kept = froc.judged(candidates, points, ignored)
+    assert kept["probability"].tolist() == [0.9, 0.7], "the first hits both, the second nothing that can be judged"
+    assert froc.judged(candidates, points, ignored[:0]) is candidates

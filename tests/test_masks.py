@@ -14,7 +14,7 @@ from scans import MARK_MM, scan
 from aneurysm_ray import overrides, phantom
 from aneurysm_ray.config import VolumeConfig
 from aneurysm_ray.data import catalogue, masks, store, work
-from aneurysm_ray.data.dataset import SEGMENTATION_VALUES, Localizer
+from aneurysm_ray.data.dataset import SEGMENTATION_VALUES, DomeMask, Localizer
 from aneurysm_ray.data.masks import UNKNOWN
 from aneurysm_ray.data.preprocess import prepare_series
 from aneurysm_ray.data.volume import Volume
@@ -121,14 +121,18 @@ def test_where_a_mask_ends_nothing_is_known(tmp_path: Path) -> None:
 
 
 def test_masks_are_left_alone_where_the_settings_say_so(tmp_path: Path) -> None:
-    path = write(tmp_path / "m.nii", *grid(HEAD))
-    prepared = prepare_series(HEAD, SMALL.model_copy(update={"masks": False}), vessels=path, domes=path)
+    labels, affine = grid(HEAD)
+    vessels, domes = write(tmp_path / "m.nii", labels, affine), write(tmp_path / "d.nii", labels * 0, affine)
+    without = SMALL.model_copy(update={"masks": False})
+    prepared = prepare_series(HEAD, without, vessels=vessels, domes=(DomeMask(domes),))
     assert prepared.vessels is None and prepared.domes is None and prepared.quality == ()
 
 
 def test_domes_are_one_inside_and_nothing_more(tmp_path: Path) -> None:
     labels, affine = grid(HEAD)
-    prepared = prepare_series(HEAD, SMALL, domes=write(tmp_path / "d.nii", (labels == 13) * np.int16(7), affine))
+    prepared = prepare_series(
+        HEAD, SMALL, domes=(DomeMask(write(tmp_path / "d.nii", (labels == 13) * np.int16(7), affine)),)
+    )
     assert prepared.domes is not None and prepared.vessels is None
     assert set(np.unique(prepared.domes)) == {0, 1}
     vessels = prepare_series(HEAD, SMALL, vessels=write(tmp_path / "v.nii", labels, affine)).vessels
@@ -192,7 +196,7 @@ def test_a_mask_that_cannot_be_used_is_left_out_and_told(
 ) -> None:
     path = write(tmp_path / f"m{suffix}", *grid(HEAD))
     damage(path)
-    prepared = prepare_series(HEAD, SMALL, vessels=path, domes=path if damage is _junk else None)
+    prepared = prepare_series(HEAD, SMALL, vessels=path, domes=(DomeMask(path),) if damage is _junk else ())
     assert prepared.vessels is None and prepared.domes is None
     assert prepared.quality == ("mask_unreadable",)
 

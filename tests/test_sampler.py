@@ -7,7 +7,7 @@ from learning_sets import volume
 from aneurysm_ray.config import SamplerConfig
 from aneurysm_ray.labels import LOCATIONS
 from aneurysm_ray.learning import sampler
-from aneurysm_ray.learning.cases import Case
+from aneurysm_ray.learning.cases import IGNORED, Case
 from aneurysm_ray.learning.sampler import ANYWHERE, HARD, POINT, SITE, VESSEL, HardNegative, plan_epoch, rank_batches
 
 SIZE, BORDER_MM = (16, 16, 16), 2.0
@@ -96,6 +96,22 @@ def test_background_keeps_away_from_points_and_from_series_that_may_hide_one() -
     assert sum(near) == 0
     assert not set(plan.case) & {90, 91}
     assert set(plan.case[background]) == set(range(90))
+
+
+def test_no_patch_is_drawn_for_an_ignored_place_and_background_keeps_away_from_it() -> None:
+    cases = _cases()
+    cases[0] = replace(
+        cases[0],
+        points=np.array([[20, 24, 22]], np.float32),
+        point_labels=np.array([IGNORED]),
+        point_radii_mm=np.array([3.0], np.float32),
+    )
+    plan = plan_epoch(cases, SamplerConfig(patches_per_volume=20, site_fraction=0), SIZE, BORDER_MM, 8, (0, 0, 0))
+    of_case = plan.case == 0
+    assert of_case.sum() > 5
+    assert (plan.kind[of_case] == ANYWHERE).all()
+    near = [_inside(cases[0], start, -BORDER_MM) for start in plan.start[of_case]]
+    assert not any(near)
 
 
 def test_sites_of_points_are_seen_without_one_too() -> None:

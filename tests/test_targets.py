@@ -5,7 +5,7 @@ import torch
 
 from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
 from aneurysm_ray.learning import targets
-from aneurysm_ray.learning.cases import base_labels
+from aneurysm_ray.learning.cases import IGNORED, base_labels
 
 MCA, TIP = LOCATIONS.index("Left Middle Cerebral Artery"), LOCATIONS.index("Basilar Tip")
 SIZE = torch.tensor([16.0, 16.0, 16.0])
@@ -57,6 +57,40 @@ def test_a_second_lesion_inside_outweighs_one_on_the_border() -> None:
 def test_padding_points_do_nothing() -> None:
     assert (_pooled((8, 8, 8, -1)) == 0).all()
     assert (_pooled() == 0).all()
+
+
+def test_an_aneurysm_at_an_unknown_location_is_present_and_nowhere_said_to_be() -> None:
+    """Locations are what their base says, unknown; the label of the whole is positive."""
+    only_present = np.full(14, np.nan, np.float32)
+    only_present[PRESENT_INDEX] = 1
+    base = base_labels(only_present, np.array([PRESENT_INDEX]))
+    assert np.isnan(base[:PRESENT_INDEX]).all() and base[PRESENT_INDEX] == 0
+    base_BL = torch.from_numpy(base)[None]
+    point, label = torch.tensor([[[8.0, 8, 8]]]), torch.tensor([[PRESENT_INDEX]])
+    one = torch.ones(1, 3)
+    pooled = targets.pooled(point, label, base_BL, torch.ones(1, 3, 2, dtype=torch.bool), one, SIZE, 3.0)[0]
+    assert pooled[PRESENT_INDEX] == 1 and torch.isnan(pooled[:PRESENT_INDEX]).all()
+    cells, _ = targets.cells(point, label, torch.full((1, 1), torch.nan), base_BL, one, (4, 4, 4), 4, 3.0, 6.0)
+    assert (cells[0, PRESENT_INDEX] == 1).any() and (cells[0, PRESENT_INDEX] == 0).any()
+    assert torch.isnan(cells[0, :PRESENT_INDEX]).all()
+
+
+def test_an_ignored_place_is_neither_positive_nor_negative() -> None:
+    assert torch.isnan(_pooled((8, 8, 8, IGNORED))).all()
+    assert (_pooled((8, 8, 30, IGNORED)) == 0).all()
+    beside = _pooled((8, 8, 8, IGNORED), (8, 8, 9, MCA))
+    assert beside[MCA] == beside[PRESENT_INDEX] == 1 and torch.isnan(beside[TIP])
+    point, label = torch.tensor([[[8.0, 8, 8]]]), torch.tensor([[IGNORED]])
+    unknown, base = torch.full((1, 1), torch.nan), torch.zeros(1, 14)
+    cells, near = targets.cells(point, label, unknown, base, torch.ones(1, 3), (4, 4, 4), 4, 3.0, 6.0)
+    assert not (cells == 1).any()
+    assert torch.isnan(cells[0, :, 1:3, 1:3, 1:3]).all() and cells[0, PRESENT_INDEX, 0, 0, 0] == 0
+    assert near[0, 1:3, 1:3, 1:3].all() and not near[0, 0, 0, 0]
+    negative = np.zeros(14, np.float32)
+    assert (base_labels(negative, np.array([IGNORED])) == 0).all()
+    positive = negative.copy()
+    positive[PRESENT_INDEX] = 1
+    assert np.isnan(base_labels(positive, np.array([IGNORED]))[PRESENT_INDEX]), "its own aneurysm may be anywhere"
 
 
 def _cells(

@@ -19,10 +19,13 @@ from typing import Any
 import numpy as np
 
 from aneurysm_ray.config import FrameBase
-from aneurysm_ray.data import places
+from aneurysm_ray.data import nifti, places
 from aneurysm_ray.data.dataset import Localizer, SeriesEntry
 from aneurysm_ray.data.dicom import scan_series
 from aneurysm_ray.data.dicom.files import list_files
+from aneurysm_ray.data.meanings import Values
+from aneurysm_ray.data.nifti import is_nifti
+from aneurysm_ray.data.points import Mark
 from aneurysm_ray.data.urls import is_url
 from aneurysm_ray.errors import DatasetError, SeriesError
 
@@ -51,8 +54,11 @@ class Source:
     digest: str = ""
     vessels: str = ""
     """Path or URL of the mask of its vessels, or nothing."""
-    domes: str = ""
-    """The same of its aneurysms' domes."""
+    domes: tuple[tuple[str, Values], ...] = ()
+    """The same of the masks of its aneurysms' domes, each with what its values mean."""
+    marks: tuple[Mark, ...] = ()
+    patient: str = ""
+    """Whose it is, by the name that a table or layout gives, or nothing."""
     deep: bool = True
     """Folders below the series' own are part of it."""
     own_uid: str | None = None
@@ -73,7 +79,7 @@ def find_sources(data: str, frame_base: FrameBase = "auto") -> tuple[list[Source
     notes = list(there.notes)
     if not there.entries:
         raise DatasetError(
-            f"{data} holds no series; give a folder with one folder or archive of DICOM files per series"
+            f"{data} holds no series; give a folder with one folder or archive of DICOM files per series, or with NIfTI"
         )
     root = data if is_url(data) else str(Path(data).absolute())
 
@@ -81,9 +87,22 @@ def find_sources(data: str, frame_base: FrameBase = "auto") -> tuple[list[Source
         location, entry = pair
         targets = tuple(None if np.isnan(target) else float(target) for target in entry.targets)
         key = location.removeprefix(root).strip("/") or "."
-        source = Source(key, location, entry.series_uid, entry.modality, targets, entry.points, deep=entry.deep)
-        masks = [there.mask(path) if path else ("", 0, "") for path in (entry.vessels, entry.domes)]
-        source = replace(source, vessels=masks[0][0], domes=masks[1][0])
+        vessels = there.mask(entry.vessels) if entry.vessels else ("", 0, "")
+        domes = [there.mask(mask.path) for mask in entry.domes]
+        masks = [vessels, *domes]
+        source = Source(
+            key,
+            location,
+            entry.series_uid,
+            entry.modality,
+            targets,
+            entry.points,
+            vessels=vessels[0],
+            domes=tuple((found[0], mask.values) for found, mask in zip(domes, entry.domes, strict=True)),
+            marks=entry.marks,
+            patient=entry.patient or "",
+            deep=entry.deep,
+        )
         files = there.listed(location)
         size = sum(size for _, size, _ in files)
         return _with_header(replace(source, files=len(files), bytes=size, digest=_digest(files, masks, source)))
@@ -103,7 +122,12 @@ def _digest(files: places.Listing, masks: Sequence[places.Mask], source: Source)
 
 
 def _known(source: Source) -> list[Any]:
-    return [source.series_uid, source.modality, source.targets, [asdict(point) for point in source.points]]
+    known: list[Any] = [
+        *(source.series_uid, source.modality, source.targets),
+        [asdict(point) for point in source.points],
+    ]
+    of_tables = [source.patient, [asdict(mark) for mark in source.marks], [values for _, values in source.domes]]
+    return [*known, of_tables] if any(of_tables) else known
 
 
 def content_digest(path: Path, masks: Sequence[Path | None], source: Source) -> str:
@@ -141,7 +165,10 @@ def _with_header(source: Source) -> Source:
                 frames = max(header.frames, header.frames * source.files)
                 voxels = 2 * frames * header.rows * header.columns
         else:
-            header = scan_series(Path(source.location), deep=source.deep)
+            path = Path(source.location)
+            if is_nifti(path):
+                return replace(source, own_uid="", voxel_bytes=nifti.voxel_bytes(path))
+            header = scan_series(path, deep=source.deep)
             voxels = header.voxel_bytes
     except (SeriesError, OSError):
         return source if source.series_uid else replace(source, own_uid="")

@@ -22,6 +22,9 @@ from pydicom.filereader import read_partial
 from aneurysm_ray.config import FrameBase
 from aneurysm_ray.data.dicom.archives import is_archive, stem
 from aneurysm_ray.data.identity import is_uid
+from aneurysm_ray.data.meanings import Values
+from aneurysm_ray.data.nifti import is_nifti
+from aneurysm_ray.data.points import Mark
 from aneurysm_ray.errors import DatasetError, did_you_mean
 from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
 
@@ -71,22 +74,34 @@ class Localizer:
     """Of the aneurysm, where the table has a column `radius_mm`."""
 
 
+@dataclass(frozen=True)
+class DomeMask:
+    """A NIfTI mask of aneurysms, and what its values mean."""
+
+    path: Path
+    values: Values = ()
+
+
 @dataclass(frozen=True, eq=False)
 class SeriesEntry:
-    """A series folder and what the tables say of it."""
+    """A series folder or file and what the tables say of it."""
 
     series_uid: str | None
     """None where no table and no layout names it; the files themselves do."""
     path: Path
     modality: str | None
-    """One of `MODALITIES`, or None."""
+    """One of `MODALITIES`, CT, MR, or None."""
     targets: NDArray[np.float32]
     """(14,) in the order of `labels.LABELS`; NaN where unknown."""
     points: tuple[Localizer, ...]
     vessels: Path | None = None
     """Mask of the vessels of the Circle of Willis, NIfTI with SEGMENTATION_VALUES; see `masks`."""
-    domes: Path | None = None
-    """Mask of the aneurysms' domes, NIfTI; of synthetic data only."""
+    domes: tuple[DomeMask, ...] = ()
+    """Masks of the aneurysms' domes."""
+    marks: tuple[Mark, ...] = ()
+    """Places that a table gives in space or in voxels."""
+    patient: str | None = None
+    """Whose it is, by the name that a table or layout gives; None where the files themselves say."""
     deep: bool = True
     """Folders below the series' own are part of it; where no layout says so, each is a series by itself."""
 
@@ -125,7 +140,7 @@ def open_dataset(root: Path, frame_base: FrameBase = "auto") -> Dataset:
             path=folder,
             points=points.get(uid, ()),
             vessels=vessels.get(uid),
-            domes=domes.get(uid),
+            domes=(DomeMask(domes[uid]),) if uid in domes else (),
         )
         for uid, folder in folders_by_uid.items()
     )
@@ -326,7 +341,7 @@ def _some(uids: Sequence[str | None]) -> str:
 
 
 def _find_series(root: Path) -> tuple[list[Path], list[str]]:
-    """List folders below `root` that hold files, and archives; files beside such folders belong to nothing."""
+    """List folders below `root` that hold files, archives and NIfTI files; files beside such belong to nothing."""
     closed: list[Path] = []
     found = [path for path in _walk(root, closed) if path != root]
     loose = sum(1 for path in root.iterdir() if _is_loose(path))
@@ -339,7 +354,7 @@ def _find_series(root: Path) -> tuple[list[Path], list[str]]:
 
 
 def _walk(folder: Path, closed: list[Path], above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """Yield every folder from `folder` down that holds a file, and every archive; collect those that cannot be read.
+    """Yield every folder from `folder` down that holds a file, every archive and NIfTI file; collect what is closed.
 
     Links are followed unless they lead into a circle; hidden folders are passed over.
     """
@@ -349,7 +364,7 @@ def _walk(folder: Path, closed: list[Path], above: frozenset[Path] = frozenset()
     children = sorted(folder.iterdir())
     if any(_is_loose(path) for path in children):
         yield folder
-    yield from (path for path in children if path.is_file() and is_archive(path))
+    yield from (path for path in children if (path.is_file() and is_archive(path)) or _is_nifti_file(path))
     for child in children:
         if child.is_dir() and not child.name.startswith("."):
             if os.access(child, os.R_OK | os.X_OK):
@@ -363,6 +378,11 @@ def _is_loose(path: Path) -> bool:
 
     So is a link that leads nowhere: a folder of such links is a series, whose reading says what is wrong with it.
     """
-    if path.name.startswith(".") or is_archive(path):
+    if path.name.startswith(".") or is_archive(path) or _is_nifti_file(path):
         return False
     return path.is_file() or (path.is_symlink() and not path.exists())
+
+
+def _is_nifti_file(path: Path) -> bool:
+    """Whether a path is a NIfTI file, or a pointer to one that was not fetched."""
+    return is_nifti(path) and not path.name.startswith(".") and (path.is_file() or path.is_symlink())

@@ -4,22 +4,27 @@ Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011): the rarest tra
 patients to the fold that lacks it most, so that even a label with a dozen positives occurs in every fold.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from aneurysm_ray.config import FoldsConfig
+from aneurysm_ray.data import own_folds
 from aneurysm_ray.errors import RequestError
 from aneurysm_ray.labels import LABELS, PRESENT
 
 
-def assign(table: pd.DataFrame, config: FoldsConfig) -> pd.DataFrame:
+def assign(table: pd.DataFrame, config: FoldsConfig, hashed: own_folds.Hash | None = None) -> pd.DataFrame:
     """Return series_uid, patient, fold for each row of a volumes table, in its order.
 
     A patient's series share a fold; folds hold equally many patients, give or take one. The assignment depends on the
-    set of series and the seed alone, not on the order of rows. Raises RequestError when there are fewer patients than
-    folds.
+    set of series and the seed alone, not on the order of rows; or on `config.file`, whose names of patients `hashed`
+    turns into the set's. Raises RequestError when there are fewer patients than folds, or the file is wrong.
     """
+    if config.file:
+        return own_folds.read(Path(config.file), table, config, hashed)
     patients, traits = _traits(table)
     if len(patients) < 2:
         raise RequestError(

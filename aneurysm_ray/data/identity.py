@@ -14,7 +14,7 @@ import io
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from aneurysm_ray import rundir
@@ -79,6 +79,17 @@ def patient_key(out: str, key_file: str = "") -> bytes:
             f"{path}: the patient key cannot be written there: {error.strerror}; choose another OUT"
         ) from error
     return _read_key(path, "restore the key of this set, or delete both the file and the set")
+
+
+def hash_of_patients(out: str, key_file: str = "") -> Callable[[str], str] | None:
+    """Return what turns a patient as the data set called them into a prepared set's; None where its key is not here.
+
+    Raises RequestError for a key that cannot be read.
+    """
+    if not (os.environ.get(KEY_VARIABLE, "").strip() or key_file) and (is_url(out) or not key_path(out).exists()):
+        return None
+    key = patient_key(out, key_file)
+    return lambda name: patient_hash(key, name, "")
 
 
 def _write_new_key(path: Path) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 import pandas as pd
 
 from aneurysm_ray import location, rundir
-from aneurysm_ray.data import dataset, dicom, doubts, store
+from aneurysm_ray.data import doubts, layout, scans, store
 from aneurysm_ray.data.dicom import QUALITY
+from aneurysm_ray.data.nifti import is_nifti
+from aneurysm_ray.data.series_table import TABLE
 from aneurysm_ray.errors import SERIES_REASONS, RequestError, SeriesError, printable
 from aneurysm_ray.labels import LABELS
 
@@ -28,8 +30,8 @@ def inspect(path: Path, limit: int = 100) -> dict[str, Any]:
         return _prepared(path)
     if found:
         return _run(path, found)
-    # A series' folder holds files only; notes may lie beside the folders of a data set.
-    if path.is_dir() and any(child.is_dir() for child in path.iterdir()):
+    # A series' folder holds files of DICOM only; notes may lie beside the folders of a data set.
+    if path.is_dir() and any(child.is_dir() or is_nifti(child) or child.name == TABLE for child in path.iterdir()):
         return _dataset(path, limit)
     return {"kind": "series", "path": str(path), **_series(path)}
 
@@ -45,9 +47,9 @@ def _run(path: Path, kind: str) -> dict[str, Any]:
     return {**facts, **({"epochs": epochs} if epochs else {})}
 
 
-def _series(path: Path, *, deep: bool = True) -> dict[str, Any]:
+def _series(path: Path, *, deep: bool = True, modality: str | None = None) -> dict[str, Any]:
     try:
-        volume = dicom.read_series(path, deep=deep)
+        volume = scans.read_scan(path, deep=deep, modality=modality)
     except SeriesError as error:
         return {"status": "rejected", "reason": error.reason, "message": str(error)}
     return {
@@ -64,15 +66,19 @@ def _series(path: Path, *, deep: bool = True) -> dict[str, Any]:
 
 
 def _dataset(path: Path, limit: int) -> dict[str, Any]:
-    data = dataset.open_dataset(path)
-    read = [{"path": str(entry.path), **_series(entry.path, deep=entry.deep)} for entry in data.series[:limit]]
+    data = layout.open_dataset(path)
+    read = [
+        {"path": str(entry.path), **_series(entry.path, deep=entry.deep, modality=entry.modality)}
+        for entry in data.series[:limit]
+    ]
     positive = {label: sum(entry.targets[i] == 1 for entry in data.series) for i, label in enumerate(LABELS)}
     return {
         "kind": "dataset",
         "path": str(path),
         "series": len(data.series),
         "labelled": sum(bool(entry.targets[-1] == entry.targets[-1]) for entry in data.series),
-        "points": sum(len(entry.points) for entry in data.series),
+        "points": sum(len(entry.points) + len(entry.marks) for entry in data.series),
+        "aneurysm masks": sum(bool(entry.domes) for entry in data.series),
         "vessel masks": sum(entry.vessels is not None for entry in data.series),
         "positive": {label: int(count) for label, count in positive.items() if count},
         "notes": list(data.notes),

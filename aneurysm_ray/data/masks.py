@@ -6,7 +6,7 @@ competition's are ordered (X, Y, Z) with y flipped against the images, and some 
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -157,33 +157,54 @@ def _checked(labels: NDArray[Any]) -> U8:
     return whole.astype(np.uint8)
 
 
-def on_volume(
-    vessels: Path | None,
-    domes: Path | None,
+def vessels_on_volume(
+    path: Path | None, affine: NDArray[np.float64], shape: tuple[int, int, int], points: Sequence[Point]
+) -> tuple[U8 | None, list[str]]:
+    """Return a mask of vessels, by class, on the grid of a stored volume, or the quality code of why it is left out."""
+    if path is None:
+        return None, []
+    try:
+        mask = read_mask(path)
+        labels = onto_grid(mask, affine, shape)
+    except MaskError:
+        return None, ["mask_unreadable"]
+    code = _wrong(mask, labels, affine, points)
+    return (None, [code]) if code else (labels, [])
+
+
+def domes_on_volume(
+    found: Sequence[tuple[Mask, NDArray[np.bool_], NDArray[np.bool_]]],
     affine: NDArray[np.float64],
     shape: tuple[int, int, int],
-    points: Sequence[Point],
-) -> tuple[U8 | None, U8 | None, list[str]]:
-    """Return the masks of vessels, by class, and of domes, 1 inside them, on the grid of a stored volume, and quality
-    codes of those that were left out."""
-    codes = []
-    shown: list[U8 | None] = [None, None]
-    for index, path in enumerate((vessels, domes)):
-        if path is None:
-            continue
-        try:
-            mask = read_mask(path)
-            labels = onto_grid(mask, affine, shape)
-        except MaskError:
-            codes.append("mask_unreadable")
-            continue
-        if index == 1:
-            shown[index] = np.where(labels == UNKNOWN, labels, labels > 0).astype(np.uint8)
-        elif code := _wrong(mask, labels, affine, points):
-            codes.append(code)
+) -> U8 | None:
+    """Return the masks of domes as one on the grid of a stored volume: 1 inside a dome, UNKNOWN where nobody looked.
+
+    `found` has for each mask where, on its own axes, it shows domes and what is ignored; the latter is UNKNOWN too.
+    """
+    domes: U8 | None = None
+    for mask, inside, ignored in found:
+        # Two is what is ignored, on the way.
+        labels = onto_grid(replace(mask, labels=inside.astype(np.uint8) + 2 * ignored.astype(np.uint8)), affine, shape)
+        mapped = np.where(labels == 2, UNKNOWN, labels).astype(np.uint8)
+        if domes is None:
+            domes = mapped
         else:
-            shown[index] = labels
-    return shown[0], shown[1], list(dict.fromkeys(codes))
+            looked = np.where(domes == UNKNOWN, mapped, domes)
+            looked[(domes != UNKNOWN) & (labels == 2)] = UNKNOWN
+            domes = np.where((domes == 1) | (mapped == 1), 1, looked).astype(np.uint8)
+    return domes
+
+
+def misses(mask: Mask, inside: NDArray[np.bool_], affine: NDArray[np.float64], shape: tuple[int, int, int]) -> bool:
+    """Whether less than LEAST_INSIDE of what a mask shows lies in a stored volume."""
+    places = np.argwhere(inside)
+    if not len(places):
+        return False
+    mm = places @ mask.affine[:3, :3].T + mask.affine[:3, 3]
+    to_voxel = np.linalg.inv(affine)
+    zyx = mm @ to_voxel[:3, :3].T + to_voxel[:3, 3]
+    within = ((zyx >= -0.5) & (zyx <= np.array(shape) - 0.5)).all(axis=1)
+    return bool(within.mean() < LEAST_INSIDE)
 
 
 def _wrong(mask: Mask, labels: U8, affine: NDArray[np.float64], points: Sequence[Point]) -> str:
@@ -209,10 +230,12 @@ def _contradicts(mm: NDArray[np.float64], classes: U8, affine: NDArray[np.float6
     for point in points:
         place = affine[:3, :3] @ (point.z, point.y, point.x) + affine[:3, 3]
         distance = np.linalg.norm(mm - place, axis=1)
+        if distance.min() > FAR_MM:
+            return True
+        if not point.location:
+            continue
         own, mirrored = SEGMENTATION_VALUES[point.location], MIRRORED_CLASSES[SEGMENTATION_VALUES[point.location]]
         nearest = {value: distance[classes == value].min(initial=np.inf) for value in (own, mirrored)}
         if NEAR_MM < nearest[own] < np.inf and nearest[mirrored] < nearest[own] / 2:
-            return True
-        if distance.min() > FAR_MM:
             return True
     return False

@@ -62,8 +62,9 @@ def read_nifti(path: Path, *, modality: str | None = None, patient_id: str = "")
     """Read a NIfTI-1 or -2 file, `.nii` or `.nii.gz`, into a volume; `modality` is CT or MR where the caller knows.
 
     Voxels are the scaled values, int16 where all of them are whole and fit, else float32; values that are no number are
-    background. Slices are the header's slice axis, else the last. Of the two places that a header may give the sform
-    counts, unless it is sheared within its slices; `quality` tells where they disagree, and all that was assumed.
+    background. Slices lie along the file's last axis: what a header says of its slice axis may be left over from before
+    the file was turned. Of the two places that a header may give the sform counts, unless it is sheared within slices;
+    `quality` tells where they disagree, and all that was assumed.
     Raises SeriesError: `not_fetched` for a pointer of git-annex or Git LFS, `mixed_passes` for 4D, `not_hounsfield` for
     a CT in another unit, `no_geometry` where nothing tells left from right, and others of `SERIES_REASONS`.
     """
@@ -78,17 +79,15 @@ def read_nifti(path: Path, *, modality: str | None = None, patient_id: str = "")
         raise SeriesError("memory", "takes more memory than there is", where) from error
     except _DAMAGE as error:
         raise SeriesError("unreadable_pixels", f"cannot be read to its end ({type(error).__name__})", where) from error
-    axis = image.header.get_dim_info()[2]
-    order = _order(2 if axis is None else axis)
-    affine = placement.affine[:, [*order, 3]]
-    voxels, strange = _values(raw.transpose(order), slope, intercept, background=0)
+    affine = placement.affine[:, [2, 1, 0, 3]]
+    voxels, strange = _values(raw.transpose(), slope, intercept, background=0)
     codes = {*placement.codes, *strange, "series_uid_assumed"}
     if modality is None:
         modality = "CT" if looks_like_hu(voxels) else "MR"
         codes.add("modality_assumed")
     if modality == "CT":
         if "not_finite" in codes:
-            voxels, _ = _values(raw.transpose(order), slope, intercept, background=AIR_HU)
+            voxels, _ = _values(raw.transpose(), slope, intercept, background=AIR_HU)
         _check_hounsfield(voxels, where)
         codes |= {"hu_doubtful"} if hu_doubtful(voxels) else set()
     step, row, column = affine[:3, 0], affine[:3, 1], affine[:3, 2]
@@ -117,7 +116,7 @@ _DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, OverflowError, zl
 
 def _opened(path: Path) -> Any:
     where = str(path)
-    _check_is_here(path)
+    check_is_here(path)
     try:
         image = nibabel.load(path)
         # A header's scaling is looked at when it is asked for, and may be as damaged as the rest.
@@ -129,7 +128,7 @@ def _opened(path: Path) -> Any:
     return image
 
 
-def _check_is_here(path: Path) -> None:
+def check_is_here(path: Path) -> None:
     """Raise SeriesError for what is no NIfTI file by name or first bytes, with the cure; pointers among them."""
     where, name = str(path), path.name.lower()
     if name.endswith(ELSEWHERE):
@@ -205,7 +204,7 @@ def _placed(header: Any, shape: tuple[int, int, int], where: str) -> Placement:
             where,
         )
     codes = []
-    sheared = {name: _shear(matrix, header) > SHEAR_TOLERANCE for name, matrix in forms.items()}
+    sheared = {name: _shear(matrix) > SHEAR_TOLERANCE for name, matrix in forms.items()}
     if all(sheared.values()):
         raise SeriesError("no_geometry", "has axes that are not at right angles to each other in its slices", where)
     chosen = next(name for name in ("sform", "qform") if name in forms and not sheared[name])
@@ -221,17 +220,9 @@ def _placed(header: Any, shape: tuple[int, int, int], where: str) -> Placement:
     return Placement(affine, tuple(codes + told))
 
 
-def _order(slice_axis: int) -> tuple[int, int, int]:
-    """Return the file's axes in the order (z, y, x) of a volume, the slowest of the file first among equals."""
-    y, x = [axis for axis in (2, 1, 0) if axis != slice_axis]
-    return slice_axis, y, x
-
-
-def _shear(matrix: Affine, header: Any) -> float:
+def _shear(matrix: Affine) -> float:
     """Return the cosine between the two axes within a slice; slices themselves may be tilted."""
-    axis = header.get_dim_info()[2]
-    _, y, x = _order(2 if axis is None else axis)
-    row, column = matrix[:3, y], matrix[:3, x]
+    row, column = matrix[:3, 1], matrix[:3, 0]
     return abs(float(row @ column)) / float(np.linalg.norm(row) * np.linalg.norm(column))
 
 

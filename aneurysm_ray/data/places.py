@@ -1,6 +1,6 @@
 """Where the series of a data set lie: folders and archives on a file system, prefixes and objects in an object store.
 
-`dataset.open_dataset` joins tables to folders and archives. Where the whole lies in an object store, it is given a
+`layout.open_dataset` joins tables to folders and archives. Where the whole lies in an object store, it is given a
 stand-in: the tables, and a folder with an empty file in the place of each series.
 """
 
@@ -18,7 +18,7 @@ import fsspec
 import pandas as pd
 
 from aneurysm_ray.config import FrameBase
-from aneurysm_ray.data import dataset
+from aneurysm_ray.data import bids, dataset, layout, nnunet, series_table
 from aneurysm_ray.data.dataset import SeriesEntry
 from aneurysm_ray.data.dicom.archives import is_archive, stem
 from aneurysm_ray.data.dicom.files import list_files
@@ -52,7 +52,7 @@ class Found:
 
 def on_file_system(root: Path, frame_base: FrameBase = "auto") -> Found:
     """Return the series below a folder. Raises DatasetError."""
-    found = dataset.open_dataset(root, frame_base)
+    found = layout.open_dataset(root, frame_base)
     entries = {str(entry.path): entry for entry in found.series}
     return Found(entries, lambda location: _listed_locally(location, entries[location]), found.notes, _mask_locally)
 
@@ -86,6 +86,11 @@ def in_object_store(url: str, frame_base: FrameBase = "auto") -> Found:
     except Exception as error:
         raise DatasetError(f"{url} cannot be listed: {type(error).__name__}: {error}") from error
     root = root.rstrip("/")
+    for table in (series_table.TABLE, nnunet.DESCRIPTION, bids.PARTICIPANTS):
+        if f"{root}/{table}" in infos:
+            raise DatasetError(
+                f"{url} has a {table}: sets of NIfTI files are read from a file system; mount or copy it"
+            )
     listings: defaultdict[str, Listing] = defaultdict(list)
     masks: dict[str, Mask] = {}
     tabular = any(path.startswith(f"{root}/series/") for path in infos)

@@ -4,6 +4,7 @@ A `SourceSlices` is a `Volume` without its voxels, small enough to travel betwee
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,22 @@ from aneurysm_ray.data.volume import Volume
 
 SAME_PLACE_MM = 0.01
 """Copies of one image place a point within this."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place that a table gives in space or in voxels, and not on an image that it names."""
+
+    space: Literal["lps", "ras", "voxel"]
+    """Of the coordinates: patient mm, or voxel indices (i, j, k) of a NIfTI file."""
+    x: float
+    y: float
+    z: float
+    location: str
+    """One of `labels.LOCATIONS`, or nothing where it is unknown."""
+    radius_mm: float | None = None
+    ignored: bool = False
+    """Neither an aneurysm to find nor its absence, such as a treated one."""
 
 
 @dataclass(frozen=True)

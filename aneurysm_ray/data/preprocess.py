@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm_ray.config import VolumeConfig
-from aneurysm_ray.data import doubts, masks, vesselness
-from aneurysm_ray.data.dataset import Localizer
-from aneurysm_ray.data.points import marked_mm
+from aneurysm_ray.data import doubts, lesions, masks, vesselness
+from aneurysm_ray.data.dataset import DomeMask, Localizer
+from aneurysm_ray.data.points import Mark, marked_mm
 from aneurysm_ray.data.region import Head, find_head, head_box, patient_axes
 from aneurysm_ray.data.resample import Axes, frame_of, resample
 from aneurysm_ray.data.store import Point, PreparedVolume
@@ -38,17 +38,18 @@ def prepare_series(
     *,
     targets: NDArray[np.float32] | None = None,
     localizers: Sequence[Localizer] = (),
+    marks: Sequence[Mark] = (),
     modality: str | None = None,
     series_uid: str | None = None,
     patient: str = "",
     source_digest: str = "",
     vessels: Path | None = None,
-    domes: Path | None = None,
+    domes: Sequence[DomeMask] = (),
 ) -> PreparedVolume:
     """Return a series reoriented, cropped to the region of interest, resampled and windowed.
 
-    What the tables know (`targets`, `localizers`, `modality`, `series_uid`) replaces what the images say. What is
-    doubtful about clicks and masks (NIfTI files, taken onto the volume's grid) is told by quality codes.
+    What the tables know (`targets`, `localizers`, `marks`, `modality`, `series_uid`) replaces what the images say. What
+    is doubtful about places and masks (NIfTI files, taken onto the volume's grid) is told by quality codes.
     Raises SeriesError (`no_head`) for an image of one value, (`no_geometry`) when slices do not lie one after another.
     """
     frame = frame_of(volume)
@@ -70,14 +71,17 @@ def prepare_series(
     flips = tuple(slice(None, None, sign) for sign in signs)
     standard = np.ascontiguousarray(stored.transpose(axes)[flips])
     affine = _affine(frame, axes, signs, targets_mm, spacing)
-    points, codes = _points(volume, localizers, affine)
+    clicks, codes = _points(volume, localizers, affine)
+    size = standard.shape[0], standard.shape[1], standard.shape[2]
+    labels = np.full(len(LABELS), np.nan, np.float32) if targets is None else targets.astype(np.float32)
+    known = lesions.gather(volume, affine, size, clicks, marks, domes, labels)
+    points = known.points
+    codes += known.codes
     modality = modality or volume.modality
     middle_x = _middle_x(head, frame, affine)
     codes += doubts.of_points(points, standard, window, config.spacing_mm, middle_x, modality, config.window_medians)
     codes += ["head_doubtful"] * head.doubtful
-    size = standard.shape[0], standard.shape[1], standard.shape[2]
-    of_masks = (vessels, domes) if config.masks else (None, None)
-    on_vessels, in_domes, missed = masks.on_volume(*of_masks, affine, size, points)
+    on_vessels, missed = masks.vessels_on_volume(vessels if config.masks else None, affine, size, points)
     return PreparedVolume(
         series_uid=series_uid or volume.series_uid,
         patient=patient,
@@ -85,12 +89,13 @@ def prepare_series(
         plane=volume.plane,
         voxels=cast(Voxels, standard),
         affine=affine,
-        targets=np.full(len(LABELS), np.nan, np.float32) if targets is None else targets.astype(np.float32),
+        targets=known.targets,
         points=points,
+        ignored=known.ignored,
         window=window,
         vessels=on_vessels,
-        domes=in_domes,
-        quality=(*volume.quality, *codes, *missed),
+        domes=known.domes if config.masks else None,
+        quality=tuple(dict.fromkeys((*volume.quality, *codes, *missed))),
         source_digest=source_digest,
         vessel_places=vesselness.vessel_places(to_uint8(standard, window), config.spacing_mm, modality, on_vessels),
     )

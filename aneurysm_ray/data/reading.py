@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aneurysm_ray.config import VolumeConfig
-from aneurysm_ray.data import dicom, preprocess, store
+from aneurysm_ray.data import preprocess, scans, store
 from aneurysm_ray.data.points import SourceSlices, source_slices
 from aneurysm_ray.data.store import PreparedVolume
 from aneurysm_ray.errors import RunDirError, SeriesError
@@ -17,13 +17,13 @@ class Reading:
 
     prepared: PreparedVolume
     slices: SourceSlices | None
-    """None for a prepared volume, which no longer knows its files."""
+    """None for a prepared volume and a NIfTI file, which do not know the images that were scanned."""
     seconds: dict[str, float]
     """Seconds by stage."""
 
 
 def read(path: Path, config: VolumeConfig, deep: bool = True) -> Reading:
-    """Read and prepare a series: a folder or archive of DICOM files, or a prepared volume (`.parquet`).
+    """Read and prepare a series: a folder or archive of DICOM files, a NIfTI file, or a prepared volume (`.parquet`).
 
     Folders below the series' own are read too where it is `deep`.
     Raises SeriesError when it cannot be a volume.
@@ -35,8 +35,8 @@ def read(path: Path, config: VolumeConfig, deep: bool = True) -> Reading:
         except RunDirError as error:
             raise SeriesError("bad_archive", str(error)) from error
         return Reading(prepared, None, {"read": time.perf_counter() - start})
-    volume = dicom.read_series(path, deep=deep)
+    volume = scans.read_scan(path, deep=deep)
     read_at = time.perf_counter()
     prepared = preprocess.prepare_series(volume, config)
     seconds = {"read": read_at - start, "prepare": time.perf_counter() - read_at}
-    return Reading(prepared, source_slices(volume), seconds)
+    return Reading(prepared, source_slices(volume) if volume.instances else None, seconds)

@@ -37,7 +37,7 @@ class Point:
     x: float
     """Voxel coordinates in the stored volume; may lie outside it."""
     location: str
-    """One of `labels.LOCATIONS`."""
+    """One of `labels.LOCATIONS`, or nothing where it is unknown."""
     radius_mm: float | None = None
     """Of the aneurysm, where a table knows it."""
 
@@ -67,6 +67,8 @@ class PreparedVolume:
     vessels: NDArray[np.uint8] | None = None
     """(Z, Y, X) `dataset.SEGMENTATION_VALUES` of the vessel in each voxel, 0 elsewhere, 255 where nobody looked; None
     without a mask."""
+    ignored: tuple[Point, ...] = ()
+    """Places that are neither positive nor negative, such as treated aneurysms."""
     domes: NDArray[np.uint8] | None = None
     """(Z, Y, X) 1 inside an aneurysm's dome, 0 elsewhere, 255 where nobody looked; None where domes are not known."""
     vessel_places: NDArray[np.int16] = field(default_factory=lambda: np.empty((0, 3), np.int16))
@@ -109,6 +111,7 @@ SCHEMA = pa.schema(
         ("targets", pa.list_(pa.float32())),
         ("points", pa.list_(_POINT_TYPE)),
         ("vessel_places", pa.list_(pa.int16())),
+        ("ignored", pa.list_(_POINT_TYPE)),
         ("quality", pa.list_(pa.string())),
         ("source_digest", pa.string()),
         ("vessels", pa.large_binary()),
@@ -133,6 +136,7 @@ TABLE_SCHEMA = pa.schema(
         *((label, pa.float32()) for label in LABELS),
         ("points", pa.list_(_POINT_TYPE)),
         ("vessel_places", pa.list_(pa.int16())),
+        ("ignored", pa.list_(_POINT_TYPE)),
         ("quality", pa.list_(pa.string())),
         ("source_digest", pa.string()),
         ("has_vessels", pa.bool_()),
@@ -207,6 +211,7 @@ def _described(prepared: PreparedVolume) -> dict[str, Any]:
         "low": float(prepared.window.low),
         "high": float(prepared.window.high),
         "points": [asdict(point) for point in prepared.points],
+        "ignored": [asdict(point) for point in prepared.ignored],
         "quality": list(prepared.quality),
         "source_digest": prepared.source_digest,
         "vessel_places": prepared.vessel_places.ravel().tolist(),
@@ -231,7 +236,8 @@ def read_volume(path: str | Path, *, masks: bool = True) -> PreparedVolume:
         with fsspec.open(str(path), "rb") as file:
             stored = pq.ParquetFile(file)
             _check_format(stored, path)
-            table = stored.read(columns=columns)
+            # Sets may have been made before there were ignored places.
+            table = stored.read(columns=[name for name in columns if name in stored.schema_arrow.names])
         row = {name: table.column(name)[0] for name in table.column_names}
         shape = row["shape"].as_py()
 
@@ -248,6 +254,7 @@ def read_volume(path: str | Path, *, masks: bool = True) -> PreparedVolume:
             affine=np.array(row["affine"].as_py()).reshape(4, 4),
             targets=np.array(row["targets"].as_py(), np.float32),
             points=tuple(Point(**point) for point in row["points"].as_py()),
+            ignored=tuple(Point(**point) for point in row["ignored"].as_py()) if "ignored" in row else (),
             quality=tuple(row["quality"].as_py()),
             source_digest=row["source_digest"].as_py(),
             vessel_places=np.array(row["vessel_places"].as_py(), np.int16).reshape(-1, 3),
@@ -301,6 +308,8 @@ def volumes_table(folder: str | Path) -> pd.DataFrame:
             stored = pq.ParquetFile(file)
             _check_format(stored, folder)
             table = stored.read()
+            if "ignored" not in table.column_names:
+                table = table.append_column("ignored", pa.array([[]] * len(table), pa.list_(_POINT_TYPE)))
     except OSError as error:
         raise RunDirError(
             f"{folder} is not a prepared set: {rundir.VOLUMES} cannot be read ({error.strerror or error}); "

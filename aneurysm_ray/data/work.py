@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from aneurysm_ray.config import VolumeConfig
-from aneurysm_ray.data import catalogue, picture, places, store, urls
-from aneurysm_ray.data.dataset import Localizer
-from aneurysm_ray.data.dicom import read_series
+from aneurysm_ray.data import catalogue, picture, places, scans, store, urls
+from aneurysm_ray.data.dataset import DomeMask, Localizer
 from aneurysm_ray.data.identity import check_uid, keyed, made_uid, patient_hash, place_hash
+from aneurysm_ray.data.points import Mark
 from aneurysm_ray.data.preprocess import prepare_series
 from aneurysm_ray.data.volume import Volume
 from aneurysm_ray.errors import SeriesError
@@ -67,6 +67,8 @@ class Task:
         source = fields["source"]
         source["points"] = tuple(Localizer(**point) for point in source["points"])
         source["targets"] = tuple(source["targets"])
+        source["marks"] = tuple(Mark(**mark) for mark in source["marks"])
+        source["domes"] = tuple((path, tuple((v, word) for v, word in values)) for path, values in source["domes"])
         return Task(**{**fields, "source": catalogue.Source(**source)})
 
 
@@ -114,17 +116,19 @@ def prepare(task: Task) -> dict[str, Any]:
     source = task.source
     digest = source.digest
     try:
-        with _local(source) as (path, *masks):
+        with _local(source) as (path, vessels, domes):
             if task.hash_content:
+                masks = [vessels, *(mask.path for mask in domes)]
                 digest = keyed(task.key, catalogue.content_digest(path, masks, source))
             if (status := done_already(task, digest)) is not None:
                 return status
-            return _store(task, read_series(path, deep=source.deep), masks, digest)
+            volume = scans.read_scan(path, deep=source.deep, modality=source.modality)
+            return _store(task, volume, vessels, domes, digest)
     except SeriesError as error:
         return reject(task, error, digest)
 
 
-def _store(task: Task, volume: Volume, masks: Sequence[Path | None], digest: str) -> dict[str, Any]:
+def _store(task: Task, volume: Volume, vessels: Path | None, domes: Sequence[DomeMask], digest: str) -> dict[str, Any]:
     source, settings = task.source, VolumeConfig.model_validate(task.volume)
     own = made_uid(task.key, source.key) if "series_uid_assumed" in volume.quality else volume.series_uid
     if source.own_uid is not None and (own != source.own_uid or not source.series_uid):
@@ -138,10 +142,11 @@ def _store(task: Task, volume: Volume, masks: Sequence[Path | None], digest: str
         # A word from a file that DICOM does not define for volumes could be anything, and ends in the table.
         modality=source.modality or (volume.modality if volume.modality in ("CT", "MR") else "OT"),
         series_uid=uid,
-        patient=patient_hash(task.key, volume.patient_id, uid),
+        patient=patient_hash(task.key, source.patient or volume.patient_id, uid),
         source_digest=digest,
-        vessels=masks[0],
-        domes=masks[1],
+        marks=source.marks,
+        vessels=vessels,
+        domes=domes,
     )
     data = store.encode(prepared, volume_identity(task.volume))
     urls.write_bytes(urls.join(task.out, store.volume_path(uid)), data)
@@ -165,19 +170,22 @@ def _write(task: Task, digest: str, found: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _local(source: catalogue.Source) -> Iterator[tuple[Path, Path | None, Path | None]]:
-    """Yield paths on this machine of the series, its vessel mask and its dome mask: their own, or copies fetched from
+def _local(source: catalogue.Source) -> Iterator[tuple[Path, Path | None, list[DomeMask]]]:
+    """Yield paths on this machine of the series, its vessel mask and its dome masks: their own, or copies fetched from
     an object store."""
     if not urls.is_url(source.location):
-        vessels, domes = (Path(mask) if mask else None for mask in (source.vessels, source.domes))
-        yield Path(source.location), vessels, domes
+        domes = [DomeMask(Path(mask), values) for mask, values in source.domes]
+        yield Path(source.location), Path(source.vessels) if source.vessels else None, domes
         return
     with tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as folder:
-        series, *below = (Path(folder) / name for name in ("series", "vessels", "domes"))
-        for path in (series, *below):
-            path.mkdir()
-        vessels, domes = (
-            places.fetch_mask(mask, path) if mask else None
-            for mask, path in zip((source.vessels, source.domes), below, strict=True)
-        )
-        yield places.fetch(source.location, series, deep=source.deep), vessels, domes
+
+        def below(name: str) -> Path:
+            (Path(folder) / name).mkdir()
+            return Path(folder) / name
+
+        vessels = places.fetch_mask(source.vessels, below("vessels")) if source.vessels else None
+        domes = [
+            DomeMask(places.fetch_mask(mask, below(f"domes_{number}")), values)
+            for number, (mask, values) in enumerate(source.domes)
+        ]
+        yield places.fetch(source.location, below("series"), deep=source.deep), vessels, domes

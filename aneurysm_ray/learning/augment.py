@@ -15,7 +15,7 @@ from torch import Tensor
 
 from aneurysm_ray.config import AugmentConfig
 from aneurysm_ray.data.masks import MIRRORED_CLASSES, UNKNOWN
-from aneurysm_ray.labels import LOCATIONS, MIRRORED
+from aneurysm_ray.labels import MIRRORED
 from aneurysm_ray.learning.patches import Batch
 
 _MIRRORED_LABELS = [MIRRORED_CLASSES[label] if label < len(MIRRORED_CLASSES) else label for label in range(256)]
@@ -98,7 +98,7 @@ def mirror(batch: Batch, chosen: NDArray[np.int64]) -> Batch:
     image[index] = image[index].flip(-1)
     points[index, :, 2] = (image.shape[-1] - 1) - points[index, :, 2]
     old = labels[index]
-    labels[index] = torch.where(old >= 0, swap[old.clamp(0, len(LOCATIONS) - 1)], old)
+    labels[index] = torch.where(old >= 0, swap[old.clamp(min=0)], old)
     base[index] = base[index][:, swap]
     faces[index, 2] = faces[index, 2].flip(-1)
     vessels, domes = batch.vessels_BZYX, batch.domes_BZYX

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from aneurysm_ray.errors import RequestError
 from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
 
+IGNORED = -2
+"""Label of a place that is neither positive nor negative."""
+
 
 @dataclass(frozen=True, eq=False)
 class Case:
@@ -30,7 +33,7 @@ class Case:
     points: NDArray[np.float32]
     """(P, 3): voxels (z, y, x); may lie outside."""
     point_labels: NDArray[np.int64]
-    """(P,): index of each point's location in `labels.LOCATIONS`."""
+    """(P,): index of each point's location in `labels.LABELS`, the last where it is unknown; or IGNORED."""
     point_radii_mm: NDArray[np.float32]
     """(P,): radius of each point's aneurysm, NaN where unknown."""
     has_vessels: bool = False
@@ -57,7 +60,7 @@ def base_labels(targets: NDArray[np.float32], point_labels: NDArray[np.int64]) -
     has_point = np.isin(np.arange(len(LABELS)), point_labels)
     unplaced = (targets == 1) & ~has_point
     unplaced[PRESENT_INDEX] = unplaced[: len(LOCATIONS)].any() or (
-        targets[PRESENT_INDEX] == 1 and len(point_labels) == 0
+        targets[PRESENT_INDEX] == 1 and not (point_labels >= 0).any()
     )
     unknown = np.isnan(targets) & ~has_point
     unknown[PRESENT_INDEX] = np.isnan(targets[PRESENT_INDEX])
@@ -75,7 +78,8 @@ def from_table(table: pd.DataFrame, folder: Path) -> tuple[Case, ...]:
 
 
 def _case(row: dict[Any, Any], folder: Path) -> Case:
-    points = list(row["points"])
+    of_point = [LOCATIONS.index(p["location"]) if p["location"] else PRESENT_INDEX for p in row["points"]]
+    points = [*row["points"], *row["ignored"]]
     z, y, x = (int(n) for n in row["shape"])
     return Case(
         series_uid=str(row["series_uid"]),
@@ -87,7 +91,7 @@ def _case(row: dict[Any, Any], folder: Path) -> Case:
         affine=np.asarray(row["affine"], np.float64).reshape(4, 4),
         targets=np.array([row[label] for label in LABELS], np.float32),
         points=np.array([[p["z"], p["y"], p["x"]] for p in points], np.float32).reshape(-1, 3),
-        point_labels=np.array([LOCATIONS.index(p["location"]) for p in points], np.int64),
+        point_labels=np.array([*of_point, *[IGNORED] * len(row["ignored"])], np.int64),
         point_radii_mm=np.array([p["radius_mm"] for p in points], np.float32),
         has_vessels=bool(row["has_vessels"]),
         has_domes=bool(row["has_domes"]),

@@ -127,7 +127,7 @@ def _answer(
     for first in range(0, len(asked), batch_size):
         chosen = starts[asked[first : first + batch_size]]
         image = torch.stack([padded[z : z + size[0], y : y + size[1], x : x + size[2]] for z, y, x in chosen])
-        head, inner = _ask(models, image.unsqueeze(1).float() / 255, config)
+        head, inner = ask(models, image.unsqueeze(1).float() / 255, config)
         heads.append(head)
         inners.append(inner)
     of_windows, of_cells = (torch.cat(parts).cpu().numpy().astype(np.float64)[answer_of] for parts in (heads, inners))
@@ -137,7 +137,7 @@ def _answer(
     return _Answers(_stitch(of_windows, cells, layout.grid), None, _stitch(of_cells[:, None], cells, layout.grid)[0])
 
 
-def _ask(models: Sequence[Network], image_BCZYX: Tensor, config: Config) -> tuple[Tensor, Tensor]:
+def ask(models: Sequence[Network], image_BCZYX: Tensor, config: Config) -> tuple[Tensor, Tensor]:
     """Return mean probabilities: the head's (B, 14, ...), and (B, cz, cy, cx) of every cell for a label or for vessel.
 
     A pooled head's cells speak of the series-level label, a grid head's of vessel.

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from aneurysm_ray import rundir
-from aneurysm_ray.data import dataset, store
+from aneurysm_ray.data import layout, store
 from aneurysm_ray.errors import RequestError
 from aneurysm_ray.labels import LABELS
 from aneurysm_ray.learning import metrics
@@ -37,7 +37,7 @@ def labels(data: Path) -> pd.DataFrame:
         frame = table[["series_uid", "patient", "modality", "plane"]].copy()
         targets = table[list(LABELS)].to_numpy(np.float32)
     else:
-        series = dataset.open_dataset(data).series
+        series = layout.open_dataset(data).series
         # One series per patient in the competition's tables, which hold no patient column.
         frame = pd.DataFrame({"series_uid": [entry.series_uid for entry in series]})
         frame["patient"] = frame["series_uid"]

@@ -2,10 +2,11 @@
 
 Points and candidates are in patient mm. A candidate hits a point within max(5 mm, the aneurysm's radius). A point
 counts once, by its strongest hit; further hits are neither true nor false; a candidate that hits nothing is a false
-positive.
+positive, unless it hits an ignored place, such as a treated aneurysm: then it is nothing at all.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -37,15 +38,24 @@ class Froc:
     """Positive series without a point: left out, because no candidate in them can be judged."""
 
 
-def points_mm(volumes: pd.DataFrame) -> pd.DataFrame:
-    """Return series_uid, x_mm, y_mm, z_mm, location of every point of a volumes table, through its affine."""
+def points_mm(volumes: pd.DataFrame, kind: Literal["points", "ignored"] = "points") -> pd.DataFrame:
+    """Return series_uid, x_mm, y_mm, z_mm, location, radius_mm (NaN: unknown) of the points of a volumes table, or of
+    its ignored places, through its affine."""
     rows = []
-    for uid, affine, points in zip(volumes["series_uid"], volumes["affine"], volumes["points"], strict=True):
+    for uid, affine, points in zip(volumes["series_uid"], volumes["affine"], volumes[kind], strict=True):
         matrix = np.asarray(list(affine), np.float64).reshape(4, 4)
         for point in points if points is not None else ():
             position = matrix @ (point["z"], point["y"], point["x"], 1.0)
-            rows.append((uid, *(float(mm) for mm in position[:3]), point["location"]))
-    return pd.DataFrame(rows, columns=["series_uid", *_MM, "location"])
+            radius = point["radius_mm"]
+            rows.append((uid, *(float(mm) for mm in position[:3]), point["location"], radius if radius else np.nan))
+    return pd.DataFrame(rows, columns=["series_uid", *_MM, "location", "radius_mm"])
+
+
+def judged(candidates: pd.DataFrame, points: pd.DataFrame, ignored: pd.DataFrame) -> pd.DataFrame:
+    """Return the candidates that can be judged: all but those that hit an ignored place and no point."""
+    if not len(candidates) or not len(ignored):
+        return candidates
+    return candidates[~_match(candidates, ignored)[1] | _match(candidates, points)[1]]
 
 
 def froc(candidates: pd.DataFrame, points: pd.DataFrame, predictions: pd.DataFrame, draws: int = DRAWS) -> Froc:

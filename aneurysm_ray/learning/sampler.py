@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from aneurysm_ray.config import SamplerConfig
 from aneurysm_ray.data.doubts import is_inside
-from aneurysm_ray.learning.cases import Case
+from aneurysm_ray.learning.cases import IGNORED, Case
 
 KINDS = ("anywhere", "point", "hard", "site", "vessel")
 ANYWHERE, POINT, HARD, SITE, VESSEL = range(len(KINDS))
@@ -80,7 +80,7 @@ def plan_epoch(
         starts = np.array([_anywhere(cases[i], size, rng) for i in case], np.int64)
         return Plan(case, starts, np.full(count, ANYWHERE))
 
-    points = [(i, j) for i in usable for j in range(len(cases[i].points)) if _is_inside(cases[i], j)]
+    points = [(i, j) for i in usable for j in range(len(cases[i].points)) if _is_to_find(cases[i], j)]
     n_points = round(config.positive_fraction * count) if points else 0
     clean = [i for i in usable if not np.isnan(cases[i].base[-1])] or usable
     by_uid = {case.series_uid: i for i, case in enumerate(cases)}
@@ -145,8 +145,8 @@ def _point_weights(labels: Sequence[int], balance: float) -> NDArray[np.float64]
     return weights
 
 
-def _is_inside(case: Case, j: int) -> bool:
-    return is_inside(case.points[j].tolist(), case.shape)
+def _is_to_find(case: Case, j: int) -> bool:
+    return case.point_labels[j] != IGNORED and is_inside(case.points[j].tolist(), case.shape)
 
 
 def _last_start(case: Case, size: tuple[int, int, int]) -> NDArray[np.int64]:

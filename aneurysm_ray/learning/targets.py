@@ -10,6 +10,7 @@ Shapes: B patches, P points (padded), L labels (14), axes (z, y, x). Coordinates
 - Cells, the last label (a lesion): 1 within the aneurysm's radius, or `radius_mm` where that is unknown or smaller, and
   in the cell that holds the point; NaN up to `ignore_mm`, or that much beyond a larger radius.
 - Cells, the other labels (where the lesion is): 1 and 0 in cells of lesions with a location, NaN everywhere else.
+- Ignored places, such as treated aneurysms: NaN for every label where a point would be positive or NaN.
 - Vessels: whether a mask labels a cell; NaN near points, as masks may or may not hold the aneurysm.
 """
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from aneurysm_ray.data.masks import UNKNOWN
 from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
+from aneurysm_ray.learning.cases import IGNORED
 
 FINE_SHARE, COARSE_SHARE = 0.5, 0.25
 """Share of a cell that a mask must hold for it to count, at a stride up to 2 and beyond, where few vessels fill one."""
@@ -35,8 +37,8 @@ def pooled(
 ) -> Tensor:
     """Return targets (B, 14) of whole patches.
 
-    `labels_BP` is each point's location index, -1 where there is no point; `cut_B32` says of each face, first and last
-    along each axis, whether the head goes on behind it; `size` (3,) is the patch's size.
+    `labels_BP` is each point's location index, -1 where there is no point, IGNORED in an ignored place; `cut_B32` says
+    of each face, first and last along each axis, whether the head goes on behind it; `size` (3,) is the patch's size.
     """
     border_B13 = (border_mm / spacing_B3).unsqueeze(1)
     low = torch.where(cut_B32[:, None, :, 0], border_B13, 0.0) - 0.5
@@ -45,7 +47,7 @@ def pooled(
     near = ((points_BP3 >= -0.5 - border_B13) & (points_BP3 <= size - 0.5 + border_B13)).all(-1)
     of_label_BPL = _of_label(labels_BP)
     positive = (inside.unsqueeze(2) & of_label_BPL).any(1)
-    doubtful = (near.unsqueeze(2) & of_label_BPL).any(1)
+    doubtful = (near.unsqueeze(2) & (of_label_BPL | (labels_BP == IGNORED).unsqueeze(2))).any(1)
     return torch.where(positive, 1.0, torch.where(doubtful, torch.nan, base_BL))
 
 
@@ -70,9 +72,10 @@ def cells(
     distance = (offset * spacing_B3[:, None, None, None, None]).square().sum(-1).sqrt()
     holds = (offset.abs() <= stride / 2).all(-1)
     beyond = (radii_mm_BP.nan_to_num(0.0) - radius_mm).clamp(min=0)[..., None, None, None]
-    is_point = (labels_BP >= 0)[..., None, None, None]
-    positive = ((distance <= radius_mm + beyond) | holds) & is_point
-    near = (positive | (distance <= ignore_mm + beyond) & is_point).any(1)
+    is_point, is_ignored = (labels_BP >= 0)[..., None, None, None], (labels_BP == IGNORED)[..., None, None, None]
+    inside = (distance <= radius_mm + beyond) | holds
+    positive = inside & is_point
+    near = ((inside | (distance <= ignore_mm + beyond)) & (is_point | is_ignored)).any(1)
     lesion = torch.where(near, torch.nan, base_BL[:, PRESENT_INDEX, None, None, None])
     lesion = torch.where(positive.any(1), 1.0, lesion).unsqueeze(1)
     of_label = _of_label(labels_BP)[..., : len(LOCATIONS), None, None, None]

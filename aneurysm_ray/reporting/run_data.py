@@ -51,9 +51,11 @@ def read_run(folder: Path) -> RunData:
     finished = (folder / rundir.SUMMARY).exists()
     predictions = _table(folder, folds, rundir.PREDICTIONS, ["series_uid", "patient", "fold", *LABELS])
     volumes = _volumes(location.place(provenance.get("volumes", "")))
-    points = pd.DataFrame(columns=["series_uid", "x_mm", "y_mm", "z_mm", "location"])
+    points = ignored = pd.DataFrame(columns=["series_uid", "x_mm", "y_mm", "z_mm", "location", "radius_mm"])
     if volumes is not None:
-        points = froc.points_mm(volumes[volumes["series_uid"].isin(predictions["series_uid"])])
+        scored = volumes[volumes["series_uid"].isin(predictions["series_uid"])]
+        points, ignored = froc.points_mm(scored), froc.points_mm(scored, "ignored")
+    columns = ["series_uid", "x_mm", "y_mm", "z_mm", "probability", "location"]
     known = truth.lesions(location.place(provenance.get("volumes", "")))
     return RunData(
         folder=folder,
@@ -66,9 +68,7 @@ def read_run(folder: Path) -> RunData:
             if (path := rundir.fold_dir(folder, fold) / rundir.METRICS).exists()
         },
         predictions=predictions,
-        candidates=_table(
-            folder, folds, rundir.CANDIDATES, ["series_uid", "x_mm", "y_mm", "z_mm", "probability", "location"]
-        ),
+        candidates=froc.judged(_table(folder, folds, rundir.CANDIDATES, columns), points, ignored),
         volumes=volumes,
         points=points if known is None else truth.with_radius(points, known),
         truth=known,

@@ -31,7 +31,9 @@ def diameters_mm(truth: pd.DataFrame) -> pd.Series:
 
 
 def with_radius(points: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
-    """Return points with radius_mm: half the diameter of the aneurysm at the same site of the same series."""
+    """Return points with radius_mm: half the diameter of the aneurysm at the same site of the same series, else as it
+    was."""
     largest = truth.groupby(["series_uid", "location"], as_index=False)["diameter_mm"].max()
     joined = points.merge(largest, on=["series_uid", "location"], how="left")
-    return joined.assign(radius_mm=joined["diameter_mm"] / 2).drop(columns="diameter_mm")
+    own = (joined["diameter_mm"] / 2).fillna(joined["radius_mm"])
+    return joined.assign(radius_mm=own).drop(columns="diameter_mm")

@@ -70,7 +70,10 @@ QUALITY: dict[str, str] = {
     "point_side": "a left label's point lies more than 6 mm to the right of the head's middle, or the reverse",
     "point_dark": "nothing within 3 mm of a point is as bright as blood is in such a scan",
     "mask_unreadable": "a mask cannot be read, or holds labels that are no vessels; it was left out",
-    "mask_misses": "less than half of what a vessel mask labels lies in the stored volume; it was left out",
+    "mask_misses": "less than half of what a mask labels lies in the stored volume; it was left out",
+    "mask_moved": "a mask has as many voxels as its image, and its affine puts them elsewhere: one of the two is wrong",
+    "mask_empty": "the labels tell of an aneurysm, and the mask of aneurysms is empty",
+    "label_contradicts": "the labels tell of no aneurysm, and a point or mask shows one",
     "mask_contradicts": "a vessel mask has its sides swapped, or lies away from the points; it was left out",
 }
 """Reason codes of `Volume.quality` and what each means."""

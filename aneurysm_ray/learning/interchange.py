@@ -1,0 +1,152 @@
+"""A run's models in formats that others run: ONNX, and torch's own exported program (`.pt2`).
+
+Both hold one graph: a batch of patches in, the mean probabilities of all folds out, mirrored passes and all else that
+the run's settings ask of a network included. Cutting a volume into windows and joining the answers is the caller's:
+what it needs to know of that - size and spacing of a patch, the labels, what a cell is - goes with the file.
+"""
+
+import importlib.util
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from aneurysm_ray import overrides, rundir
+from aneurysm_ray.config import Config
+from aneurysm_ray.errors import AneurysmRayError, RequestError
+from aneurysm_ray.labels import LABELS
+from aneurysm_ray.learning import ensemble, export
+from aneurysm_ray.learning.export import Ensemble
+
+log = logging.getLogger(__name__)
+
+INPUT, OUTPUT = "image", "probability"
+AGREES = 1e-4
+"""Largest difference in probability between torch and another runtime that is rounding: both compute in float32."""
+CHECKED_PATCHES = 2
+
+
+class Graph(nn.Module):
+    """The models of a run as one: patches (B, 1, z, y, x) in [0, 1] to mean probabilities (B, 14, cz, cy, cx)."""
+
+    def __init__(self, trained: Ensemble) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(trained.models)
+        # Other runtimes choose their own arithmetic.
+        self.config: Config = overrides.build({"optim.precision": "float32"}, base=trained.config)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return ensemble.ask(list(self.models), image, self.config)[0]  # type: ignore[arg-type]
+
+
+def write(run: Path, out: Path) -> None:
+    """Write a run's models in the format that a name's ending says: .safetensors, .onnx or .pt2.
+
+    Raises RequestError for another ending or a missing package, AneurysmRayError when another runtime answers
+    something else than torch does, RunDirError for a run without models.
+    """
+    if out.suffix == ".safetensors":
+        export.export_run(run, out)
+        return
+    writers: Mapping[str, Callable[[Graph, Path], None]] = {".onnx": _write_onnx, ".pt2": _write_program}
+    if out.suffix not in writers:
+        raise RequestError(
+            f"{out.name}: the name's ending says the format; it must be .safetensors (for aneurysm-ray), .onnx or .pt2"
+        )
+    if out.suffix == ".onnx" and (missing := [n for n in ("onnx", "onnxscript") if not importlib.util.find_spec(n)]):
+        raise RequestError(f"{' and '.join(missing)} must be installed to write ONNX: pip install -e '.[onnx]'")
+    graph = Graph(export.load(run)).eval()
+    with tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as folder:
+        path = Path(folder) / f"model{out.suffix}"
+        writers[out.suffix](graph, path)
+        with rundir.atomic(out, "wb") as file:
+            file.write(path.read_bytes())
+
+
+def facts(config: Config) -> dict[str, str]:
+    """Return what a caller must know of a graph, as text."""
+    return {
+        "labels": json.dumps(LABELS),
+        "patch_size_zyx": json.dumps(config.patch.size),
+        "spacing_mm_zyx": json.dumps(config.volume.spacing_mm),
+        "input": "patches (B, 1, z, y, x) of a prepared volume, uint8 / 255: z to the head, y to the back, x to left",
+        "output": "probabilities (B, 14, cz, cy, cx) in the order of labels; cells share the patch evenly",
+        "config": overrides.to_toml(config),
+    }
+
+
+def largest_difference(graph: Graph, answer: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> float:
+    """Return the largest difference in probability between a graph and another runtime's `answer`, on patches of
+    smooth noise, which have the bright and the dark of images."""
+    with torch.inference_mode():
+        images = _patches(graph.config)
+        return float(np.abs(answer(images.numpy()) - graph(images).numpy()).max())
+
+
+def _patches(config: Config) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(CHECKED_PATCHES, 1, *(max(2, n // 4) for n in config.patch.size), generator=generator)
+    return nn.functional.interpolate(coarse, size=config.patch.size, mode="trilinear", align_corners=False)
+
+
+def _write_onnx(graph: Graph, path: Path) -> None:
+    import onnx
+
+    example, shapes = _example(graph)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's, of its own insides
+        torch.onnx.export(
+            graph,
+            (example,),
+            path,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamo=True,
+            dynamic_shapes=shapes,
+            external_data=False,
+            verbose=False,
+        )
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, facts(graph.config))
+    onnx.save(model, path)
+    if importlib.util.find_spec("onnxruntime"):
+        _check(graph, onnx_answer(path), "onnxruntime")
+    else:
+        log.warning("* onnxruntime is not installed: nothing was compared; pip install -e '.[onnx]' to do so")
+
+
+def onnx_answer(path: Path) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """Return what asks an ONNX file, on the CPU."""
+    import onnxruntime
+
+    session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: session.run([OUTPUT], {INPUT: images})[0]
+
+
+def _write_program(graph: Graph, path: Path) -> None:
+    example, shapes = _example(graph)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(graph, (example,), dynamic_shapes=shapes)
+        torch.export.save(program, path, extra_files=facts(graph.config))
+        again: Any = torch.export.load(path).module()
+    _check(graph, lambda images: again(torch.from_numpy(images)).numpy(), "the program that was read back")
+
+
+def _example(graph: Graph) -> tuple[Tensor, dict[str, Any]]:
+    return _patches(graph.config), {"image": {0: torch.export.Dim("batch", min=1, max=1024)}}
+
+
+def _check(graph: Graph, answer: Callable[[NDArray[np.float32]], NDArray[np.float32]], what: str) -> None:
+    difference = largest_difference(graph, answer)
+    if not difference <= AGREES:
+        raise AneurysmRayError(f"{what} answers otherwise than torch, by up to {difference:.2g}; nothing was written")
+    log.info("* %s answers as torch does, within %.1g", what, max(difference, 1e-9))

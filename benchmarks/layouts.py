@@ -1,0 +1,158 @@
+"""Do the same heads come out the same from every layout of a data set?
+
+    python benchmarks/layouts.py OUT --count 24
+
+Writes phantoms with masks of their domes in the challenge's layout, and the same series as NIfTI: as BIDS, as nnU-Net
+raw, and with one table whose places are those of the clicks. Prepares all four without Ray and compares voxels, points
+(in stored voxels, with those of the clicks), labels and folds by one file.
+"""
+
+import argparse
+import csv
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pandas as pd
+
+from aneurysm_ray import phantom
+from aneurysm_ray.config import FoldsConfig, VolumeConfig
+from aneurysm_ray.data import catalogue, dataset, identity, own_folds, store, work
+from aneurysm_ray.data.dicom import read_series
+from aneurysm_ray.data.points import marked_mm
+from aneurysm_ray.labels import LABELS, PRESENT_INDEX
+
+KEY = b"layouts"
+RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+VOLUME = VolumeConfig(spacing_mm=(1.5, 1.5, 1.5))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--count", type=int, default=24)
+    arguments = parser.parse_args()
+    out: Path = arguments.out
+    options = phantom.PhantomOptions(count=arguments.count, seed=3, spacing_mm=1.2, domes=True, workers=2, min_mm=4)
+    phantom.write_dataset(out / "challenge", options)
+    names = write_copies(out)
+    sets = {name: prepare(out / name, out / f"{name}_out") for name in ("challenge", "bids", "nnunet", "table")}
+    by_case = {name: by_patient(found, names, name) for name, found in sets.items()}
+    print("| layout | volumes | equal voxels | points | farthest point, voxels | labels that differ | same folds |")
+    print("|---|---:|---:|---:|---:|---:|---|")
+    first = by_case["challenge"]
+    for name, found in by_case.items():
+        print(f"| {name} | " + " | ".join(compare(found, first, names, name, out)) + " |", flush=True)
+
+
+def write_copies(out: Path) -> dict[str, str]:
+    """Write the NIfTI copies and return the case of each series."""
+    entries = dataset.open_dataset(out / "challenge").series
+    names = {str(entry.series_uid): f"case{number:03d}" for number, entry in enumerate(entries)}
+    rows, places = [], []
+    people = ["participant_id\tgroup"]
+    for entry in entries:
+        case, volume = names[str(entry.series_uid)], read_series(entry.path)
+        image = nibabel.Nifti1Image(volume.voxels.T, RAS @ volume.affine[:, [2, 1, 0, 3]])
+        anat = out / "bids" / f"sub-{case}" / "anat"
+        suffix = {"CTA": "cta", "MRA": "angio", "MRI T2": "T2w"}.get(entry.modality or "", "T1w")
+        ce = "_ce-gadolinium" if entry.modality == "MRI T1post" else ""
+        table = out / "table"
+        for path in (anat, out / "nnunet" / "imagesTr", out / "nnunet" / "labelsTr", table):
+            path.mkdir(parents=True, exist_ok=True)
+        nibabel.save(image, anat / f"sub-{case}{ce}_{suffix}.nii.gz")
+        os.link(anat / f"sub-{case}{ce}_{suffix}.nii.gz", out / "nnunet" / "imagesTr" / f"{case}_0000.nii.gz")
+        os.link(anat / f"sub-{case}{ce}_{suffix}.nii.gz", table / f"{case}.nii.gz")
+        present = int(entry.targets[PRESENT_INDEX])
+        people.append(f"sub-{case}\t{'patient' if present else 'control'}")
+        if entry.domes:
+            data = entry.domes[0].path.read_bytes()
+            ending = ".nii.gz" if data.startswith(b"\x1f\x8b") else ".nii"
+            masks = out / "bids" / "derivatives" / "masks" / f"sub-{case}" / "anat"
+            masks.mkdir(parents=True, exist_ok=True)
+            (masks / f"sub-{case}_desc-aneurysm_mask{ending}").write_bytes(data)
+            (out / "nnunet" / "labelsTr" / f"{case}{ending}").write_bytes(data)
+        else:
+            empty = nibabel.Nifti1Image(np.zeros(volume.shape[::-1], np.uint8), image.affine)
+            nibabel.save(empty, out / "nnunet" / "labelsTr" / f"{case}.nii.gz")
+        for click in entry.points:
+            placed = marked_mm(volume, click.sop_uid, click.x, click.y, click.frame)
+            assert placed is not None
+            x, y, z = placed[0]
+            places.append([f"{case}.nii.gz", x, y, z, click.location])
+        rows.append([f"{case}.nii.gz", case, entry.modality, "places.csv", *(int(t) for t in entry.targets)])
+    (out / "bids" / "participants.tsv").write_text("\n".join(people) + "\n")
+    facts = {"channel_names": {"0": "scan"}, "labels": {"background": 0, "aneurysm": 1}}
+    (out / "nnunet" / "dataset.json").write_text(json.dumps(facts))
+    write(out / "table" / "series.csv", ["image", "patient", "modality", "points", *LABELS], rows)
+    write(out / "table" / "places.csv", ["image", "x_lps_mm", "y_lps_mm", "z_lps_mm", "location"], places)
+    return names
+
+
+def write(path: Path, header: list[str], rows: list[list[object]]) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def prepare(data: Path, out: Path) -> list[tuple[str, store.PreparedVolume]]:
+    """Prepare a data set without Ray: the place and the volume of each series."""
+    found, _ = catalogue.find_sources(str(data))
+    made = [
+        replace(source, own_uid=identity.made_uid(KEY, source.key)) if source.own_uid == "" else source
+        for source in found
+    ]
+    volumes = []
+    for source in catalogue.named(made):
+        status = work.prepare(work.Task(source, str(out), VOLUME.model_dump(mode="json"), KEY.hex(), False))
+        assert "row" in status, status
+        volumes.append((source.key, store.read_volume(out / status["row"]["path"])))
+    return volumes
+
+
+def by_patient(
+    found: list[tuple[str, store.PreparedVolume]], names: dict[str, str], layout: str
+) -> dict[str, store.PreparedVolume]:
+    """Return the volumes by their case."""
+    cases = sorted(names.values())
+    if layout == "challenge":
+        return {names[volume.series_uid]: volume for _, volume in found}
+    return {next(case for case in cases if case in place): volume for place, volume in found}
+
+
+def compare(
+    found: dict[str, store.PreparedVolume],
+    first: dict[str, store.PreparedVolume],
+    names: dict[str, str],
+    layout: str,
+    out: Path,
+) -> list[str]:
+    """Return the cells of a row: a layout against the challenge's."""
+    equal = sum(np.array_equal(found[case].voxels, volume.voxels) for case, volume in first.items())
+    farthest, points, differ = 0.0, 0, 0
+    for case, volume in first.items():
+        places = np.array([(p.z, p.y, p.x) for p in found[case].points]).reshape(-1, 3)
+        points += len(places)
+        for point in volume.points:
+            apart = np.linalg.norm(places - (point.z, point.y, point.x), axis=1).min(initial=np.inf)
+            farthest = max(farthest, float(apart))
+        known = ~np.isnan(found[case].targets)
+        differ += int((found[case].targets[known] != volume.targets[known]).sum())
+    folds = {case: number % 3 for number, case in enumerate(sorted(found))}
+    path = out / f"{layout}_splits.csv"
+    prefix = {"bids": "sub-"}.get(layout, "")
+    of_series = {names[uid]: uid for uid in names}
+    named = [(of_series[c] if layout == "challenge" else f"{prefix}{c}", f) for c, f in folds.items()]
+    write(path, ["series_uid" if layout == "challenge" else "patient", "fold"], [list(row) for row in named])
+    table = pd.DataFrame(
+        {"series_uid": [v.series_uid for v in found.values()], "patient": [v.patient for v in found.values()]}
+    )
+    read = own_folds.read(path, table, FoldsConfig(count=3), lambda name: identity.patient_hash(KEY, name, ""))
+    same = list(read["fold"]) == [folds[case] for case in found]
+    return [str(len(found)), str(equal), str(points), f"{farthest:.2f}", str(differ), "yes" if same else "no"]
+
+
+if __name__ == "__main__":
+    main()
