@@ -128,7 +128,8 @@ def phantom(
         scans=tuple(scans.split(",")), geometry=geometry, workers=workers or len(os.sched_getaffinity(0)),
     )  # fmt: skip
     phantoms.write_dataset(out, options)
-    _next(f"aneurysm-ray inspect {out}", f"aneurysm-ray prepare {out} volumes")
+    known = f"prepare.frame_base={options.frame_base}"
+    _next(f"aneurysm-ray inspect {out}", f"aneurysm-ray prepare {out} volumes {known}")
     print(out)
 
 
