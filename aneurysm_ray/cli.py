@@ -136,7 +136,8 @@ def phantom(
     )  # fmt: skip
     with _going_on(lambda: f"  {_entries(out / 'series'):,} of {count:,} series begun"):
         phantoms.write_dataset(out, options)
-    _next((AGAIN, "inspect", out), (AGAIN, "prepare", out, "volumes"))
+    known = f"prepare.frame_base={options.frame_base}"
+    _next((AGAIN, "inspect", out), (AGAIN, "prepare", out, "volumes", known))
     print(out)
 
 

@@ -98,8 +98,8 @@ def test_one_answer_for_all_empty_windows_changes_nothing(pooled: bool, monkeypa
     prepared = replace(prepared, voxels=voxels)
     skipped = ensemble.score_volume([network], prepared, config, "cpu")
     asked: list[int] = []
-    original = ensemble._ask
-    monkeypatch.setattr(ensemble, "_ask", lambda m, image, c: asked.append(len(image)) or original(m, image, c))
+    original = ensemble.ask
+    monkeypatch.setattr(ensemble, "ask", lambda m, image, c: asked.append(len(image)) or original(m, image, c))
     ensemble.score_volume([network], prepared, config, "cpu")
     some = sum(asked)
     monkeypatch.setattr(windows, "empty", lambda voxels, starts, size: np.zeros(len(starts), bool))

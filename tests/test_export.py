@@ -132,7 +132,7 @@ def test_models_are_those_of_the_folds_that_the_score_is_of(run: Path, caplog: p
     rundir.write_json(rundir.fold_dir(run, 1) / rundir.SUMMARY, {"fold": 1})
     ensemble = export.load(run)
     (expected, _) = checkpoint.load_model(rundir.fold_dir(run, 1) / rundir.CHECKPOINT_LAST)
-    assert len(ensemble.models) == 1 and torch.equal(answers(ensemble)[0], expected(IMAGE))
+    assert len(ensemble.models) == 1 and torch.equal(answers(ensemble)[0], expected(IMAGE).cells)
     assert "1 of 2 folds" in caplog.text
 
 
