@@ -75,10 +75,6 @@ def _going_on(what: str | Callable[[], str]) -> contextlib.AbstractContextManage
     return progress.told(what, first_seconds=1.0)
 
 
-def _entries(folder: Path) -> int:
-    return len(os.listdir(folder)) if folder.is_dir() else 0
-
-
 def _resumed(out: Path | None, resume: bool) -> Path | None:
     """Return the directory to go on with, or None for a new one. Raises RequestError."""
     if resume and out is None:
@@ -134,8 +130,9 @@ def phantom(
         min_mm=min_mm, max_mm=max_mm, spacing_mm=spacing_mm, faults=faults, varied=varied, masks=masks, domes=domes,
         scans=tuple(scans.split(",")), geometry=geometry, workers=workers or len(os.sched_getaffinity(0)),
     )  # fmt: skip
-    with _going_on(lambda: f"  {_entries(out / 'series'):,} of {count:,} series begun"):
-        phantoms.write_dataset(out, options)
+    written = [0]
+    with _going_on(lambda: f"  {written[-1]:,} of {count:,} series written"):
+        phantoms.write_dataset(out, options, lambda done, _: written.append(done))
     known = f"prepare.frame_base={options.frame_base}"
     _next((AGAIN, "inspect", out), (AGAIN, "prepare", out, "volumes", known))
     print(out)

@@ -18,41 +18,37 @@ log = logging.getLogger(__name__)
 
 PATIENTS = 200
 SETTINGS: dict[str, Any] = {
-    # A slab around the Circle of Willis, as of a time-of-flight angiogram: it holds all the arteries of the phantom.
-    "volume.extent_mm": [96.0, 128.0, 112.0],
     "volume.spacing_mm": [1.25, 1.25, 1.25],
     # What the phantom counts from; its table alone does not prove it.
     "prepare.frame_base": phantom.PhantomOptions.frame_base,
     "folds.count": 4,
-    "model.name": "small3d",
+    "model.name": "resnet3d10",
     "model.width": 16,
     "model.head": "grid",
-    "patch.size": [40, 40, 40],
+    "model.output_stride": 2,
+    "patch.size": [24, 24, 24],
     "sampler.patches_per_volume": 10,
+    "sampler.hard_negative_every": 4,
     "augment.affine_probability": 0.0,
-    "augment.noise": 0.03,
-    "loss.name": "bce",
-    "loss.positive_weight": 10.0,
-    "loss.present_weight": 5.0,
-    "loss.series_weight": 0.0,
-    "optim.epochs": 5,
-    "optim.lr": 3e-3,
-    "optim.ema_decay": 0.97,
+    "loss.name": "focal",
+    "loss.focal_gamma": 1.0,
+    "loss.positive_weight": 5.0,
+    "optim.epochs": 8,
+    "optim.lr": 2e-3,
     "inference.overlap": 0.0,
 }
-"""Found by trial on two CPU cores; benchmarks/README.md has what they reach."""
+"""The design of the ladder, sized by trial for two CPU cores; benchmarks/README.md has what it reaches."""
 SEARCH: dict[str, Any] = {
     "sampler.patches_per_volume": 2,
+    "sampler.hard_negative_fraction": 0.0,
     "optim.epochs": 2,
     "tune.trials": 6,
     "tune.startup_trials": 3,
     "tune.grace_epochs": 1,
     "tune.space": {
         "sampler.positive_fraction": {"uniform": [0.2, 0.8]},
-        "loss.name": {"choice": ["bce", "focal"]},
-        "loss.focal_gamma": {"uniform": [0.5, 4.0], "when": {"loss.name": "focal"}},
-        "model.width": {"choice": [8, 16]},
-        "optim.lr": {"loguniform": [1e-3, 1e-2]},
+        "loss.focal_gamma": {"uniform": [0.0, 4.0]},
+        "model.name": {"choice": ["resnet3d10", "resnet3d18", "resnet3d34"]},
     },
 }
 """A search small enough to watch; its trials are far too short to compare anything in earnest."""
@@ -66,19 +62,20 @@ def run(out: Path, seed: int = 0) -> dict[str, Any]:
     config = overrides.build(SETTINGS, {"seed": seed, "resources.cpus_per_worker": min(cores, 4)})
     with rundir.keep_log(out), session.connect():
         if not (data / "train.csv").exists():
-            log.info("* writing %d synthetic head MRA series as DICOM files", PATIENTS)
+            log.info("* writing %d synthetic head CTA and MRA series as DICOM files", PATIENTS)
             options = phantom.PhantomOptions(
                 count=PATIENTS,
                 seed=seed,
-                modalities=("MRA",),
-                min_mm=8.0,
+                modalities=("CTA", "MRA"),
+                min_mm=4.0,
                 max_mm=15.0,
                 positive_fraction=0.5,
                 spacing_mm=1.25,
                 workers=cores,
             )
-            with progress.told(lambda: f"  {_entries(data / 'series')} of {PATIENTS} series begun"):
-                phantom.write_dataset(data, options)
+            written = [0]
+            with progress.told(lambda: f"  {written[-1]} of {PATIENTS} series written"):
+                phantom.write_dataset(data, options, lambda done, _: written.append(done))
         log.info("* decoding them to volumes")
         with progress.told("decoding"):
             prepare.prepare(str(data), str(volumes), config)
@@ -91,10 +88,6 @@ def run(out: Path, seed: int = 0) -> dict[str, Any]:
         tune.tune(volumes, out / "tune", search, resume=(out / "tune").exists())
     log.info("* done in %d:%02d", *divmod(round(time.monotonic() - started), 60))
     return summary
-
-
-def _entries(folder: Path) -> int:
-    return len(os.listdir(folder)) if folder.is_dir() else 0
 
 
 def sentence(summary: dict[str, Any]) -> str:

@@ -34,6 +34,21 @@ def check_labels(table: pd.DataFrame, dealt: pd.DataFrame, folds: Iterable[int])
                 )
 
 
+def check_masks(table: pd.DataFrame, config: Config) -> None:
+    """Say what a grid network does without masks of vessels. Raises RequestError where it would learn nothing else."""
+    masked = int(table["has_vessels"].sum())
+    if config.model.head == "grid" and masked == 0:
+        if config.stage == "vessels":
+            raise RequestError(
+                "no labelled series has a mask of its vessels, so that there are none to learn; prepare the set with "
+                "segmentations/ beside its train.csv and volume.masks on"
+            )
+        log.info(
+            "* no series has a mask of its vessels: lesions are not gated by vessels, and negative patches on vessels "
+            "are drawn where something is thin and bright"
+        )
+
+
 def unjudged(table: pd.DataFrame, dealt: pd.DataFrame, folds: Iterable[int]) -> list[str]:
     """Return the labels that no score of these folds holds, since only one class occurs among their series."""
     known = table.loc[dealt["fold"].isin(list(folds)).to_numpy(), list(LABELS)]

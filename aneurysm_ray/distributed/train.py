@@ -64,6 +64,7 @@ def train(volumes: Path, out: Path, config: Config, *, folds: str = "0", resume:
     dealt = begin.deal(volumes, table, config)
     preflight.check_labels(table, dealt, chosen)
     preflight.check_network(config)
+    preflight.check_masks(table, config)
     started = time.monotonic()
     with driver.alone(out):
         run = begin.Run("train", volumes, dealt, out, config)
