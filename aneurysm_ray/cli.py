@@ -1,9 +1,7 @@
-"""The command line: parse, call one function, turn errors into sentences and exit codes.
+"""The command line: parse, call one function, say what to type next; `ending.py` says how a command ends.
 
-Exit codes: 0 done; 1 the work failed; 2 the request is wrong, found before Ray starts; 3 finished, but some inputs or
-trials failed (listed in a file); 130 interrupted. Progress goes to stderr; the result to stdout, whose last line is the
-directory or file written. Rooms are imported inside the commands, so that `--help` answers at once, and after the
-settings are checked, so that a wrong key does too.
+Progress goes to stderr; the result to stdout, whose last line is the directory or file written. Rooms are imported
+inside the commands, so that `--help` answers at once, and after the settings are checked, so that a wrong key does too.
 """
 
 import contextlib
@@ -13,16 +11,19 @@ import logging
 import os
 import shlex
 import sys
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from aneurysm_ray.errors import AneurysmRayError, RequestError, did_you_mean
+from aneurysm_ray import ending
+from aneurysm_ray.errors import RequestError
+from aneurysm_ray.location import place
 
 log = logging.getLogger("aneurysm_ray")
+
+AGAIN = "aneurysm-ray"
 
 app = typer.Typer(
     name="aneurysm-ray",
@@ -33,27 +34,12 @@ app = typer.Typer(
 )
 
 Words = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings by dotted key.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of settings, such as best.toml.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", parser=place, help="TOML file of settings, such as best.toml.")
+]
 Preset = Annotated[str | None, typer.Option(help="v1, v2, v3, v4 or v5: the ladder of experiments.")]
-Out = Annotated[Path | None, typer.Option(help="Directory to write; named by date and kind unless given.")]
+Out = Annotated[Path | None, typer.Option(parser=place, help="Directory or URL; named by date and kind unless given.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that --out holds.")]
-
-
-class _PartlyFailed(Exception):
-    """Finished, but some inputs or trials failed: exit code 3."""
-
-
-class _Interrupted(Exception):
-    """Stopped by Ctrl-C; the text is the words that make the same command go on: exit code 130."""
-
-
-@contextlib.contextmanager
-def _resumable(out: Path) -> Iterator[None]:
-    """Name the directory in the command that goes on after Ctrl-C, also when it was not typed."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise _Interrupted(f"--out {out} --resume") from None
 
 
 @app.callback(invoke_without_command=True)
@@ -82,10 +68,28 @@ def _run_name(*parts: str) -> Path:
     raise RequestError(f"runs/{stem}_1 to _9999 all exist; name a directory with --out")
 
 
-def _next(*commands: str) -> None:
-    """Say what to type next."""
-    for number, command in enumerate(commands):
-        log.info("%s %s", "next:" if number == 0 else "     ", command)
+def _going_on(what: str | Callable[[], str]) -> contextlib.AbstractContextManager[None]:
+    """Say at once, and again when nothing else is said, what a command does; loading Ray alone takes seconds."""
+    from aneurysm_ray.distributed import progress
+
+    return progress.told(what, first_seconds=1.0)
+
+
+def _entries(folder: Path) -> int:
+    return len(os.listdir(folder)) if folder.is_dir() else 0
+
+
+def _resumed(out: Path | None, resume: bool) -> Path | None:
+    """Return the directory to go on with, or None for a new one. Raises RequestError."""
+    if resume and out is None:
+        raise RequestError("--resume needs --out, the directory to go on with")
+    return out if resume else None
+
+
+def _next(*commands: Sequence[object]) -> None:
+    """Say what to type next, in words that a shell takes as they are."""
+    for number, words in enumerate(commands):
+        log.info("%s %s", "next:" if number == 0 else "     ", shlex.join(map(str, words)))
 
 
 @app.command()
@@ -94,10 +98,13 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the synthetic patients and of training.")] = 0,
 ) -> None:
     """Synthetic DICOM → prepare → train → search → report, on this machine, in minutes."""
-    from aneurysm_ray import demo as demonstration
+    with _going_on("loading"):
+        from aneurysm_ray import demo as demonstration
 
-    print(demonstration.sentence(demonstration.run(out, seed)))
-    _next(f"open {out}/train/report.html and {out}/tune/report.html", "aneurysm-ray prepare YOUR_DICOM_FOLDER volumes")
+        summary = demonstration.run(out, seed)
+    print(demonstration.sentence(summary))
+    pages = (out / "train" / "report.html", out / "tune" / "report.html")
+    _next(*(("open", page) for page in pages), (AGAIN, "prepare", "YOUR_DICOM_FOLDER", "volumes"))
     print(out)
 
 
@@ -127,8 +134,10 @@ def phantom(
         min_mm=min_mm, max_mm=max_mm, spacing_mm=spacing_mm, faults=faults, varied=varied, masks=masks, domes=domes,
         scans=tuple(scans.split(",")), geometry=geometry, workers=workers or len(os.sched_getaffinity(0)),
     )  # fmt: skip
-    phantoms.write_dataset(out, options)
-    _next(f"aneurysm-ray inspect {out}", f"aneurysm-ray prepare {out} volumes")
+    with _going_on(lambda: f"  {_entries(out / 'series'):,} of {count:,} series begun"):
+        phantoms.write_dataset(out, options)
+    known = f"prepare.frame_base={options.frame_base}"
+    _next((AGAIN, "inspect", out), (AGAIN, "prepare", out, "volumes", known))
     print(out)
 
 
@@ -143,26 +152,29 @@ def prepare(
 ) -> None:
     """Decode every series to Parquet volumes with Ray Data; goes on where it stopped."""
     settings = _build(None, config, words)
-    from aneurysm_ray.distributed import prepare as preparation
-
-    summary = preparation.prepare(data, out, settings, dry_run=dry_run)
+    with _going_on("loading"):
+        from aneurysm_ray.distributed import prepare as preparation
+    with _going_on("preparing"):
+        summary = preparation.prepare(data, out, settings, dry_run=dry_run)
     if dry_run:
         print(out)
         return
-    steps = [f"aneurysm-ray inspect {out}", f"aneurysm-ray train {out}"]
-    if "://" not in out:
+    steps: list[Sequence[object]] = [(AGAIN, "inspect", out)]
+    if summary.prepared:
+        steps.append((AGAIN, "train", out))
+    with _going_on("writing the page"):
         from aneurysm_ray.reporting import pages
 
-        steps.insert(0, f"open {pages.write_report(Path(out))}")
+        steps.insert(0, ("open", pages.write_report(place(out))))
     _next(*steps)
     print(out)
     if summary.rejected:
-        raise _PartlyFailed(f"{summary.rejected} series rejected; {out}/rejected.csv says why")
+        raise ending.PartlyFailed(f"{summary.rejected} series rejected; {out}/rejected.csv says why")
 
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A series, a data set, a prepared set or a run.")],
+    path: Annotated[Path, typer.Argument(parser=place, help="A series, a data set, a prepared set or a run.")],
     limit: Annotated[int, typer.Option(min=1, help="Most series of a data set to read.")] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -189,7 +201,7 @@ def doctor(
 
 @app.command()
 def train(
-    volumes: Annotated[Path, typer.Argument(help="A prepared set.")],
+    volumes: Annotated[Path, typer.Argument(parser=place, help="A prepared set.")],
     words: Words = None,
     config: ConfigFile = None,
     preset: Preset = None,
@@ -197,29 +209,31 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="optim.epochs")] = None,
     batch_size: Annotated[int | None, typer.Option(help="optim.batch_size")] = None,
     model: Annotated[str | None, typer.Option(help="model.name")] = None,
-    init: Annotated[Path | None, typer.Option(exists=True, help="Checkpoint to start from.")] = None,
+    init: Annotated[Path | None, typer.Option(parser=place, help="Checkpoint to start from.")] = None,
     control: Annotated[str | None, typer.Option(help="shuffle: the control that must score 0.5.")] = None,
     out: Out = None,
     resume: Resume = False,
 ) -> None:
     """Cross-validate by patient-wise folds with Ray Train."""
     flags = {"optim__epochs": epochs, "optim__batch_size": batch_size, "model__name": model, "control": control}
-    start = str(init.resolve()) if init else None
-    settings = _build(preset, config, words, volumes=volumes, resumed=out if resume else None, init=start, **flags)
-    from aneurysm_ray.distributed import train as training
-
+    start = str(init) if init else None
+    settings = _build(preset, config, words, volumes=volumes, resumed=_resumed(out, resume), init=start, **flags)
     out = out or _run_name("train", settings.model.name)
-    with _resumable(out):
+    with _going_on("loading Ray and torch"):
+        from aneurysm_ray.distributed import train as training
+    with _going_on("training"), ending.resumable(out):
         summary = training.train(volumes, out, settings, folds=fold, resume=resume)
-    score = summary["score"]
-    print(f"score {score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}] out of fold")
-    _next(f"open {out}/report.html", f"aneurysm-ray predict {out} YOUR_DICOM_FOLDER")
+    from aneurysm_ray.learning.bootstrap import Score
+
+    none = summary["score"]["value"] is None
+    print("no score" if none else f"score {Score.of(summary['score'])} out of fold")
+    _next(("open", f"{out}/report.html"), (AGAIN, "predict", out, "YOUR_DICOM_FOLDER"))
     print(out)
 
 
 @app.command()
 def tune(
-    volumes: Annotated[Path, typer.Argument(help="A prepared set.")],
+    volumes: Annotated[Path, typer.Argument(parser=place, help="A prepared set.")],
     words: Words = None,
     config: ConfigFile = None,
     preset: Preset = None,
@@ -228,26 +242,31 @@ def tune(
     then_train: Annotated[bool, typer.Option("--then-train", help="Train the best on all folds after.")] = False,
     out: Out = None,
     resume: Resume = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Resume, and try failed trials again.")] = False,
 ) -> None:
     """Search hyperparameters with Ray Tune and Optuna; bad trials are stopped early."""
+    resume = resume or retry_failed
     flags = {"tune__trials": trials, "optim__epochs": epochs}
-    settings = _build(preset, config, words, volumes=volumes, resumed=out if resume else None, **flags)
-    from aneurysm_ray.distributed import tune as search
-
+    settings = _build(preset, config, words, volumes=volumes, resumed=_resumed(out, resume), **flags)
     out = out or _run_name("tune")
-    with _resumable(out):
-        summary = search.tune(volumes, out, settings, resume=resume, then_train=then_train)
+    with _going_on("loading Ray and torch"):
+        from aneurysm_ray.distributed import tune as search
+    with _going_on("searching"), ending.resumable(out):
+        summary = search.tune(volumes, out, settings, resume=resume, retry_failed=retry_failed, then_train=then_train)
         if summary.get("interrupted"):
             raise KeyboardInterrupt
-    _next(f"open {out}/report.html", f"aneurysm-ray train {volumes} --config {out}/best.toml --fold all")
+    trained = (AGAIN, "train", volumes, "--config", f"{out}/best.toml", "--fold", "all")
+    _next(("open", f"{out}/report.html"), (AGAIN, "predict", out, "YOUR_DICOM_FOLDER") if then_train else trained)
     print(out)
     if summary.get("failed"):
-        raise _PartlyFailed(f"{summary['failed']} trials failed; {out}/trials.csv says why")
+        raise ending.PartlyFailed(
+            f"{summary['failed']} trials failed; {out}/trials.csv says why, --retry-failed tries again"
+        )
 
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(help="A training run, a search or an exported model.")],
+    run: Annotated[Path, typer.Argument(parser=place, help="A training run, a search or an exported model.")],
     paths: Annotated[list[str], typer.Argument(metavar="PATH... [KEY=VALUE]...", help="Series, data sets, archives.")],
     out: Out = None,
     fast: Annotated[bool, typer.Option("--fast", help="One model, no flips.")] = False,
@@ -261,36 +280,36 @@ def predict(
     series = [word for word in paths if word not in settings]
     if not series:
         raise RequestError("predict needs at least one series, data set or archive after the run")
-    out = out or _run_name("predict")
+    out = _resumed(out, resume) or out or _run_name("predict")
     changes = dict(map(overrides.parse_override, settings))
-    from aneurysm_ray.distributed import predict as prediction
-
-    with _resumable(out):
+    with _going_on("loading Ray and torch"):
+        from aneurysm_ray.distributed import predict as prediction
+    with _going_on("predicting"), ending.resumable(out):
         summary = prediction.predict(run, series, out, changes, fast=fast, dicom=dicom, resume=resume)
-    _next(f"open {out}/report.html")
+    _next(("open", f"{out}/report.html"))
     print(out)
     if summary.get("fallback"):
-        raise _PartlyFailed(f"{summary['fallback']} series could not be read; {out}/predictions.csv flags them")
+        raise ending.PartlyFailed(f"{summary['fallback']} series could not be read; {out}/predictions.csv flags them")
 
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="A training run.")],
-    out: Annotated[Path, typer.Argument(help="File to write, such as model.safetensors.")],
+    run: Annotated[Path, typer.Argument(parser=place, help="A training run.")],
+    out: Annotated[Path, typer.Argument(parser=place, help="File to write, such as model.safetensors.")],
 ) -> None:
     """Write a run's models as one file, without Ray: .safetensors for aneurysm-ray, .onnx or .pt2 for others."""
     from aneurysm_ray.learning import interchange
 
     interchange.write(run, out)
     if out.suffix == ".safetensors":
-        _next(f"aneurysm-ray predict {out} YOUR_DICOM_FOLDER")
+        _next((AGAIN, "predict", out, "YOUR_DICOM_FOLDER"))
     print(out)
 
 
 @app.command()
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="predictions.csv of a run or of anyone's model.")],
-    data: Annotated[Path, typer.Argument(help="Data set or prepared set that holds the labels.")],
+    predictions: Annotated[Path, typer.Argument(parser=place, help="predictions.csv of a run or of anyone's model.")],
+    data: Annotated[Path, typer.Argument(parser=place, help="Data set or prepared set that holds the labels.")],
 ) -> None:
     """The weighted score and its interval for any predictions table."""
     from aneurysm_ray.learning import evaluation
@@ -300,13 +319,19 @@ def evaluate(
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="A prepared set, a run or a search; several are compared.")],
-    out: Annotated[Path | None, typer.Option(help="Page to write when several are compared.")] = None,
+    folders: Annotated[
+        list[Path], typer.Argument(parser=place, help="Prepared set, run or search; several are compared.")
+    ],
+    out: Annotated[Path | None, typer.Option(parser=place, help="Page to write when several are compared.")] = None,
 ) -> None:
     """Write, or write again, the page of a prepared set, a run or a search; of several, their comparison."""
-    from aneurysm_ray.reporting import pages
+    with _going_on("writing the page"):
+        from aneurysm_ray.reporting import pages
 
-    print(pages.write_report(folders[0]) if len(folders) == 1 else pages.compare(folders, out or Path("compare.html")))
+        page = (
+            pages.write_report(folders[0]) if len(folders) == 1 else pages.compare(folders, out or Path("compare.html"))
+        )
+    print(page)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -351,49 +376,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
     log.setLevel(logging.INFO)
-    try:
-        code = typer.main.get_command(app).main(args=words, prog_name="aneurysm-ray", standalone_mode=False)
-        if code == 130 and words[0] != "submit":  # typer's word for Ctrl-C; a job goes on without us
-            return _fail(f"interrupted; to go on: {_again(words, '')}", 130)
-        return code if isinstance(code, int) else 0
-    except typer.TyperException as error:
-        return _fail(_usage_sentence(error), 2)
-    except _PartlyFailed as error:
-        log.info("* %s", error)
-        return 3
-    except AneurysmRayError as error:
-        log.debug("%s", traceback.format_exc())
-        return _fail(str(error), error.exit_code)
-    except _Interrupted as error:
-        return _fail(f"interrupted; to go on: {_again(words, str(error))}", 130)
-    except Exception as error:
-        log.error("%s", traceback.format_exc())
-        return _fail(f"{type(error).__name__}: {error} (a fault of aneurysm-ray; the lines above say where)", 1)
-
-
-def _fail(sentence: str, code: int) -> int:
-    log.error("error: %s", sentence)
-    return code
-
-
-def _usage_sentence(error: typer.TyperException) -> str:
-    """Say what is wrong with the words typed, with the nearest command."""
-    message = error.format_message()
-    if message.startswith("No such command"):
-        names = [command.callback.__name__ for command in app.registered_commands if command.callback]
-        word = message.split("'")[1] if "'" in message else ""
-        return f"no command {word!r}{did_you_mean(word, names)}   (aneurysm-ray --help lists them)"
-    return message
-
-
-def _again(words: list[str], addition: str) -> str:
-    """Return the command that goes on with the work: the words typed, with the directory and --resume once."""
-    kept = list(words)
-    if addition and "--out" in kept:
-        at = kept.index("--out")
-        del kept[at : at + 2]
-    kept = [word for word in kept if not addition or (word != "--resume" and not word.startswith("--out="))]
-    return " ".join(["aneurysm-ray", shlex.join(kept), addition]).strip()
+    command = typer.main.get_command(app)
+    names = [each.callback.__name__ for each in app.registered_commands if each.callback]
+    return ending.run(lambda: command.main(args=words, prog_name="aneurysm-ray", standalone_mode=False), words, names)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 The text under a field is its meaning, shown by `aneurysm-ray config`.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -96,13 +96,13 @@ class ModelConfig(Section):
     name: str = "resnet3d18"
     """A key of `learning.models.MODELS`: resnet3d10, resnet3d18, resnet3d34, resnet3d50, small3d."""
     head: Literal["pooled", "grid"] = "pooled"
-    """pooled: one vector of logits per patch. grid: one vector per cell at the output stride."""
+    """pooled: one vector of logits per patch. grid: lesion, its location and vessel per cell at the output stride."""
     width: Annotated[int, Field(ge=4, le=256)] = 64
     """Channels of the first stage; the others are its multiples."""
-    stem_stride: Annotated[int, Field(ge=1, le=4)] = 2
-    """Stride of the first convolution."""
-    output_stride: Literal[4, 8, 16, 32] = 8
-    """grid head only: voxels per grid cell along each axis."""
+    stem_stride: Literal[1, 2, 4] = 2
+    """Stride of the first convolution; each later stage halves the resolution."""
+    output_stride: Literal[1, 2, 4, 8, 16, 32] = 4
+    """grid head only: voxels per grid cell along each axis; a dome of 4 mm is five to eight voxels wide."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout before the last layer."""
 
@@ -110,13 +110,16 @@ class ModelConfig(Section):
 class PatchConfig(Section):
     """The crops a network sees."""
 
-    size: VoxelTriple = (64, 96, 96)
-    """Patch size (z, y, x) in voxels of the stored volume."""
-    border_mm: Annotated[float, Field(ge=0)] = 3.0
-    """A point nearer than this to the patch's border makes its label neither positive nor negative."""
-    radius_mm: Positive = 7.0
-    """grid head: cells whose centre lies within this distance of a point are positive."""
-    ignore_mm: Positive = 11.0
+    size: VoxelTriple = (40, 64, 64)
+    """Patch size (z, y, x) in voxels of the stored volume; 32 mm at the default spacing. In patches of 50 mm a pooled
+    network could not find a lesion at all."""
+    border_mm: Annotated[float, Field(ge=0)] = 7.0
+    """A point nearer than this to the patch's border makes its label neither positive nor negative; patches around a
+    point hold it further inside than this."""
+    radius_mm: Positive = 3.0
+    """grid head: cells whose centre lies within this distance of a point, or within a larger known radius, are
+    positive."""
+    ignore_mm: Positive = 6.0
     """grid head: cells beyond `radius_mm` and within this distance are ignored."""
 
 
@@ -131,13 +134,25 @@ class SamplerConfig(Section):
     """False: volumes are drawn uniformly and patches are centred anywhere, so positives are as rare as they are."""
     location_balance: Fraction = 0.5
     """0: points are drawn as frequently as they occur; 1: every location equally often."""
-    site_fraction: Fraction = 0.5
-    """Share of the other patches taken at sites of points of other series: without them a network learns to tell the
-    arteries from the rest of the head, and not an aneurysm from an artery."""
-    hard_negative_fraction: Fraction = 0.0
+    hard_negative_fraction: Fraction = 0.3
     """Share of the negative patches taken where the model scored high on negative series."""
     hard_negative_every: Annotated[int, Field(ge=1)] = 5
     """Epochs between two searches for hard negatives."""
+    site_fraction: Fraction = 0.2
+    """Share of the other negative patches taken at sites of points of other series of the modality: without them a
+    network learns to tell where aneurysms sit, and not an aneurysm from an artery."""
+    vessel_fraction: Fraction = 0.3
+    """Share of them taken on vessels. The rest is taken anywhere: a network that has hardly seen sinuses, bone and the
+    region's edge raises its false alarms there."""
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if self.site_fraction + self.vessel_fraction > 1:
+            raise ValueError(
+                f"sampler.site_fraction = {self.site_fraction:g} and sampler.vessel_fraction = "
+                f"{self.vessel_fraction:g} are shares of the same patches and may not exceed 1 together"
+            )
+        return self
 
 
 class AugmentConfig(Section):
@@ -153,10 +168,14 @@ class AugmentConfig(Section):
     """Largest shift as a share of the patch's size."""
     affine_probability: Fraction = 0.5
     """Probability of the rotation, scaling and shift."""
-    brightness: Annotated[float, Field(ge=0, le=1)] = 0.1
+    gamma: Annotated[float, Field(ge=0, le=2)] = 0.2
+    """Largest logarithm of an exponent of intensity, up or down."""
+    brightness: Annotated[float, Field(ge=0, le=1)] = 0.08
     """Largest shift of intensity; an image spans 0 to 1."""
-    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Largest relative change of contrast."""
+    blur: Fraction = 0.1
+    """Probability of a blur, as of other kernels and thicker slices."""
     noise: Annotated[float, Field(ge=0, le=1)] = 0.03
     """Largest standard deviation of added Gaussian noise."""
     mixup: Fraction = 0.0
@@ -177,12 +196,19 @@ class LossConfig(Section):
     max_class_weight: Positive = 20.0
     """Ceiling of a class weight."""
     positive_weight: Positive = 1.0
-    """Weight of every positive target of the head's grid, on top of class weights."""
+    """Weight of every positive target, of a grid's cells too, on top of class weights."""
     present_weight: Positive = 1.0
     """Weight of the series-level label against the mean of the 13 locations."""
+    tversky_weight: Annotated[float, Field(ge=0)] = 0.25
+    """grid head: weight of the Tversky loss (Salehi et al. 2017) of patches with a lesion, beside the cells'
+    cross-entropy; it counts a missed dome for more than a false alarm of its size."""
+    location_weight: Annotated[float, Field(ge=0)] = 0.02
+    """grid head: weight of the location of lesions' cells, which must not starve the detection."""
+    vessel_weight: Annotated[float, Field(ge=0)] = 0.1
+    """grid head: weight of the vessels' loss in series that have a mask."""
     series_weight: Annotated[float, Field(ge=0)] = 0.05
-    """grid head: weight of the loss of the patch's pooled logits, beside the loss of its cells. That loss is ten times
-    the cells' own at first: a weight of 0.5 kept a small network from learning where lesions are."""
+    """grid head: weight of the loss of the patch's highest lesion logits, beside the loss of its cells. That loss is
+    ten times the cells' own at first: a weight of 0.5 kept a small network from learning where lesions are."""
 
 
 class OptimConfig(Section):
@@ -194,8 +220,8 @@ class OptimConfig(Section):
     """Patches per step over all workers together."""
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Micro-batches per step and worker; the step's gradient is that of the whole batch."""
-    lr: Positive = 3e-4
-    """Peak learning rate."""
+    lr: Positive = 7e-4
+    """Peak learning rate. At 3e-3 ResNets cannot even memorise 200 patches; those of 34 layers want about 4e-4."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     """Decoupled weight decay, on weights of convolutions and linear layers only."""
     warmup: Fraction = 0.05
@@ -205,11 +231,10 @@ class OptimConfig(Section):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay per step of the averaged weights that validation and inference use; 0 uses the raw weights."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the forward pass; auto is bfloat16 on CUDA and float32 on the CPU, where bfloat16 is slower."""
+    """Arithmetic of the forward pass; auto is bfloat16 on CUDA and on CPUs that have instructions for it (avx512_bf16,
+    AMX), and float32 on others."""
     compile: bool = False
     """Pass the network through torch.compile: a minute or more at the start, faster steps after."""
-    channels_last: bool = False
-    """Memory layout NDHWC, which some GPUs prefer for 3D convolutions in bfloat16."""
     deterministic: bool = True
     """Use deterministic algorithms where torch has them; equal seeds then give equal results on one device."""
 
@@ -219,6 +244,11 @@ class InferenceConfig(Section):
 
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Overlap of neighbouring windows as a share of the patch's size."""
+    window: Annotated[int, Field(ge=1, le=16)] = 3
+    """grid head: windows are this many patches long along each axis, at most the volume: cells do not depend on what
+    else lies in a window, and large windows overlap less. A pooled head's windows are patches."""
+    gate: bool = True
+    """grid head: a lesion is at most twice as probable as the most probable vessel near it, if masks taught vessels."""
     top_k: Annotated[int, Field(ge=1)] = 2
     """A series' probability is the mean of this many highest cells (grid head) or windows (pooled head)."""
     flip: bool = False
@@ -229,6 +259,14 @@ class InferenceConfig(Section):
     """Most candidate points kept per series."""
     candidate_distance_mm: Positive = 8.0
     """Candidates nearer than this to a stronger one are dropped."""
+
+
+class ValidationConfig(Section):
+    """How a fold is validated after each epoch of its training; the score that is reported is that of the last one."""
+
+    full_every: Annotated[int, Field(ge=0)] = 0
+    """Epochs between two validations as `inference` says; 0: after the last epoch alone. All others are quick: without
+    overlap of windows and without mirroring, at up to a sixteenth of the cost."""
 
 
 class FeedConfig(Section):
@@ -253,8 +291,8 @@ class ResourcesConfig(Section):
     """Fewest workers to go on with when nodes are lost; 0: exactly `workers`."""
     gpus_per_worker: Annotated[float, Field(ge=-1)] = -1.0
     """GPUs per worker, fractions allowed; -1: one where the cluster has any, else none."""
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
-    """CPUs per worker."""
+    cpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    """CPUs per worker, and the threads it computes with; 0: an equal share of a node's, per GPU or per worker."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Worker or node losses a fold survives before it fails."""
 
@@ -301,6 +339,17 @@ class TuneConfig(Section):
     qrandint, lograndint, choice. `when = {"other.key" = value}` makes a key conditional."""
 
 
+class ChosenConfig(Section):
+    """Which folds a search chose these settings by; a search writes it into its best.toml."""
+
+    folds: tuple[int, ...] = ()
+    """Folds whose score chose; a run's score is also given without them, as it flatters with them."""
+    count: int = 0
+    """folds.count of that search; with another one its patients lie in other folds."""
+    seed: int = 0
+    """folds.seed of that search."""
+
+
 class Config(Section):
     """All settings of a run."""
 
@@ -308,6 +357,8 @@ class Config(Section):
     """Seed of everything random in training; draws derive from (seed, fold, epoch, rank)."""
     preset: str = ""
     """The preset this configuration started from, for the record."""
+    stage: Literal["lesions", "vessels"] = "lesions"
+    """vessels: a grid network learns vessels alone, from the series that have a mask, for `init` of another run."""
     control: Literal["", "shuffle"] = ""
     """shuffle: labels are permuted among the training patients, so an honest score must come out at 0.5."""
     init: str = ""
@@ -324,6 +375,8 @@ class Config(Section):
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     inference: InferenceConfig = InferenceConfig()
+    validation: ValidationConfig = ValidationConfig()
     feed: FeedConfig = FeedConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tune: TuneConfig = TuneConfig()
+    chosen: ChosenConfig = ChosenConfig()

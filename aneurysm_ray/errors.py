@@ -35,6 +35,10 @@ class RunDirError(RequestError):
     """A run or volumes directory is missing, incomplete, or belongs to another run."""
 
 
+class OutputError(AneurysmRayError):
+    """The place of the results cannot be written: the disk is full, read-only or gone."""
+
+
 SERIES_REASONS: dict[str, str] = {
     "no_files": "the folder holds no regular file",
     "no_images": "no file is a DICOM image, or a file is no NIfTI image",

@@ -14,6 +14,7 @@ from typing import Any
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
+from aneurysm_ray import location
 from aneurysm_ray.config import VOLUME_FORMAT, Config, VolumeConfig
 from aneurysm_ray.errors import ConfigError, RunDirError, did_you_mean
 
@@ -23,25 +24,34 @@ RETIRED_SECRET = "prepare.patient_key"
 """A setting of earlier versions that their runs and models hold."""
 
 PRESETS: dict[str, dict[str, Any]] = {
+    # The first try: a plain network on patches as they come. Positives are rare, so their weight must make up for it.
     "v1": {
         "model.name": "resnet3d18",
         "loss.name": "bce",
         "loss.class_weights": True,
         "sampler.oversample": False,
     },
+    # + oversampling: half of the patches hold an aneurysm, the others look like it.
     "v2": {
         "model.name": "resnet3d18",
         "loss.name": "bce",
-        "loss.class_weights": True,
     },
-    "v3": {"model.name": "resnet3d34", "loss.name": "focal"},
+    # + a deeper network, which needs a smaller rate, and focal loss, which goes on about the hard negatives.
+    "v3": {
+        "model.name": "resnet3d34",
+        "optim.lr": 4e-4,
+        "loss.name": "focal",
+    },
+    # + an ensemble of patches: each place is seen in more windows and mirrored, and more windows must agree.
     "v4": {
         "model.name": "resnet3d34",
+        "optim.lr": 4e-4,
         "loss.name": "focal",
         "inference.overlap": 0.625,
         "inference.flip": True,
         "inference.top_k": 3,
     },
+    # Where the lesion is, on which vessel: cells as large as a dome in place of one answer per patch.
     "v5": {
         "model.name": "resnet3d18",
         "model.head": "grid",
@@ -91,7 +101,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file into dotted keys. Raises ConfigError when it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = location.read_bytes(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); give a TOML file such as a run's config.toml") from error
     return parse_toml(text, path)

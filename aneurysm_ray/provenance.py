@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from aneurysm_ray import __version__
+from aneurysm_ray import __version__, location
 
 _PACKAGES = ("ray", "torch", "monai", "optuna", "pydicom", "imagecodecs", "numpy", "pandas", "pyarrow", "scikit-learn")
 
@@ -30,7 +30,7 @@ def describe(kind: str, **facts: Any) -> dict[str, Any]:
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hex."""
-    with open(path, "rb") as file:
+    with location.fetched(path) as here, here.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -1,25 +1,31 @@
 """The files of a run directory: their names, atomic writing, reading back.
 
-Every file is written under a temporary name and renamed, so a reader or a crash sees the old file or the new one,
-never a part. `summary.json` is written last: a directory that has one is complete.
+Every file is written under a temporary name and renamed, or uploaded as a whole, so a reader or a crash sees the old
+file or the new one, never a part. `summary.json` is written last: a directory that has one is complete.
 """
 
 import contextlib
 import functools
+import io
 import json
 import logging
+import logging.handlers
 import os
+import secrets
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import pandas as pd
 
-from aneurysm_ray import overrides
+from aneurysm_ray import location, overrides
 from aneurysm_ray.config import VOLUME_FORMAT, Config, VolumeConfig
-from aneurysm_ray.errors import RunDirError
+from aneurysm_ray.errors import OutputError, RunDirError
+
+log = logging.getLogger(__name__)
 
 CONFIG = "config.toml"
 PROVENANCE = "provenance.json"
@@ -30,14 +36,19 @@ PREDICTIONS = "predictions.csv"
 CANDIDATES = "candidates.csv"
 HEATMAPS = "heatmaps"
 TENSORBOARD = "tensorboard"
-CHECKPOINT_BEST = "checkpoint_best"
 CHECKPOINT_LAST = "checkpoint_last"
 SUMMARY = "summary.json"
+DRIVER = ".driver.json"
 REPORT = "report.html"
 TRIALS = "trials.csv"
 CURVES = "curves.csv"
 BEST = "best.toml"
 JOURNAL = "optuna.journal"
+STUDY = "study.json"
+SAMPLE = "sample.json"
+SERIES = "series"
+RESULT = "result.json"
+ERROR = "error.txt"
 VOLUMES = "volumes.parquet"
 REJECTED = "rejected.csv"
 PREPARE = "prepare.json"
@@ -45,18 +56,42 @@ PREPARE = "prepare.json"
 
 @contextlib.contextmanager
 def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary sibling for writing; rename it over `path` when the block ends well, remove it otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    """Open a temporary file for writing; it becomes `path` when the block ends well, and is removed otherwise.
+
+    Raises OutputError when the disk is full, read-only or gone.
+    """
+    # Threads of one process may write the same file; by host and process `remove_abandoned` knows the dead.
+    owner = f"{secrets.token_hex(4)}.{socket.gethostname()}.{os.getpid()}"
+    temporary = path.with_name(f"{path.name}.{owner}.tmp")
+    if remote := location.is_remote(path):
+        temporary = Path(tempfile.gettempdir()) / f"aneurysm-ray-{temporary.name}"
     try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
         text = "b" not in mode
         with open(temporary, mode, encoding="utf-8" if text else None, newline="" if text else None) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if remote:
+            location.upload(str(temporary), path)
+        else:
+            os.replace(temporary, path)
+    # torch.save makes a RuntimeError of what the disk says.
+    except (OSError, RuntimeError) as error:
+        if (cause := error if isinstance(error, OSError) else error.__context__) and isinstance(cause, OSError):
+            raise cannot_be_written(path, cause) from error
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def cannot_be_written(path: Path, error: OSError) -> OutputError:
+    """Return what to say of a file that the disk or the object store does not take."""
+    return OutputError(
+        f"{path} cannot be written: {error.strerror or error}; make room or mend its permissions, and run the same "
+        "command again"
+    )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -76,10 +111,18 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
         frame.to_csv(file, index=False)
 
 
+def append_csv(path: Path, frame: pd.DataFrame) -> None:
+    """Add rows to a table that has the same columns, all in one write, so that no reader sees half a row."""
+    try:
+        location.append(path, frame.to_csv(index=False, header=False).encode())
+    except OSError as error:
+        raise cannot_be_written(path, error) from error
+
+
 def read_json(path: Path) -> Any:
     """Read JSON. Raises RunDirError when it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(location.read_bytes(path))
     except OSError as error:
         raise RunDirError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
@@ -89,7 +132,7 @@ def read_json(path: Path) -> Any:
 def read_csv(path: Path) -> pd.DataFrame:
     """Read a table; identifiers stay text. Raises RunDirError when it is missing or damaged."""
     try:
-        return pd.read_csv(path, dtype={"series_uid": "string", "patient": "string"})
+        return pd.read_csv(io.BytesIO(location.read_bytes(path)), dtype={"series_uid": "string", "patient": "string"})
     except OSError as error:
         raise RunDirError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
@@ -152,12 +195,16 @@ def fold_dir(folder: Path, fold: int) -> Path:
     return folder / f"fold_{fold}"
 
 
+def trained_dir(search: Path, trial: int) -> Path:
+    """Return the directory of the full training of a search's trial."""
+    return search / f"train_{trial:04d}"
+
+
 @contextlib.contextmanager
 def keep_log(folder: Path) -> Iterator[None]:
     """Also write the package's messages into the directory's log while the block runs, and its traceback."""
-    folder.mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger("aneurysm_ray")
-    handler = logging.FileHandler(folder / LOG, delay=True)
+    handler = _RemoteLog(folder / LOG) if location.is_remote(folder) else _local_log(folder / LOG)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
     level = logger.level
@@ -174,6 +221,27 @@ def keep_log(folder: Path) -> Iterator[None]:
         handler.close()
 
 
+def _local_log(path: Path) -> logging.Handler:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return logging.FileHandler(path, delay=True)
+
+
+class _RemoteLog(logging.handlers.MemoryHandler):
+    """Collects messages and adds them to an object: a hundred at a time, and an error at once."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(100, logging.ERROR)
+        self.path = path
+
+    def flush(self) -> None:
+        """Write what was collected; a store that does not answer costs the log and not the work."""
+        text = "".join(f"{self.format(record)}\n" for record in self.buffer)
+        self.buffer = []
+        if text:
+            with contextlib.suppress(OSError):
+                location.append(self.path, text.encode())
+
+
 def kind(folder: Path) -> str:
     """Say what a directory is: `volumes`, `train`, `tune`, `predict`, or an empty string for none of these."""
     if (folder / VOLUMES).exists() or (folder / PREPARE).exists():
@@ -185,16 +253,19 @@ def kind(folder: Path) -> str:
     return ""
 
 
-def create(folder: Path, config: Config, provenance: dict[str, Any], *, resume: bool = False) -> None:
-    """Make a run directory with its configuration and provenance, or reopen it to resume.
+def check(folder: Path, config: Config, *, resume: bool = False, freed: Sequence[str] = ()) -> None:
+    """Look whether a run directory can be made, or resumed; `freed` are settings that may then be others.
 
     Raises RunDirError when the directory already holds a run and `resume` is off, or when the run to be resumed was
-    started with another configuration.
+    started with other settings.
     """
+    if resume and not (folder / CONFIG).exists():
+        log.info("* %s holds no run yet; beginning one", folder)
     if (folder / CONFIG).exists():
         if not resume:
             raise RunDirError(f"{folder} already holds a run; add --resume to go on with it, or choose another --out")
-        if (there := read_config(folder)) != config:
+        there = overrides.build({key: overrides.value(config, key) for key in freed}, base=read_config(folder))
+        if there != config:
             keys = (key for key, _, _ in overrides.dotted_keys())
             first = next(key for key in keys if overrides.value(there, key) != overrides.value(config, key))
             before, now = overrides.value(there, first), overrides.value(config, first)
@@ -202,8 +273,14 @@ def create(folder: Path, config: Config, provenance: dict[str, Any], *, resume: 
                 f"{folder} was started with {first}={before!r}, not {now!r}; "
                 "resume it with its own config.toml, or choose another --out"
             )
-        return
-    if folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(path.name not in (DRIVER, PROVENANCE) for path in folder.iterdir()):
         raise RunDirError(f"{folder} is not empty and holds no run; choose another --out")
-    write_json(folder / PROVENANCE, provenance)
+
+
+def create(folder: Path, config: Config, provenance: dict[str, Any]) -> None:
+    """Make a run directory, or give the one that `check` found in order the settings that it may have anew."""
+    if not (folder / CONFIG).exists():
+        write_json(folder / PROVENANCE, provenance)
+    elif read_config(folder) == config:
+        return
     write_text(folder / CONFIG, overrides.to_toml(config))

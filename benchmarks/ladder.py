@@ -7,9 +7,9 @@
 
 Writes CTA and MRA phantoms as DICOM, prepares them, and trains every preset on one fold with the same small settings,
 the same patches per epoch and the same number of epochs; the test patients are scored once, at the end. Presets that
-differ in inference alone share one training, whose network is kept as WORK/PRESET_EPOCHS.pt. What WORK already holds of
-DICOM and volumes is used again. Networks that are given must not have learnt from the test: those of `--transfer` have
-learnt from all splines. The table goes to benchmarks/ladder.md, or to a file of its own with `--out`.
+differ in inference alone share one training, whose network is kept as WORK/PRESET_SEED_EPOCHS.pt. What WORK already
+holds of DICOM and volumes is used again. Networks that are given must not have learnt from the test: those of
+`--transfer` have learnt from all splines. The table goes to benchmarks/ladder.md, or to a file of its own with `--out`.
 """
 
 import argparse
@@ -39,20 +39,19 @@ from aneurysm_ray.learning.cases import from_table
 from aneurysm_ray.learning.validation import score_cases, validate
 
 SMALL: dict[str, Any] = {
-    "volume.spacing_mm": (1.25, 1.25, 1.25),
-    "volume.extent_mm": (150.0, 160.0, 130.0),
+    "volume.spacing_mm": (1.0, 1.0, 1.0),
     "model.width": 16,
-    "patch.size": (40, 40, 40),
-    "sampler.patches_per_volume": 10,
-    "optim.epochs": 24,
-    "optim.batch_size": 8,
-    "optim.lr": 3e-3,
+    "model.output_stride": 2,
+    "patch.size": (32, 32, 32),
+    "sampler.patches_per_volume": 5,
+    "sampler.hard_negative_every": 5,
+    "optim.epochs": 14,
+    "optim.lr": 1e-3,
     "augment.affine_probability": 0.0,
     "inference.overlap": 0.25,
     "feed.threads": 1,
 }
-"""What makes a rung cheap enough for two cores: coarse voxels, a quarter of the width, few epochs. The region holds
-the aneurysms of every kind of scan (`region.py`)."""
+"""What makes a rung cheap enough for one core: coarse voxels, a quarter of the width, few epochs."""
 
 TRANSFER_COUNT = 160
 """Renderings of real trees that test what splines taught: of 40 trees, each with and without its aneurysm, twice."""
@@ -64,9 +63,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=240)
     parser.add_argument("--folds", type=int, default=3, help="the first of so many folds is the test")
     parser.add_argument("--presets", default="v1,v2,v3,v4,v5")
-    parser.add_argument("--lesions", default="6,15", help="smallest and largest diameter in mm of spline phantoms")
+    parser.add_argument("--lesions", default="4,15", help="smallest and largest diameter in mm of spline phantoms")
     parser.add_argument("--modalities", default="CTA,MRA")
     parser.add_argument("--seed", type=int, default=0, help="of the spline phantoms")
+    parser.add_argument("--seeds", default="0", help="seeds of the trainings; each gives a row")
     parser.add_argument("--varied", action="store_true", help="vary the spline phantoms far beyond anatomy")
     parser.add_argument("--every", type=int, default=0, help="also score after every so many epochs, to watch")
     parser.add_argument("--geometry", type=Path, help="folder of NIfTI vessel trees to render and learn from")
@@ -92,8 +92,9 @@ def main() -> None:
         tested = volumes
         train, test = _split(overrides.build(base), table)
     rows, trained = [], {}
-    for name in options.presets.split(","):
-        config = overrides.build(base, overrides.preset(name), extra)
+    runs = [(name, seed) for seed in options.seeds.split(",") for name in options.presets.split(",")]
+    for name, seed in runs:
+        config = overrides.build(base, overrides.preset(name), {"seed": int(seed)}, extra)
         # Presets that differ in how a volume is scored have one network between them.
         key = config.model_copy(update={"inference": None, "preset": ""}).model_dump_json()
         if options.networks:
@@ -136,6 +137,7 @@ def _prepare(entry: SeriesEntry, volumes: Path, config: Config) -> dict[str, Any
     prepared = prepare_series(
         volume, config.volume, targets=entry.targets, localizers=entry.points,
         modality=entry.modality, series_uid=entry.series_uid, patient=volume.patient_id,
+        vessels=entry.vessels, domes=entry.domes,
     )  # fmt: skip
     path = store.write_volume(volumes, prepared, overrides.volume_identity(config))
     return store.table_row(prepared, path.stat().st_size)
@@ -165,7 +167,8 @@ def _train(
         if options.every and (result.epoch + 1) % options.every == 0:
             print(_score(config, tested, test, [network], seconds, options), flush=True)
         started = time.monotonic()
-    torch.save(network.state_dict(), options.work / f"{config.preset}_{config.optim.epochs}.pt")
+    name = f"{config.preset}_{config.seed}_{config.optim.epochs}.pt"
+    torch.save(network.state_dict(), options.work / name)
     return [network], seconds
 
 
@@ -187,7 +190,7 @@ def _score(
     started = time.monotonic()
     cache = open_cache(volumes, config.feed)
     scores = dict(score_cases(networks, cases, cache, config, torch.device(options.device)))
-    found = validate(cases, scores, fold=0)
+    found = validate(cases, scores, 0, config.stage)
     score = metrics.bootstrap(
         metrics.targets_of(found.predictions),
         metrics.probabilities_of(found.predictions),
@@ -197,6 +200,7 @@ def _score(
     curve = froc.froc(found.candidates, froc.points_mm(test), found.predictions)
     return {
         "preset": config.preset,
+        "seed": config.seed,
         "network": f"{len(networks)} x {config.model.name} {config.model.head}",
         "parameters": sum(map(models.count_parameters, networks)),
         "present": (present["auc"], present["low"], present["high"]),
@@ -228,14 +232,15 @@ def _write(
         f"aneurysm, {tested}.\n",
         f"Changes to the presets' defaults: `{settings}`. Presets that differ in inference alone share one training; "
         "intervals are 95 % over patients; sensitivity is at 1 false positive per scan.\n",
-        "| preset | network | parameters | present AUC | score | sensitivity | training s | scoring s/series |",
-        "|---|---|---|---|---|---|---|---|",
+        "| preset | seed | network | parameters | present AUC | score | sensitivity | training s | scoring s/series |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows.to_dict("records"):
         present, score = (f"{v:.3f} [{low:.3f}, {high:.3f}]" for v, low, high in (row["present"], row["score"]))
         sensitivity = "-" if math.isnan(row["sensitivity"]) else f"{row['sensitivity']:.2f}"
         lines.append(
-            f"| {row['preset']} | {row['network']} | {row['parameters'] / 1e6:.2f} M | {present} | {score} | "
+            f"| {row['preset']} | {row['seed']} | {row['network']} | {row['parameters'] / 1e6:.2f} M | {present} | "
+            f"{score} | "
             f"{sensitivity} | {row['train_seconds']:.0f} | {row['seconds_per_series']:.2f} |"
         )
     rundir.write_text(options.out, "\n".join(lines) + "\n")

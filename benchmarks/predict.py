@@ -79,7 +79,8 @@ def monai(path: Path, networks: list[models.Network], config: Config, modality: 
             for mirrored in (False, True) if config.inference.flip else (False,):
                 turned = batch.flip(-1) if mirrored else batch
                 logits = sliding_window_inference(
-                    turned, config.patch.size, config.inference.batch_size, network.cells, config.inference.overlap
+                    *(turned, config.patch.size, config.inference.batch_size, lambda image, n=network: n(image).cells),
+                    config.inference.overlap,
                 )
                 torch.sigmoid(logits).amax((2, 3, 4))
     return {"read": read_at - start, "prepare": prepared_at - read_at, "score": time.process_time() - prepared_at}

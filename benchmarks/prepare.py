@@ -218,7 +218,7 @@ def by_stage(folder: Path) -> dict[str, float]:
     compress, encoded = cpu(lambda: store.encode(prepared, "{}"))
     floor, _ = cpu(lambda: pa.compress(prepared.voxels.tobytes(), "zstd", asbytes=True))
     seconds["compress"] = (compress, floor)
-    draw, _ = cpu(lambda: picture.draw(prepared))
+    draw, _ = cpu(lambda: picture.draw(prepared, volume))
     seconds["picture"] = (draw, 0.0)
     written, _ = cpu(lambda: store.write_volume(folder / "stages", prepared, "{}"))
     plain, _ = cpu(lambda: (folder / "plain").write_bytes(encoded))

@@ -28,12 +28,12 @@ from typing import Any
 import numpy as np
 import optuna
 import pandas as pd
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from aneurysm_ray import demo, overrides, rundir
 from aneurysm_ray.config import Config
-from aneurysm_ray.distributed import search, space
+from aneurysm_ray.distributed import record, searcher, space
 
 EPOCHS = 30
 RANDOM_TRIALS = 64
@@ -147,9 +147,9 @@ def ours(seed: int, spread: float, **tune: Any) -> Iterator[tuple[int, float]]:
     config = config_for(seed, **tune)
     study = optuna.create_study(direction="maximize")
     parameters = space.parse(config)
-    search.enqueue(study, config, parameters)
-    scheduler = search.StudyASHA(study, config) if config.tune.prune else FIFOScheduler()
-    return drive(search.StudySearch(study, config, parameters), scheduler, seed, config.tune.trials, spread)
+    record.enqueue(study, config, parameters)
+    mine = searcher.StudySearcher(study, config, parameters)
+    return drive(mine, searcher.StudyScheduler(mine), seed, config.tune.trials, spread)
 
 
 def rays(seed: int, spread: float) -> Iterator[tuple[int, float]]:
@@ -205,7 +205,7 @@ def compare(seeds: int, spread: float) -> None:
         print(f"| {name} | {shown} | {share} | {within}/{seeds} | {reached}/{seeds} | {short:.4f} |")
 
 
-def fit(config: Config, fold: int, resume: dict[str, Any] | None, *, seconds: float) -> Iterator[Any]:
+def fit(config: Config, fold: int, resume: dict[str, Any] | None, tell: Any = None, *, seconds: float) -> Iterator[Any]:
     """Stand in for training: sleep, then yield the surrogate's score."""
     params = {key: space.field(config, key) for key in Config().tune.space}
     for epoch in range(resume["epoch"] + 1 if resume else 0, config.optim.epochs):
@@ -231,7 +231,7 @@ def overhead(trials: int, seconds: float) -> None:
     with session.connect():
         ray.get(ray.remote(lambda: None).remote())
         begun = time.monotonic()
-        tune.open_directory(out / "s", config, {"kind": "tune"}, resume=False)
+        rundir.create(out / "s", config, {"kind": "tune"})
         summary = tune.run_search(out / "s", config, functools.partial(fit, seconds=seconds))
         wall = time.monotonic() - begun
     training = summary["epochs"] * seconds

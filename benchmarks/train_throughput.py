@@ -134,10 +134,8 @@ def _bare_step(config: Config, device: torch.device) -> Callable[[Tensor, Tensor
 
     def step(image: Tensor, target: Tensor) -> None:
         with optim.autocast(config.optim, device):
-            logits = network(image)
-        losses.patch_losses(
-            logits, target.view(*target.shape, 1, 1, 1).expand_as(logits), config.loss, weights
-        ).mean().backward()
+            answer = network(image)
+        losses.patch_losses(answer.cells.mean((2, 3, 4)), target, config.loss, weights).mean().backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

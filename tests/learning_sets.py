@@ -29,8 +29,10 @@ SMALL: dict[str, Any] = {
     "optim.batch_size": 8,
     "optim.epochs": 2,
     "optim.lr": 2e-3,
+    "optim.precision": "float32",
     "inference.overlap": 0.25,
     "feed.threads": 0,
+    "resources.cpus_per_worker": 1,
 }
 """Overrides with which an epoch takes a second."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import ray
 import surrogates
 
-from aneurysm_ray import overrides
+from aneurysm_ray import overrides, rundir
 from aneurysm_ray.distributed import tune
 
 
@@ -37,9 +37,10 @@ def main(out: str, log: str, trials: str, seconds: str, *words: str) -> int:
         object_store_memory=256 * 2**20,
         _temp_dir=tempfile.mkdtemp(prefix="ar", dir="/tmp"),
     )
-    tune.open_directory(Path(out), config, {"kind": "tune"}, resume=resume)
+    rundir.check(Path(out), config, resume=resume, freed=tune.FREED)
+    rundir.create(Path(out), config, {"kind": "tune"})
     fit = functools.partial(surrogates.slow_fit, seconds=float(seconds), log=Path(log))
-    summary = tune.run_search(Path(out), config, fit, resume=resume)
+    summary = tune.run_search(Path(out), config, fit)
     print(json.dumps(summary))
     return 130 if summary["interrupted"] else 0
 

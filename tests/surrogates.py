@@ -31,13 +31,15 @@ def epoch_result(config: Config, fold: int, epoch: int, seconds: float = 0.0) ->
     )
 
 
-def fit(config: Config, fold: int, resume: dict[str, Any] | None) -> Iterator[SimpleNamespace]:
+def fit(config: Config, fold: int, resume: dict[str, Any] | None, tell: Any = None) -> Iterator[SimpleNamespace]:
     """Train by formula, from the epoch after `resume`."""
     for epoch in range(resume["epoch"] + 1 if resume else 0, config.optim.epochs):
         yield epoch_result(config, fold, epoch)
 
 
-def fit_that_fails(config: Config, fold: int, resume: dict[str, Any] | None) -> Iterator[SimpleNamespace]:
+def fit_that_fails(
+    config: Config, fold: int, resume: dict[str, Any] | None, tell: Any = None
+) -> Iterator[SimpleNamespace]:
     """Fail for half of the space, after one epoch; give no number at all for a tenth."""
     for result in fit(config, fold, resume):
         if config.loss.focal_gamma > 3.6:
@@ -47,7 +49,9 @@ def fit_that_fails(config: Config, fold: int, resume: dict[str, Any] | None) -> 
         yield result
 
 
-def fit_that_dies_once(config: Config, fold: int, resume: dict[str, Any] | None, *, marks: Path) -> Iterator[Any]:
+def fit_that_dies_once(
+    config: Config, fold: int, resume: dict[str, Any] | None, tell: Any = None, *, marks: Path
+) -> Iterator[Any]:
     """Kill the process of every trial in its third epoch, once; note each epoch that is trained."""
     for result in fit(config, fold, resume):
         mark = marks / f"{config.optim.lr:.12f}"
@@ -59,7 +63,9 @@ def fit_that_dies_once(config: Config, fold: int, resume: dict[str, Any] | None,
         yield result
 
 
-def slow_fit(config: Config, fold: int, resume: dict[str, Any] | None, *, seconds: float, log: Path) -> Iterator[Any]:
+def slow_fit(
+    config: Config, fold: int, resume: dict[str, Any] | None, tell: Any = None, *, seconds: float, log: Path
+) -> Iterator[Any]:
     """Take `seconds` an epoch; note (process, lr, epoch) of each one."""
     for result in fit(config, fold, resume):
         time.sleep(seconds)

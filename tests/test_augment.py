@@ -15,7 +15,7 @@ from aneurysm_ray.learning.cases import IGNORED
 from aneurysm_ray.learning.patches import Batch
 
 LEFT, RIGHT = LOCATIONS.index("Left Middle Cerebral Artery"), LOCATIONS.index("Right Middle Cerebral Artery")
-NOTHING = AugmentConfig(flip=0, affine_probability=0, brightness=0, contrast=0, noise=0)
+NOTHING = AugmentConfig(flip=0, affine_probability=0, gamma=0, brightness=0, contrast=0, blur=0, noise=0)
 
 
 def _batch(count: int = 4, size: tuple[int, int, int] = (12, 20, 24)) -> Batch:
@@ -32,9 +32,11 @@ def _batch(count: int = 4, size: tuple[int, int, int] = (12, 20, 24)) -> Batch:
         torch.from_numpy(image.astype(np.uint8)),
         torch.from_numpy(points).float(),
         torch.full((count, 1), LEFT),
+        torch.full((count, 1), 2.5),
         base,
         faces,
         torch.tensor([[1.5, 1.0, 1.0]]).repeat(count, 1),
+        torch.zeros(count, dtype=torch.int64),
     )
 
 
@@ -87,16 +89,52 @@ def test_present_is_its_own_mirror() -> None:
     "config",
     [
         AugmentConfig(
-            rotate_deg=40, scale=0, translate=0, affine_probability=1, flip=0, noise=0, brightness=0, contrast=0
+            rotate_deg=40,
+            scale=0,
+            translate=0,
+            affine_probability=1,
+            flip=0,
+            noise=0,
+            gamma=0,
+            brightness=0,
+            contrast=0,
+            blur=0,
         ),
         AugmentConfig(
-            rotate_deg=0, scale=0.4, translate=0, affine_probability=1, flip=0, noise=0, brightness=0, contrast=0
+            rotate_deg=0,
+            scale=0.4,
+            translate=0,
+            affine_probability=1,
+            flip=0,
+            noise=0,
+            gamma=0,
+            brightness=0,
+            contrast=0,
+            blur=0,
         ),
         AugmentConfig(
-            rotate_deg=0, scale=0, translate=0.15, affine_probability=1, flip=0, noise=0, brightness=0, contrast=0
+            rotate_deg=0,
+            scale=0,
+            translate=0.15,
+            affine_probability=1,
+            flip=0,
+            noise=0,
+            gamma=0,
+            brightness=0,
+            contrast=0,
+            blur=0,
         ),
         AugmentConfig(
-            rotate_deg=25, scale=0.2, translate=0.05, affine_probability=1, flip=0.5, noise=0, brightness=0, contrast=0
+            rotate_deg=25,
+            scale=0.2,
+            translate=0.05,
+            affine_probability=1,
+            flip=0.5,
+            noise=0,
+            gamma=0,
+            brightness=0,
+            contrast=0,
+            blur=0,
         ),
     ],
 )
@@ -139,7 +177,7 @@ def test_draws_depend_on_the_place_in_the_plan_alone() -> None:
 def test_intensities_stay_in_range_and_noise_is_as_strong_as_asked() -> None:
     image = torch.full((2, 20, 20, 20), 128, dtype=torch.uint8)
     batch = _batch(2)
-    batch = Batch(image, batch.points_BP3, batch.labels_BP, batch.base_BL, batch.cut_B32, batch.spacing_B3)
+    batch = replace(batch, image_BZYX=image)
     draws = augment.draw(NOTHING.model_copy(update={"noise": 0.05}), (0, 0, 0), np.arange(2))
     done = augment.apply(batch, draws).image_BZYX
     for b in range(2):

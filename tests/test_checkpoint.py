@@ -32,6 +32,33 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "last").iterdir()] == ["state.pt"]
 
 
+@pytest.mark.parametrize("left", [0, 10, 0.3, 0.9, -10, "changed"])
+def test_a_damaged_state_is_called_so_and_the_cure_named(tmp_path: Path, left: float | str) -> None:
+    config = small_config(tmp_path)
+    checkpoint.save(tmp_path / "last", _state(config, models.build(config.model)))
+    path = tmp_path / "last" / "state.pt"
+    whole = path.read_bytes()
+    if isinstance(left, str):
+        middle = len(whole) // 2
+        path.write_bytes(
+            whole[:middle] + bytes(255 - byte for byte in whole[middle : middle + 40]) + whole[middle + 40 :]
+        )
+    else:
+        path.write_bytes(whole[: int(left * len(whole)) if isinstance(left, float) else left])
+    with pytest.raises(RunDirError, match=r"last/state\.pt: damaged.*; remove .*/last and run .* --resume") as refused:
+        checkpoint.load(tmp_path / "last")
+    assert "code" not in str(refused.value)
+
+
+def test_weights_that_are_cut_short_are_not_called_code(tmp_path: Path) -> None:
+    path = tmp_path / "pretrained.pth"
+    for zipped in (True, False):
+        torch.save({"a": torch.ones(1000)}, path, _use_new_zipfile_serialization=zipped)
+        path.write_bytes(path.read_bytes()[:700])
+        with pytest.raises(RunDirError, match=r"pretrained\.pth: damaged or cut short .*; fetch the file again"):
+            checkpoint.read_weights(path)
+
+
 @pytest.mark.parametrize("averaged", [True, False])
 def test_the_network_that_validation_used_is_loaded(tmp_path: Path, averaged: bool) -> None:
     config = small_config(tmp_path, model__head="grid")
@@ -63,7 +90,7 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
         checkpoint.load(tmp_path)
     for junk in (b"", b"half", b"PK\x03\x04 not a zip"):
         (tmp_path / "state.pt").write_bytes(junk)
-        with pytest.raises(RunDirError, match="not a file of tensors"):
+        with pytest.raises(RunDirError, match=r"state\.pt: damaged or cut short"):
             checkpoint.load(tmp_path)
     torch.save({"other": torch.ones(1)}, tmp_path / "state.pt")
     with pytest.raises(RunDirError, match="is not a checkpoint of aneurysm_ray"):
@@ -100,12 +127,13 @@ def test_medicalnet_weights_find_their_place(tmp_path: Path) -> None:
         network.state_dict()["backbone.layer2.0.downsample.0.weight"], foreign["module.layer2.0.downsample.0.weight"]
     )
     assert report.misshapen == ("backbone.layer4.0.conv2.weight",)
-    assert set(report.missing) == {"backbone.layer4.0.conv2.weight", "head.weight", "head.bias"}
+    assert set(report.missing) == {"backbone.layer4.0.conv2.weight", "head.weight", "head.bias", "knows_vessels"}
     assert set(report.unused) == {"module.bn1.running_mean", "module.conv_seg.0.weight"}
-    assert len(report.matched) == len(network.state_dict()) - 3
+    assert len(report.matched) == len(network.state_dict()) - 4
     assert str(report) == (
         f"{len(report.matched)} of {len(network.state_dict())} tensors taken; "
-        "1 of another shape (backbone.layer4.0.conv2.weight); 2 not in the file (head.weight, head.bias); "
+        "1 of another shape (backbone.layer4.0.conv2.weight); "
+        "3 not in the file (knows_vessels, head.weight, head.bias); "
         "2 not used (module.bn1.running_mean, module.conv_seg.0.weight)"
     )
 

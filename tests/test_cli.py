@@ -1,18 +1,22 @@
 """The command line: each kind of failure is one sentence on stderr with its exit code."""
 
 import logging
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from learning_sets import write_set
 
-from aneurysm_ray import cli, errors
+from aneurysm_ray import cli, ending, errors
 
 
 def _sentence(captured: str) -> str:
-    lines = captured.strip().splitlines()
+    lines = [line for line in captured.splitlines() if not line.startswith("  ")]  # such as "  loading Ray: 0:01"
     assert len(lines) == 1, lines
     return lines[0]
 
@@ -55,7 +59,7 @@ def test_wrong_requests_end_with_a_sentence_and_code_2(
         (errors.RequestError("8 workers need 8 GPUs"), 2, "error: 8 workers need 8 GPUs"),
         (errors.SeriesError("colour", "a.dcm: RGB"), 1, "error: a.dcm: RGB"),
         (KeyboardInterrupt(), 130, "error: interrupted; to go on: aneurysm-ray inspect 'a b'"),
-        (cli._PartlyFailed("2 series rejected"), 3, "* 2 series rejected"),
+        (ending.PartlyFailed("2 series rejected"), 3, "* 2 series rejected"),
     ],
 )
 def test_each_kind_of_failure_has_its_code(
@@ -102,6 +106,36 @@ def test_ctrl_c_names_the_directory_that_was_chosen(
     )
     assert cli.main(["train", "volumes"]) == 130
     assert "--out runs/" in _sentence(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("answer", [signal.default_int_handler, signal.SIG_IGN])
+def test_sigterm_ends_like_ctrl_c(
+    answer: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """SLURM, docker and Kubernetes send it; a shell starts what it runs in the background with SIGINT ignored."""
+    from aneurysm_ray.distributed import train
+
+    def terminated(*_: object, **__: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # a second one does not break the clearing up
+            (tmp_path / "cleared").touch()
+
+    monkeypatch.chdir(tmp_path)
+    write_set(Path("volumes"), 1)
+    monkeypatch.setattr(train, "train", terminated)
+    before = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGINT, answer)
+    try:
+        assert cli.main(["train", "volumes", "--out", "my runs/a"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before[1])
+    assert signal.getsignal(signal.SIGTERM) == before[0]
+    assert (tmp_path / "cleared").exists()
+    assert _sentence(capsys.readouterr().err) == (
+        "error: interrupted; to go on: aneurysm-ray train volumes --out 'my runs/a' --resume"
+    )
 
 
 def test_the_same_words_work_as_a_module() -> None:

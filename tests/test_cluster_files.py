@@ -1,7 +1,10 @@
 """The cluster files against Ray's own schema and functions, and the Kubernetes manifests against KubeRay's fields."""
 
 import copy
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +122,28 @@ def test_the_rayjob_runs_a_job_script_that_exists():
     words = load("deploy/rayjob.yaml")["spec"]["entrypoint"].split()
     assert words[0] == "python" and (ROOT / "jobs" / Path(words[1]).name).is_file()
     assert "--resume" in words
+
+
+def test_the_slurm_script_starts_ray_on_every_node_and_goes_on_with_a_run(tmp_path: Path) -> None:
+    said = {
+        "scontrol": "printf 'n1\\nn2\\n'",
+        "getent": "echo '10.0.0.7 STREAM n1'",
+        "srun": 'echo "$RAY_AUTH_MODE ${#RAY_AUTH_TOKEN} $*"',
+    }
+    for name, text in said.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        **{"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "5"},
+    }
+    for words, more in ((["train", "a b", "--out", "r"], " --resume"), (["prepare", "a", "b"], "")):
+        done = subprocess.run(
+            ["bash", str(ROOT / "deploy/slurm.sh"), *words], env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split(" ", 2)[:2] == ["token", "64"]
+        assert done.stdout.rstrip().endswith(
+            "ray symmetric-run --address 10.0.0.7:6379 --min-nodes 2 --temp-dir /tmp/ray-5 -- "
+            f"env RAY_ADDRESS=10.0.0.7:6379 aneurysm-ray {' '.join(words)}{more}"
+        )

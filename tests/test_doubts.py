@@ -1,6 +1,7 @@
 """What is told of points on their volume: outside, on the wrong side, on dark voxels, twice, with their radius."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,12 +9,12 @@ import pytest
 from scans import BRAIN, MARK_MM, VESSEL_MM, head_hu, mr_head, scan
 
 from aneurysm_ray.config import VolumeConfig
-from aneurysm_ray.data import doubts
+from aneurysm_ray.data import doubts, store
 from aneurysm_ray.data.dataset import Localizer
 from aneurysm_ray.data.dicom import QUALITY
 from aneurysm_ray.data.preprocess import prepare_series
 from aneurysm_ray.data.volume import Volume
-from aneurysm_ray.distributed import train
+from aneurysm_ray.distributed import begin
 from aneurysm_ray.errors import SERIES_REASONS
 from aneurysm_ray.labels import LABELS, PRESENT
 
@@ -111,14 +112,17 @@ def test_every_grave_code_is_one_and_series_are_sorted_by_what_they_have_against
     assert doubts.remarks({PRESENT: np.nan, "points": [], "quality": []}) == []
 
 
-def test_training_says_which_positives_it_cannot_see(caplog: pytest.LogCaptureFixture) -> None:
+def test_training_says_which_positives_it_cannot_see(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inside, outside = ({"z": z, "y": 4.0, "x": 4.0, "location": LEFT} for z in (4.0, -3.0))
     rows = [
         (1.0, [inside]), (1.0, [outside]), (1.0, [outside, inside]), (1.0, []), (0.0, []), (np.nan, [outside]),
     ]  # fmt: skip
     table = pd.DataFrame({LABELS[-1]: [row[0] for row in rows], "points": [row[1] for row in rows]})
     table["shape"] = [[8, 8, 8]] * len(rows)
-    assert train.unseen_positives(table).tolist() == [False, True, False, False, False, False]
+    assert begin.unseen_positives(table).tolist() == [False, True, False, False, False, False]
+    monkeypatch.setattr(store, "volumes_table", lambda volumes: table)
     with caplog.at_level("INFO", "aneurysm_ray"):
-        assert len(train.labelled(table, None)) == 5  # type: ignore[arg-type]
+        assert len(begin.labelled(Path("set"))) == 5
     assert "1 of 4 positive volumes have every point outside" in caplog.text

@@ -15,10 +15,12 @@ from torch import nn
 
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import store
-from aneurysm_ray.errors import AneurysmRayError, ConfigError, RunDirError
+from aneurysm_ray.errors import AneurysmRayError, ConfigError, RequestError, RunDirError
 from aneurysm_ray.labels import LABELS, PRESENT
-from aneurysm_ray.learning import checkpoint, engine
+from aneurysm_ray.learning import checkpoint, engine, models, objective
+from aneurysm_ray.learning.cases import from_table
 from aneurysm_ray.learning.engine import EpochResult, fit
+from aneurysm_ray.learning.sampler import KINDS
 
 WIDE = {
     "optim__epochs": 3,
@@ -30,6 +32,12 @@ WIDE = {
     "sampler__hard_negative_every": 1,
 }
 """Everything that draws or remembers, switched on."""
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of which every series but two has masks of its vessels."""
+    return write_set(tmp_path_factory.mktemp("masked"), 16, masks=range(2, 16))
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +73,17 @@ def _numbers(result: EpochResult) -> dict[str, float]:
 
 def test_an_epoch_yields_what_the_contract_says(volumes: Path) -> None:
     (result,) = _run(small_config(volumes, optim__epochs=1), volumes, fold=3)
+    kinds = {key.removeprefix("train/drawn/") for key in result.metrics if key.startswith("train/drawn/")}
+    assert {"point", "anywhere"} <= kinds <= set(KINDS)
     assert set(result.metrics) == {
-        *("epoch", "train/loss", "val/loss", "val/score", "val/auc_present", "lr", *CLOCK),
+        *("epoch", "train/loss", "train/skipped", "val/loss", "val/score", "val/dice", "val/auc_present", "lr", *CLOCK),
+        *(f"train/{what}/{kind}" for kind in kinds for what in ("drawn", "loss")),
         *(f"val/auc/{label}" for label in LABELS),
     }
+    drawn = [result.metrics[f"train/drawn/{kind}"] for kind in kinds]
+    losses = [result.metrics[f"train/loss/{kind}"] for kind in kinds]
+    assert sum(drawn) == 48
+    assert result.metrics["train/loss"] == pytest.approx(np.average(losses, weights=drawn))
     assert result.metrics["val/auc_present"] == result.metrics[f"val/auc/{PRESENT}"]
     assert 0 <= result.metrics["data_wait_fraction"] <= 1
     assert list(result.predictions)[:5] == ["series_uid", "patient", "fold", "modality", "plane"]
@@ -236,9 +251,66 @@ def test_unknown_targets_are_predicted_but_not_scored(volumes: Path) -> None:
     assert math.isnan(result.metrics["val/loss"])
 
 
+def test_vessels_are_learnt_from_masks_and_carried_into_detection(masked: Path) -> None:
+    """The first stage learns vessels alone; the second starts from it, and knows them from its first step on."""
+    changes = {"model__head": "grid", "optim__epochs": 6, "sampler__patches_per_volume": 12, "optim__lr": 5e-3}
+    first = _run(small_config(masked, stage="vessels", **changes), masked)
+    dices = [result.metrics["val/dice"] for result in first]
+    assert dices[-1] > 0.5 and dices[-1] > dices[0]
+    assert first[-1].metrics["val/score"] == dices[-1]
+    assert first[-1].state["model"]["knows_vessels"] == 1
+    (after,) = _run(small_config(masked, **{**changes, "optim__epochs": 1}), masked, init=first[-1].state["model"])
+    (scratch,) = _run(small_config(masked, **{**changes, "optim__epochs": 1}), masked)
+    assert after.metrics["val/dice"] > scratch.metrics["val/dice"]
+
+
+def test_unmasked_series_say_nothing_of_vessels(masked: Path, volumes: Path) -> None:
+    (without,) = _run(small_config(volumes, model__head="grid", optim__epochs=1), volumes)
+    assert math.isnan(without.metrics["val/dice"]) and without.state["model"]["knows_vessels"] == 0
+    (partly,) = _run(small_config(masked, model__head="grid", optim__epochs=1), masked)
+    assert not math.isnan(partly.metrics["val/dice"])
+    with pytest.raises(RequestError, match="no training series has a mask of its vessels"):
+        _run(small_config(volumes, model__head="grid", stage="vessels"), volumes)
+    with pytest.raises(ConfigError, match='stage = "vessels" needs'):
+        _run(small_config(masked, stage="vessels"), masked)
+
+
+def test_resume_and_threads_give_the_same_with_masks(masked: Path, tmp_path: Path) -> None:
+    config = small_config(masked, **{**WIDE, "optim__epochs": 2, "augment__mixup": 0.0}, feed__threads=2)
+    straight = _run(config, masked)
+    checkpoint.save(tmp_path, straight[0].state)
+    (resumed,) = _run(config, masked, resume=checkpoint.load(tmp_path))
+    assert _same(_numbers(straight[1]), _numbers(resumed))
+    assert _same(straight[1].state["model"], resumed.state["model"])
+
+
+def test_a_set_without_labels_is_refused(volumes: Path) -> None:
+    table = store.volumes_table(volumes)
+    table[list(LABELS)] = np.nan
+    with pytest.raises(RequestError, match="no training series has a known label"):
+        list(fit(small_config(volumes), volumes, table[:12], table[12:]))
+
+
+def test_a_step_without_a_finite_gradient_is_skipped_and_told(volumes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config(volumes, optim__epochs=1, optim__ema_decay=0.0, sampler__patches_per_volume=20)
+    calls: list[int] = []
+    original = objective.patch_losses
+
+    def spoilt(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        losses = original(*arguments)
+        return losses * float("nan") if len(calls) == 3 else losses
+
+    monkeypatch.setattr(objective, "patch_losses", spoilt)
+    (result,) = _run(config, volumes)
+    assert result.metrics["train/skipped"] == 1
+    assert all(torch.isfinite(value).all() for value in result.state["model"].values())
+    assert math.isfinite(result.metrics["train/loss"]) and len(calls) == 30
+
+
 def test_settings_that_do_not_fit_are_refused(volumes: Path) -> None:
-    with pytest.raises(ConfigError, match=r"patch.size = \[24, 20, 24\] must be multiples"):
-        _run(small_config(volumes, model__head="grid", patch__size=(24, 20, 24)), volumes)
+    with pytest.raises(ConfigError, match=r"patch.size = \[24, 22, 24\] must be multiples"):
+        _run(small_config(volumes, model__head="grid", patch__size=(24, 22, 24)), volumes)
     with pytest.raises(ConfigError, match="fewer than one patch per worker"):
         _run(small_config(volumes, optim__batch_size=1), volumes, world_size=2)
 
@@ -259,13 +331,30 @@ def test_determinism_settings_are_put_back(volumes: Path) -> None:
 
 
 def test_frequencies_are_those_of_the_targets(volumes: Path) -> None:
-    from aneurysm_ray.learning import models
-    from aneurysm_ray.learning.cases import from_table
-
     cases = from_table(store.volumes_table(volumes), volumes)
     config = small_config(volumes, model__head="grid", sampler__positive_fraction=0.25, sampler__patches_per_volume=8)
     plan = engine._plan(cases, config, 0, 0, ())
-    patches, cells = engine.positive_frequencies(cases, plan, config, models.build(config.model))
+    patches, cells = objective.positive_frequencies(cases, plan, config, models.build(config.model))
     assert patches[-1].item() == pytest.approx(0.25, abs=0.04)
     assert patches[:13].sum().item() == pytest.approx(patches[-1].item(), abs=0.01)
     assert 0 < cells[-1] < patches[-1]
+
+
+def test_only_the_last_validation_is_full(volumes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validations before it are quick, and teach nothing else; with full_every=1 all are full."""
+    asked: list[tuple[float, bool]] = []
+    original = engine.score_cases
+
+    def counted(networks: Any, cases: Any, cache: Any, config: Config, device: Any) -> Any:
+        asked.append((config.inference.overlap, config.inference.flip))
+        return original(networks, cases, cache, config, device)
+
+    monkeypatch.setattr(engine, "score_cases", counted)
+    changes = {"optim__epochs": 3, "inference__flip": True, "sampler__hard_negative_fraction": 0.0}
+    quick = _run(small_config(volumes, **changes), volumes)
+    assert asked == [(0.0, False), (0.0, False), (0.25, True)]
+    asked.clear()
+    full = _run(small_config(volumes, **changes, validation__full_every=1), volumes)
+    assert asked == [(0.25, True)] * 3
+    assert _same(_numbers(quick[-1]), _numbers(full[-1]))
+    assert quick[0].metrics["val/loss"] != full[0].metrics["val/loss"]

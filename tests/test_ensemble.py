@@ -7,7 +7,7 @@ from learning_sets import SMALL, volume
 from torch import Tensor, nn
 
 from aneurysm_ray import overrides
-from aneurysm_ray.config import Config
+from aneurysm_ray.config import Config, ModelConfig
 from aneurysm_ray.labels import LOCATIONS, MIRRORED, PRESENT_INDEX
 from aneurysm_ray.learning import ensemble, models, windows
 
@@ -18,22 +18,23 @@ def _config(**changes: object) -> Config:
     return overrides.build(SMALL, {key.replace("__", "."): value for key, value in changes.items()})
 
 
-class Brightness(nn.Module):
+class Brightness(models.Backbone):
     """A backbone whose feature is the mean of each cell's voxels, and the mean of its right half (low x)."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
-        self.stride = stride
+        self.channels, self.strides = (2,), (stride,)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> list[Tensor]:
         half = image.clone()
         half[..., image.shape[-1] // 2 :] = 0
-        return nn.functional.avg_pool3d(torch.cat([image, half], 1), self.stride)
+        return [nn.functional.avg_pool3d(torch.cat([image, half], 1), self.strides[0])]
 
 
 def _brightness(stride: int = 8, *, pooled: bool) -> models.Network:
     """A network whose present logit is 10 × brightness - 5 and whose right MCA answers to the right half only."""
-    network = models.Network(Brightness(stride), 2, stride, pooled=pooled, dropout=0.0)
+    config = ModelConfig(head="pooled" if pooled else "grid", output_stride=stride)
+    network = models.Network(Brightness(stride), config)
     network.head.weight.data.zero_()
     network.head.weight.data[PRESENT_INDEX, 0] = 10
     network.head.weight.data[RIGHT, 1] = 10
@@ -88,7 +89,7 @@ def test_empty_windows_are_found_and_only_those() -> None:
 @pytest.mark.parametrize("pooled", [True, False])
 def test_one_answer_for_all_empty_windows_changes_nothing(pooled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    config = _config(model__head="pooled" if pooled else "grid", inference__flip=True)
+    config = _config(model__head="pooled" if pooled else "grid", inference__flip=True, inference__window=1)
     network = models.build(config.model).eval()
     nn.init.normal_(network.head.weight)
     prepared = volume(0, True, shape=(48, 48, 48))
@@ -97,8 +98,8 @@ def test_one_answer_for_all_empty_windows_changes_nothing(pooled: bool, monkeypa
     prepared = replace(prepared, voxels=voxels)
     skipped = ensemble.score_volume([network], prepared, config, "cpu")
     asked: list[int] = []
-    original = ensemble._ask
-    monkeypatch.setattr(ensemble, "_ask", lambda m, image, c: asked.append(len(image)) or original(m, image, c))
+    original = ensemble.ask
+    monkeypatch.setattr(ensemble, "ask", lambda m, image, c: asked.append(len(image)) or original(m, image, c))
     ensemble.score_volume([network], prepared, config, "cpu")
     some = sum(asked)
     monkeypatch.setattr(windows, "empty", lambda voxels, starts, size: np.zeros(len(starts), bool))

@@ -1,6 +1,7 @@
 """One file per run: the same models and answers come back, and nothing in the file can run."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def run(tmp_path: Path) -> Path:
         torch.manual_seed(fold)
         network = models.build(config.model)
         state = {"model": network.state_dict(), "ema": {}, "config": config.model_dump(mode="json")}
-        checkpoint.save(rundir.fold_dir(folder, fold) / rundir.CHECKPOINT_BEST, state)
+        checkpoint.save(rundir.fold_dir(folder, fold) / rundir.CHECKPOINT_LAST, state)
         table = pd.DataFrame(rng.uniform(0.1, 0.9, (10, 14)), columns=list(LABELS))
         targets = (rng.uniform(size=(10, 14)) < table.to_numpy()).astype(float)
         targets[:, 0] = 0  # a label without positives
@@ -51,7 +52,7 @@ IMAGE = torch.rand(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(7))
 
 
 def answers(ensemble: export.Ensemble) -> list[torch.Tensor]:
-    return [model(IMAGE) for model in ensemble.models]
+    return [model(IMAGE).cells for model in ensemble.models]
 
 
 def test_export_gives_the_runs_own_answers_and_digest(run: Path, tmp_path: Path) -> None:
@@ -60,8 +61,8 @@ def test_export_gives_the_runs_own_answers_and_digest(run: Path, tmp_path: Path)
     assert len(ours.models) == 2
     for a, b in zip(answers(ours), answers(theirs), strict=True):
         assert torch.equal(a, b)
-    expected, _ = checkpoint.load_model(rundir.fold_dir(run, 1) / rundir.CHECKPOINT_BEST)
-    assert torch.equal(answers(theirs)[1], expected(IMAGE))
+    expected, _ = checkpoint.load_model(rundir.fold_dir(run, 1) / rundir.CHECKPOINT_LAST)
+    assert torch.equal(answers(theirs)[1], expected(IMAGE).cells)
     assert not torch.equal(answers(theirs)[0], answers(theirs)[1])
     assert ours.digest == theirs.digest
     assert ours.config == theirs.config == overrides.build(SMALL)
@@ -81,18 +82,58 @@ def test_fast_takes_one_model_and_no_flips(run: Path) -> None:
     assert not fast.config.inference.flip
 
 
+def alone(run: Path) -> None:
+    """Leave only fold 1 of a run."""
+    shutil.rmtree(rundir.fold_dir(run, 0))
+
+
 def test_prevalence_and_calibration_are_those_of_the_out_of_fold_table(run: Path) -> None:
-    ensemble = export.load(run)
     tables = [rundir.read_csv(rundir.fold_dir(run, fold) / rundir.PREDICTIONS) for fold in (0, 1)]
-    table = pd.concat(tables)
-    assert ensemble.prevalence[-1] == pytest.approx(6 / 20)
-    assert ensemble.prevalence == pytest.approx([table[f"target/{label}"].mean() for label in LABELS])
+    both = pd.concat(tables)
+    prevalence = export.load(run).prevalence
+    assert prevalence[-1] == pytest.approx(6 / 20)
+    assert prevalence == pytest.approx([both[f"target/{label}"].mean() for label in LABELS])
+    alone(run)
+    ensemble = export.load(run)
     assert ensemble.platt[0] is None
-    line = calibration.fit_platt(table[f"target/{PRESENT}"], table[PRESENT])
+    line = calibration.fit_platt(tables[1][f"target/{PRESENT}"], tables[1][PRESENT])
     assert ensemble.platt[-1] == pytest.approx(line)
     mapped = ensemble.calibrated(np.full(14, 0.4))
     assert np.isnan(mapped[0])
     assert mapped[-1] == pytest.approx(float(calibration.apply_platt(0.4, *line)))
+
+
+def test_calibration_of_single_models_is_not_called_that_of_their_mean(run: Path, tmp_path: Path) -> None:
+    export.export_run(run, tmp_path / "model.safetensors")
+    for source in (run, tmp_path / "model.safetensors"):
+        assert np.isnan(export.load(source).calibrated(np.full(14, 0.4))).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "holds"),
+    [
+        ({"inference.flip": False}, False),
+        ({"inference.overlap": 0.1}, False),
+        ({"inference.top_k": 7}, False),
+        ({"inference.batch_size": 3, "inference.candidates": 2, "prepare.memory_mb": 900}, True),
+        ({}, True),
+    ],
+)
+def test_calibration_is_not_shown_for_settings_it_was_not_fitted_for(run: Path, changes: dict, holds: bool) -> None:
+    alone(run)
+    mapped = export.load(run).changed(changes).calibrated(np.full(14, 0.4))
+    assert np.isfinite(mapped[-1]) == holds
+    assert not np.isfinite(export.load(run, fast=True).calibrated(np.full(14, 0.4))[-1])  # it leaves out the flips
+
+
+def test_models_are_those_of_the_folds_that_the_score_is_of(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert len(export.load(run).models) == 2
+    assert "no fold of" in caplog.text
+    rundir.write_json(rundir.fold_dir(run, 1) / rundir.SUMMARY, {"fold": 1})
+    ensemble = export.load(run)
+    (expected, _) = checkpoint.load_model(rundir.fold_dir(run, 1) / rundir.CHECKPOINT_LAST)
+    assert len(ensemble.models) == 1 and torch.equal(answers(ensemble)[0], expected(IMAGE).cells)
+    assert "1 of 2 folds" in caplog.text
 
 
 def test_file_is_plain_tensors_and_text(run: Path, tmp_path: Path) -> None:
@@ -164,13 +205,14 @@ def test_search_without_a_trained_best_says_what_to_type(tmp_path: Path) -> None
 
 
 def test_search_that_trained_its_best_is_that_run(run: Path, tmp_path: Path) -> None:
-    rundir.write_json(tmp_path / "tune" / rundir.SUMMARY, {"kind": "tune"})
-    run.rename(tmp_path / "tune" / "train")
-    assert export.training_run(tmp_path / "tune") == tmp_path / "tune" / "train"
+    rundir.write_json(tmp_path / "tune" / rundir.SUMMARY, {"kind": "tune", "best": {"trial": 7}})
+    shutil.copytree(run, tmp_path / "tune" / "train_0003")  # the best one before the search was made longer
+    run.rename(tmp_path / "tune" / "train_0007")
+    assert export.training_run(tmp_path / "tune") == tmp_path / "tune" / "train_0007"
 
 
 def test_run_without_checkpoint_is_refused(tmp_path: Path) -> None:
     rundir.create(tmp_path / "run", Config(), {"kind": "train"})
-    with pytest.raises(RunDirError, match="no checkpoint_best"):
+    with pytest.raises(RunDirError, match="no checkpoint_last"):
         export.export_run(tmp_path / "run", tmp_path / "model.safetensors")
     assert not (tmp_path / "model.safetensors").exists()

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from aneurysm_ray.data.guard import Guard
-from aneurysm_ray.data.urls import OutputError
-from aneurysm_ray.errors import SeriesError
+from aneurysm_ray.errors import OutputError, SeriesError
 
 
 def pid() -> int:

@@ -14,6 +14,7 @@ from aneurysm_ray.data import reading, store
 from aneurysm_ray.labels import LABELS
 from aneurysm_ray.learning import inference
 from aneurysm_ray.learning.export import Ensemble
+from aneurysm_ray.learning.models import Answer
 
 CONFIG = overrides.build({"patch.size": [32, 32, 32], "volume.spacing_mm": [1.0, 1.0, 1.0]})
 CASES = [(plane, multi_frame) for plane in heads.PLANES for multi_frame in (False, True)]
@@ -24,9 +25,11 @@ class Bright(nn.Module):
 
     stride = 4
     pooled = False
+    knows_vessels = torch.zeros(())
 
-    def cells(self, image_BCZYX: torch.Tensor) -> torch.Tensor:
-        return 12 * (nn.functional.avg_pool3d(image_BCZYX, 4) - 0.6).repeat(1, len(LABELS), 1, 1, 1)
+    def forward(self, image_BCZYX: torch.Tensor) -> Answer:
+        cells = 12 * (nn.functional.avg_pool3d(image_BCZYX, 4) - 0.6)
+        return Answer(cells.repeat(1, len(LABELS), 1, 1, 1), cells)
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.nn.init.normal_(network.head.weight)
         state = {"model": network.state_dict(), "ema": {}, "config": CONFIG.model_dump(mode="json")}
         place = rundir.fold_dir(folder / "run", fold)
-        checkpoint.save(place / rundir.CHECKPOINT_BEST, state)
+        checkpoint.save(place / rundir.CHECKPOINT_LAST, state)
         table = pd.DataFrame(0.5, range(4), list(LABELS))
         table[[f"target/{label}" for label in LABELS]] = [[0.0] * 14] * 3 + [[1.0] * 14]
         rundir.write_csv(place / rundir.PREDICTIONS, table)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+from aneurysm_ray import overrides
 from aneurysm_ray.errors import RequestError
 from aneurysm_ray.labels import LABELS, PRESENT, SCORE_WEIGHTS
 from aneurysm_ray.learning import bootstrap, metrics
@@ -165,3 +166,15 @@ def test_patients_fall_back_to_their_series() -> None:
     frame.loc[1, "patient"] = None
     assert list(metrics.patients_of(frame)) == ["p0000", "s0001", "p0002", "p0003"]
     assert list(metrics.patients_of(frame.drop(columns="patient"))) == list(frame["series_uid"])
+
+
+def test_the_folds_that_chose_the_settings_are_left_out_of_a_score_of_their_own() -> None:
+    predictions = table(300)
+    chosen = {"chosen.folds": [0], "chosen.count": 5, "chosen.seed": 0}
+    found = metrics.unpicked(predictions, overrides.build(chosen))
+    rest = predictions[predictions["fold"] != 0]
+    assert found is not None and found["folds"] == [1, 2]
+    assert found["score"]["value"] == metrics.weighted_score(metrics.targets_of(rest), metrics.probabilities_of(rest))
+    # Every fold chose, or the patients were dealt anew since, so that those who chose lie in all folds.
+    for changes in ({"chosen.folds": [0, 1, 2]}, {"folds.seed": 1}, {"folds.count": 4}):
+        assert metrics.unpicked(predictions, overrides.build(chosen, changes)) is None

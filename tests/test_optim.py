@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from aneurysm_ray.config import ModelConfig, OptimConfig
 from aneurysm_ray.learning import models, optim
@@ -25,7 +24,7 @@ def test_only_weights_of_convolutions_decay() -> None:
 
 
 def test_average_by_hand() -> None:
-    network = models.Network(nn.Conv3d(1, 2, 1), 2, 1, pooled=True, dropout=0.0)
+    network = models.build(ModelConfig(name="small3d", width=4))
     average = optim.Ema(network, 0.9)
     start = average.network.head.weight.clone()
     with torch.no_grad():
@@ -39,6 +38,8 @@ def test_average_by_hand() -> None:
 
 def test_arithmetic_follows_the_device() -> None:
     cpu = torch.device("cpu")
-    for precision, expected in (("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+    able = torch.cpu.get_capabilities()
+    auto = torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
+    for precision, expected in (("auto", auto), ("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         with optim.autocast(OptimConfig(precision=precision), cpu):
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == expected

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from aneurysm_ray import demo, overrides
 from aneurysm_ray.data.dataset import Dataset, open_dataset
 from aneurysm_ray.data.dicom import read_series
 from aneurysm_ray.data.points import locate, to_patient_mm
@@ -289,3 +290,9 @@ def test_leftovers_of_a_run_cut_short_are_replaced(tmp_path: Path) -> None:
     out = write_dataset(tmp_path / "data", options)
     assert len(open_dataset(out).series) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_the_demonstration_knows_what_its_own_frames_count_from(folder: Path) -> None:
+    settings = overrides.build(demo.SETTINGS)
+    notes = open_dataset(folder, settings.prepare.frame_base).notes
+    assert notes == (f"localizers count frames from {OPTIONS.frame_base}, as prepare.frame_base says",)

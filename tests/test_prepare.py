@@ -18,15 +18,16 @@ import pytest
 from pydicom.datadict import DicomDictionary
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
+from ray.exceptions import ActorDiedError
 
 from aneurysm_ray import rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import catalogue, identity, store, work
-from aneurysm_ray.data.urls import OutputError
 from aneurysm_ray.distributed import prepare as preparation
+from aneurysm_ray.distributed.data_passes import Pass
 from aneurysm_ray.distributed.prepare import PrepareSummary, prepare
 from aneurysm_ray.distributed.progress import Status
-from aneurysm_ray.errors import AneurysmRayError, DatasetError, RequestError, RunDirError, SeriesError
+from aneurysm_ray.errors import AneurysmRayError, DatasetError, OutputError, RequestError, RunDirError, SeriesError
 from aneurysm_ray.labels import LABELS
 from aneurysm_ray.overrides import build
 
@@ -403,17 +404,20 @@ def test_a_series_whose_worker_dies_is_tried_again_alone_and_rejected_in_the_end
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guilty, innocent = one_task(tmp_path, tmp_path / "out"), one_task(tmp_path, tmp_path / "out", key="innocent")
-    passes: list[tuple[list[str], int]] = []
+    passes: list[tuple[list[str], bool]] = []
 
-    def results(tasks: list[work.Task], memory: int, in_flight: int, config: Config) -> Iterator[dict[str, str]]:
-        passes.append(([task.source.key for task in tasks], in_flight))
-        if len(passes) == 2:
+    def results(tasks: list[work.Task], memory: int, one: Pass, config: Config) -> Iterator[dict[str, str]]:
+        passes.append(([task.source.key for task in tasks], one.careful))
+        if not one.lossy:
+            raise ActorDiedError
+        if len(passes) == 3:
             yield {"status": json.dumps({"key": innocent.name}), "failed": ""}
 
     monkeypatch.setattr(preparation, "_tiers", lambda tasks: [(1, tasks)] if tasks else [])
     monkeypatch.setattr(preparation, "_results", results)
     first, last = preparation._run([guilty, innocent], CONFIG, str(tmp_path))
-    assert passes == [(["series/x", "innocent"], 2), (["series/x", "innocent"], 1), (["series/x"], 1)]
+    both = ["series/x", "innocent"]
+    assert passes == [(both, False), (both, False), (both, True), (["series/x"], True)]
     assert first["key"] == innocent.name
     assert last["key"] == guilty.name and last["reason"] == "crash"
     assert work.done_already(guilty, "00") is None, "the next run should try it again"

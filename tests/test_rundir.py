@@ -1,14 +1,18 @@
 """Run directories: atomic files, and no run silently continued or mixed with another."""
 
 import json
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from aneurysm_ray import overrides, rundir
 from aneurysm_ray.config import Config
-from aneurysm_ray.errors import RunDirError
+from aneurysm_ray.errors import OutputError, RunDirError
+from aneurysm_ray.learning import checkpoint
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
@@ -19,6 +23,27 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> No
         raise ZeroDivisionError
     assert path.read_text() == "old"
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one megabyte."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], check=False).returncode:
+        pytest.skip("this user may not mount a small disk")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_is_called_so_whoever_writes(small_disk: Path) -> None:
+    rundir.write_text(small_disk / "a.txt", "old")
+    with pytest.raises(OutputError, match=r"a\.txt cannot be written: No space left on device; make room"):
+        rundir.write_text(small_disk / "a.txt", "x" * 2**21)
+    with pytest.raises(OutputError, match=r"state\.pt cannot be written: No space left on device"):
+        checkpoint.save(small_disk / "last", {"model": torch.zeros(2**20)})
+    assert (small_disk / "a.txt").read_text() == "old"
+    assert [path.name for path in (small_disk / "last").iterdir()] == []
 
 
 def test_tables_keep_identifiers_as_text(tmp_path: Path) -> None:
@@ -38,20 +63,31 @@ def test_json_refuses_what_json_cannot_hold(tmp_path: Path) -> None:
 
 def test_a_run_is_resumed_only_when_asked_and_only_as_it_was(tmp_path: Path) -> None:
     folder = tmp_path / "run"
+    rundir.check(folder, Config())
     rundir.create(folder, Config(), {"kind": "train"})
     assert rundir.kind(folder) == "train"
     assert rundir.read_config(folder) == Config()
     with pytest.raises(RunDirError, match="already holds a run; add --resume"):
-        rundir.create(folder, Config(), {"kind": "train"})
-    rundir.create(folder, Config(), {"kind": "train"}, resume=True)
+        rundir.check(folder, Config())
+    rundir.check(folder, Config(), resume=True)
+    other = overrides.load(None, None, ["optim.lr=0.5"])
     with pytest.raises(RunDirError, match=r"started with optim\.lr=0\.0003, not 0\.5"):
-        rundir.create(folder, overrides.load(None, None, ["optim.lr=0.5"]), {"kind": "train"}, resume=True)
+        rundir.check(folder, other, resume=True)
+    rundir.check(folder, other, resume=True, freed=("optim.lr",))
+    rundir.create(folder, other, {"kind": "tune"})
+    assert rundir.read_config(folder) == other
+    assert rundir.kind(folder) == "train", "where a run comes from is told once"
+
+
+def test_a_run_that_was_killed_before_it_had_settings_can_begin(tmp_path: Path) -> None:
+    rundir.write_json(tmp_path / rundir.PROVENANCE, {"kind": "train"})
+    rundir.check(tmp_path, Config())
 
 
 def test_a_foreign_folder_is_not_written_into(tmp_path: Path) -> None:
     (tmp_path / "thesis.doc").write_text("precious")
     with pytest.raises(RunDirError, match="not empty and holds no run"):
-        rundir.create(tmp_path, Config(), {"kind": "train"})
+        rundir.check(tmp_path, Config())
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.doc"]
 
 

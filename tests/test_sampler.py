@@ -5,11 +5,10 @@ import pytest
 from learning_sets import volume
 
 from aneurysm_ray.config import SamplerConfig
-from aneurysm_ray.errors import RequestError
 from aneurysm_ray.labels import LOCATIONS
 from aneurysm_ray.learning import sampler
 from aneurysm_ray.learning.cases import IGNORED, Case
-from aneurysm_ray.learning.sampler import BACKGROUND, HARD, POINT, SITE, HardNegative, plan_epoch, rank_batches
+from aneurysm_ray.learning.sampler import ANYWHERE, HARD, POINT, SITE, VESSEL, HardNegative, plan_epoch, rank_batches
 
 SIZE, BORDER_MM = (16, 16, 16), 2.0
 
@@ -90,7 +89,7 @@ def test_patches_lie_inside_and_points_inside_by_the_border() -> None:
 def test_background_keeps_away_from_points_and_from_series_that_may_hide_one() -> None:
     cases = [*_cases(), _case(200, (7,), pointless=True), _case(201, known=False)]
     plan = plan_epoch(cases, SamplerConfig(positive_fraction=0.2, patches_per_volume=20), SIZE, BORDER_MM, 8, (0, 0, 0))
-    background = (plan.kind == BACKGROUND) | (plan.kind == SITE)
+    background = (plan.kind == ANYWHERE) | (plan.kind == SITE)
     near = [
         _inside(cases[c], s, -BORDER_MM) for c, s in zip(plan.case[background], plan.start[background], strict=True)
     ]
@@ -110,7 +109,7 @@ def test_no_patch_is_drawn_for_an_ignored_place_and_background_keeps_away_from_i
     plan = plan_epoch(cases, SamplerConfig(patches_per_volume=20, site_fraction=0), SIZE, BORDER_MM, 8, (0, 0, 0))
     of_case = plan.case == 0
     assert of_case.sum() > 5
-    assert (plan.kind[of_case] == BACKGROUND).all()
+    assert (plan.kind[of_case] == ANYWHERE).all()
     near = [_inside(cases[0], start, -BORDER_MM) for start in plan.start[of_case]]
     assert not any(near)
 
@@ -133,12 +132,11 @@ def test_sites_of_points_are_seen_without_one_too() -> None:
     assert not (none.kind == SITE).any()
 
 
-def test_without_oversampling_every_labelled_series_comes_equally_often() -> None:
-    cases = [*_cases(), _case(201, known=False)]
+def test_without_oversampling_every_series_comes_equally_often() -> None:
+    cases = _cases()
     plan = plan_epoch(cases, SamplerConfig(oversample=False, patches_per_volume=4), SIZE, BORDER_MM, 8, (0, 0, 0))
-    counts = np.bincount(plan.case, minlength=91)
-    assert set(counts[:90]) == {4} and counts[90] == 0
-    assert (plan.kind == BACKGROUND).all()
+    assert set(np.bincount(plan.case, minlength=90)) == {4}
+    assert (plan.kind == ANYWHERE).all()
 
 
 def test_epochs_and_seeds_differ_and_repeat() -> None:
@@ -186,9 +184,19 @@ def test_small_volumes_and_points_outside_do_no_harm() -> None:
     assert (plan.start[plan.case == 0][:, [0, 2]] == 0).all()
 
 
-def test_a_set_without_labels_is_refused() -> None:
-    with pytest.raises(RequestError, match="no training series has a known label"):
-        plan_epoch([_case(0, known=False)], SamplerConfig(), SIZE, BORDER_MM, 8, (0, 0, 0))
+def test_negatives_on_vessels_hold_one_and_no_point() -> None:
+    """Three tenths of the negatives, in whichever series knows a vessel; the others are drawn anywhere instead."""
+    place = np.array([[20, 30, 40]], np.int16)
+    cases = [replace(case, vessel_places=place) if i % 2 else case for i, case in enumerate(_cases())]
+    config = SamplerConfig(vessel_fraction=0.3, site_fraction=0.0, hard_negative_fraction=0.0, patches_per_volume=20)
+    plan = plan_epoch(cases, config, SIZE, BORDER_MM, 8, (0, 0, 0))
+    on_vessel = plan.kind == VESSEL
+    assert abs(on_vessel.sum() / (plan.kind != POINT).sum() - 0.15) < 0.03
+    for case, start in zip(plan.case[on_vessel], plan.start[on_vessel], strict=True):
+        assert case % 2 == 1
+        assert (start <= place[0]).all() and (place[0] < start + np.array(SIZE)).all()
+        inside = (cases[case].points >= start) & (cases[case].points < start + np.array(SIZE))
+        assert not inside.all(1).any()
 
 
 def test_systematic_draws_are_within_one_of_their_expectation() -> None:

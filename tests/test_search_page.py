@@ -1,5 +1,6 @@
 """Pages of searches and of comparisons, from their directories alone."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,21 @@ def test_summary_says_what_won_and_how_sure(folder: Path, page: Page) -> None:
     score = metrics.difference(*tables)["score"]
     assert f"{score.value:+.3f}, 95 % interval [{score.low:+.3f}, {score.high:+.3f}]" in text
     assert "flatters" in text
+
+
+def test_a_score_of_the_best_trained_anew_says_what_chose_it(folder: Path, tmp_path: Path) -> None:
+    search = shutil.copytree(folder, tmp_path / "tune")
+    score = {"value": 0.8, "low": 0.7, "high": 0.9}
+    without = {"folds": [1, 2], "score": {"value": 0.75, "low": 0.6, "high": 0.88}}
+    for unpicked, said in (
+        (without, "Without fold 0, by which the settings were chosen, it is 0.750 [0.600, 0.880]."),
+        (None, "The settings were chosen by fold 0, and there is no score without what chose them"),
+    ):
+        trained = {"score": score, "unpicked": unpicked}
+        rundir.write_json(search / rundir.SUMMARY, {"kind": "tune", "trials": 24, "train": trained})
+        text = " ".join(search_page.page(search).summary)
+        assert "scores 0.800 [0.700, 0.900] out of fold" in text and said in text
+        assert "nothing was picked by" not in text
 
 
 def test_best_so_far_follows_the_end_of_trials_and_ignores_the_stopped() -> None:

@@ -1,27 +1,136 @@
 """Connecting to Ray."""
 
+import http.server
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from aneurysm_ray.distributed import session
+from aneurysm_ray.distributed import addresses, session
 from aneurysm_ray.errors import RequestError
 
 
-def test_a_cluster_that_does_not_answer_is_a_sentence_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def unused() -> str:
+    """An address at which nobody listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+class Dashboard(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def dashboard() -> Iterator[str]:
+    """The address of what speaks HTTP and is no head."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Dashboard) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, address: str) -> str:
+    """Return what is said of a RAY_ADDRESS."""
     monkeypatch.setattr("ray.is_initialized", lambda: False)
-    for written in (address, f"ray://{address}"):
-        monkeypatch.setenv("RAY_ADDRESS", written)
-        with pytest.raises(RequestError, match=f"no Ray cluster answers at {written}"), session.connect():
-            pass
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray itself waits for more than a minute"))
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(RequestError) as refused, session.connect():
+        pass
+    return str(refused.value)
+
+
+def test_an_address_where_nobody_listens_is_a_sentence(monkeypatch: pytest.MonkeyPatch, unused: str) -> None:
+    assert refusal(monkeypatch, unused).startswith(f"no Ray cluster answers at {unused} (")
+
+
+def test_the_dashboards_address_is_told_from_the_heads(monkeypatch: pytest.MonkeyPatch, dashboard: str) -> None:
+    monkeypatch.setattr(session, "_ANSWER_SECONDS", 2.0)
+    assert f"what answers at {dashboard} is not the head of a Ray cluster" in refusal(monkeypatch, dashboard)
+    assert f"RAY_ADDRESS=http://{dashboard} is a dashboard's" in refusal(monkeypatch, f"http://{dashboard}")
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [("ray://10.0.0.1:10001", "is Ray Client's"), ("head", "is not host:port"), ("head:", "is not host:port")],
+)
+def test_what_is_no_address_of_a_head_is_refused(monkeypatch: pytest.MonkeyPatch, address: str, words: str) -> None:
+    assert words in refusal(monkeypatch, address)
+
+
+def test_auto_joins_no_strangers_ray(monkeypatch: pytest.MonkeyPatch, unused: str) -> None:
+    mine, theirs = os.getuid(), os.getuid() + 1
+    for found, words in (
+        ({}, "finds no Ray on this machine"),
+        ({unused: {theirs}}, f"finds no Ray of yours here; {unused} is another user's. Name it to join it"),
+        ({unused: {mine}, "10.0.0.1:6379": {mine}}, f"could be any of 10.0.0.1:6379, {unused}"),
+        # Of one's own and a stranger's it is one's own, which in this test does not answer.
+        ({unused: {mine}, "10.0.0.1:6379": {theirs}}, f"no Ray cluster answers at {unused}"),
+    ):
+        monkeypatch.setattr(addresses, "_running", lambda found=found: found)
+        assert words in refusal(monkeypatch, "auto")
+
+
+PRIVATE = """
+import os, sys
+import ray
+from aneurysm_ray.distributed import session
+
+with session.connect():
+    context = ray.get_runtime_context()
+    here = ray.get(ray.remote(lambda: os.environ["RAY_ADDRESS"]).remote())
+    print("told" if here == context.gcs_address else f"{here} is not {context.gcs_address}", flush=True)
+    print(context.gcs_address, flush=True)
+    sys.stdin.read()
+ours = [name for name in os.environ if name.startswith(("RAY_AUTH", "RAY_ADDRESS", "RAY_GCS"))]
+print("left", ours, sorted(os.listdir(os.environ["HOME"])))
+"""
+
+STRANGER = """
+import logging, sys
+import ray
+ray.init(sys.argv[1], logging_level=logging.ERROR)
+print("ran", ray.get(ray.remote(lambda: 1).remote()))
+"""
+
+
+def test_a_private_ray_runs_nothing_of_whoever_has_not_its_token(tmp_path: Path) -> None:
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    environment = {**plain, "HOME": str(tmp_path)}
+    command = [sys.executable, "-c", PRIVATE]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as private:
+        assert private.stdout is not None
+        assert private.stdout.readline() == "told\n"
+        address = private.stdout.readline().strip()
+        for mode in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}):
+            strange = [sys.executable, "-c", STRANGER, address]
+            refused = subprocess.run(
+                strange,
+                env={**plain, **mode, "HOME": str(tmp_path / "strange"), "RAY_gcs_rpc_server_connect_timeout_s": "1"},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=200,
+            )
+            assert refused.returncode != 0 and "ran" not in refused.stdout
+        out, errors = private.communicate("", timeout=200)
+    assert private.returncode == 0, errors
+    assert out == "left [] []\n", "a token is written nowhere"
+    assert [line for line in errors.splitlines() if line.strip()] == []
 
 
 def test_a_running_ray_is_used_and_left_running(ray_session: None) -> None:
@@ -29,7 +138,7 @@ def test_a_running_ray_is_used_and_left_running(ray_session: None) -> None:
 
     before = dict(os.environ)
     with session.connect():
-        assert session.resources()["CPU"] == 4
+        assert session.cluster().most("CPU") == 4
     assert ray.is_initialized()
     assert dict(os.environ) == before
 
@@ -70,5 +179,14 @@ def test_a_launched_cluster_may_grow_to_what_its_file_allows(
     shutil.copy(Path(__file__).parents[1] / "cluster.yaml", tmp_path / session.LAUNCHER_FILE)
     assert session.growth() is None, "a Ray of this machine's own is not the launched cluster"
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
-    assert session.growth() == 8 * [{"CPU": 32}] + 8 * [{"CPU": 8, "GPU": 1}]
-    assert session.resources()["GPU"] == 8, "whoever asks for a GPU is given one"
+    growth = session.growth()
+    assert growth is not None and growth.most == 16
+    assert list(growth.nodes) == 8 * [{"CPU": 32}] + 8 * [{"CPU": 8, "GPU": 1}]
+    assert session.cluster().most("GPU") == 8, "whoever asks for a GPU is given one"
+
+
+def test_on_kubernetes_more_may_come_than_anybody_tells(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_USAGE_STATS_KUBERAY_IN_USE", "1")
+    growth = session.growth()
+    assert growth is not None and not growth.nodes
+    session.require({"GPU": 4}, "this needs", "Ask for less.")

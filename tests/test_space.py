@@ -118,6 +118,35 @@ def test_a_default_outside_the_space_is_named():
         ({"optim.lr": {"uniform": [1e-4, 1e-3], "when": "focal"}}, "not of the form"),
         (
             {
+                "loss.name": {"choice": ["bce", "focal"]},
+                "loss.focal_gamma": {"uniform": [0, 4], "when": {"loss.name": "focall"}},
+            },
+            "did you mean focal",
+        ),
+        ({"optim.lr": {"uniform": [1e-4, 1e-3], "when": {"loss.name": "dice"}}}, "can never hold: loss.name = 'dice'"),
+        (
+            {
+                "optim.batch_size": {"randint": [1, 8]},
+                "optim.lr": {"uniform": [1e-4, 1e-3], "when": {"optim.batch_size": [4, 8]}},
+            },
+            "optim.batch_size = 8 is nothing that tune.space gives",
+        ),
+        (
+            {
+                "optim.batch_size": {"randint": [1, 8]},
+                "optim.lr": {"uniform": [1e-4, 1e-3], "when": {"optim.batch_size": "four"}},
+            },
+            "optim.batch_size = 'four' is nothing",
+        ),
+        (
+            {
+                "tensorboard": {"choice": [True, False]},
+                "optim.lr": {"uniform": [1e-4, 1e-3], "when": {"tensorboard": 1}},
+            },
+            "tensorboard = 1 is nothing",
+        ),
+        (
+            {
                 "loss.name": {"choice": ["bce", "focal"], "when": {"optim.batch_size": 8}},
                 "optim.batch_size": {"choice": [4, 8], "when": {"loss.name": "bce"}},
             },

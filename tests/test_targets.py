@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import torch
 
@@ -68,9 +70,9 @@ def test_an_aneurysm_at_an_unknown_location_is_present_and_nowhere_said_to_be() 
     one = torch.ones(1, 3)
     pooled = targets.pooled(point, label, base_BL, torch.ones(1, 3, 2, dtype=torch.bool), one, SIZE, 3.0)[0]
     assert pooled[PRESENT_INDEX] == 1 and torch.isnan(pooled[:PRESENT_INDEX]).all()
-    grid = targets.grid(point, label, base_BL, one, (4, 4, 4), 4, 3.0, 6.0)[0]
-    assert (grid[PRESENT_INDEX] == 1).any() and (grid[PRESENT_INDEX] == 0).any()
-    assert torch.isnan(grid[:PRESENT_INDEX]).all()
+    cells, _ = targets.cells(point, label, torch.full((1, 1), torch.nan), base_BL, one, (4, 4, 4), 4, 3.0, 6.0)
+    assert (cells[0, PRESENT_INDEX] == 1).any() and (cells[0, PRESENT_INDEX] == 0).any()
+    assert torch.isnan(cells[0, :PRESENT_INDEX]).all()
 
 
 def test_an_ignored_place_is_neither_positive_nor_negative() -> None:
@@ -79,9 +81,11 @@ def test_an_ignored_place_is_neither_positive_nor_negative() -> None:
     beside = _pooled((8, 8, 8, IGNORED), (8, 8, 9, MCA))
     assert beside[MCA] == beside[PRESENT_INDEX] == 1 and torch.isnan(beside[TIP])
     point, label = torch.tensor([[[8.0, 8, 8]]]), torch.tensor([[IGNORED]])
-    grid = targets.grid(point, label, torch.zeros(1, 14), torch.ones(1, 3), (4, 4, 4), 4, 3.0, 6.0)[0]
-    assert not (grid == 1).any()
-    assert torch.isnan(grid[:, 1:3, 1:3, 1:3]).all() and (grid[:, 0, 0, 0] == 0).all()
+    unknown, base = torch.full((1, 1), torch.nan), torch.zeros(1, 14)
+    cells, near = targets.cells(point, label, unknown, base, torch.ones(1, 3), (4, 4, 4), 4, 3.0, 6.0)
+    assert not (cells == 1).any()
+    assert torch.isnan(cells[0, :, 1:3, 1:3, 1:3]).all() and cells[0, PRESENT_INDEX, 0, 0, 0] == 0
+    assert near[0, 1:3, 1:3, 1:3].all() and not near[0, 0, 0, 0]
     negative = np.zeros(14, np.float32)
     assert (base_labels(negative, np.array([IGNORED])) == 0).all()
     positive = negative.copy()
@@ -89,33 +93,90 @@ def test_an_ignored_place_is_neither_positive_nor_negative() -> None:
     assert np.isnan(base_labels(positive, np.array([IGNORED]))[PRESENT_INDEX]), "its own aneurysm may be anywhere"
 
 
-def test_grid_is_a_sphere_with_an_ignored_shell() -> None:
-    spacing = torch.tensor([[2.0, 1.0, 1.0]])
-    point = torch.tensor([[[11.5, 15.5, 15.5]]])
-    wanted = targets.grid(point, torch.tensor([[TIP]]), torch.zeros(1, 14), spacing, (6, 8, 8), 4, 5.0, 9.0)
+def _cells(
+    *points: tuple[float, float, float, int, float], base: float = 0.0, radius_mm: float = 5.0, ignore_mm: float = 9.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Targets of 6x8x8 cells of 4 voxels, of points (z, y, x, location, radius in mm), and what is near; 2x1x1 mm."""
+    wanted, near = targets.cells(
+        torch.tensor([p[:3] for p in points]).view(1, -1, 3),
+        torch.tensor([p[3] for p in points]).view(1, -1),
+        torch.tensor([p[4] for p in points]).view(1, -1),
+        torch.full((1, 14), base),
+        torch.tensor([[2.0, 1.0, 1.0]]),
+        (6, 8, 8),
+        4,
+        radius_mm,
+        ignore_mm,
+    )
+    return wanted[0], near[0]
+
+
+def _offsets_mm(point: tuple[float, float, float]) -> np.ndarray:
     centres = np.stack(np.meshgrid(*[(np.arange(n) + 0.5) * 4 - 0.5 for n in (6, 8, 8)], indexing="ij"), -1)
-    offset = (centres - point.numpy()[0, 0]) * [2, 1, 1]
+    return (centres - point) * [2, 1, 1]
+
+
+def test_lesion_cells_are_a_sphere_with_an_ignored_shell() -> None:
+    wanted, near = _cells((11.5, 15.5, 15.5, TIP, math.nan))
+    offset = _offsets_mm((11.5, 15.5, 15.5))
     distance = np.linalg.norm(offset, axis=-1)
     holds = (np.abs(offset / [2, 1, 1]) <= 2).all(-1)
     expected = np.where((distance <= 5) | holds, 1, np.where(distance <= 9, np.nan, 0))
     assert {float(v) for v in expected[~np.isnan(expected)]} == {0.0, 1.0} and np.isnan(expected).any()
-    np.testing.assert_array_equal(wanted[0, TIP].numpy(), expected)
-    np.testing.assert_array_equal(wanted[0, PRESENT_INDEX].numpy(), expected)
-    assert (wanted[0, MCA] == 0).all()
+    np.testing.assert_array_equal(wanted[PRESENT_INDEX].numpy(), expected)
+    np.testing.assert_array_equal(near.numpy(), expected != 0)
+
+
+def test_a_known_radius_larger_than_the_least_moves_sphere_and_shell() -> None:
+    small, _ = _cells((11.5, 15.5, 15.5, TIP, 2.0))
+    unknown, _ = _cells((11.5, 15.5, 15.5, TIP, math.nan))
+    torch.testing.assert_close(small, unknown, equal_nan=True)
+    large, _ = _cells((11.5, 15.5, 15.5, TIP, 8.0))
+    wider, _ = _cells((11.5, 15.5, 15.5, TIP, math.nan), radius_mm=8.0, ignore_mm=12.0)
+    torch.testing.assert_close(large, wider, equal_nan=True)
+
+
+def test_locations_are_known_in_lesion_cells_alone() -> None:
+    wanted, _ = _cells((11.5, 7.5, 7.5, TIP, math.nan), (11.5, 25.5, 25.5, MCA, math.nan))
+    positive = wanted[PRESENT_INDEX] == 1
+    assert torch.isnan(wanted[:PRESENT_INDEX, ~positive]).all()
+    assert not torch.isnan(wanted[:PRESENT_INDEX, positive]).any()
+    assert (wanted[:PRESENT_INDEX, positive].sum(0) == 1).all()
+    assert wanted[TIP, 3, 2, 2] == 1 or wanted[TIP, 2, 1, 1] == 1
+    assert wanted[MCA, 2, 6, 6] == 1
+
+
+def test_where_a_lesion_may_be_anywhere_only_its_points_are_known() -> None:
+    wanted, near = _cells((11.5, 15.5, 15.5, TIP, math.nan), base=math.nan)
+    lesion = wanted[PRESENT_INDEX]
+    assert (lesion[~torch.isnan(lesion)] == 1).all() and (lesion == 1).any()
+    assert near.any() and not near.all()
 
 
 def test_the_cell_that_holds_a_point_is_positive_however_small_the_radius() -> None:
-    wanted = targets.grid(
-        torch.tensor([[[1.0, 1.0, 30.0]]]),
-        torch.tensor([[MCA]]),
-        torch.zeros(1, 14),
-        torch.ones(1, 3),
-        (4, 4, 4),
-        8,
-        0.1,
-        0.2,
-    )
-    assert wanted[0, MCA].nonzero().tolist() == [[0, 0, 3]]
+    wanted, _ = _cells((1.0, 1.0, 30.0, MCA, math.nan), radius_mm=0.1, ignore_mm=0.2)
+    assert (wanted[PRESENT_INDEX] == 1).nonzero().tolist() == [[0, 0, 7]]
+
+
+def test_padding_points_make_no_cells() -> None:
+    wanted, near = _cells((11.5, 15.5, 15.5, -1, math.nan))
+    assert (wanted[PRESENT_INDEX] == 0).all() and not near.any()
+
+
+def test_vessels_are_cells_that_a_mask_fills_and_nothing_is_said_near_points_or_where_nobody_looked() -> None:
+    mask = torch.zeros(1, 8, 8, 8, dtype=torch.uint8)
+    mask[0, 0:4, 0:4, 0:2] = 3  # half of a cell of 4
+    mask[0, 0:4, 4:8, 0] = 13  # a quarter
+    mask[0, 4:8, 0:2, 0:1] = 5  # an eighth
+    mask[0, 4, 4, 4] = 255
+    near = torch.zeros(1, 2, 2, 2, dtype=torch.bool)
+    near[0, 0, 0, 1] = True
+    wanted = targets.vessels(mask, near, 4)[0, 0]
+    assert wanted[0, 0, 0] == 1 and wanted[0, 1, 0] == 1 and wanted[1, 0, 0] == 0
+    assert torch.isnan(wanted[1, 1, 1]) and torch.isnan(wanted[0, 0, 1])
+    assert torch.isnan(wanted).sum() == 2
+    fine = targets.vessels(mask[:, :, :, :], torch.zeros(1, 4, 4, 4, dtype=torch.bool), 2)[0, 0]
+    assert fine[0, 0, 0] == 1 and fine[0, 2, 0] == 1 and fine[2, 0, 0] == 1
 
 
 def test_base_is_unknown_where_a_lesion_may_be_anywhere() -> None:

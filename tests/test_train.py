@@ -1,12 +1,14 @@
 """Folds on Ray Train: real runs from prepared volumes to a summary, through deaths, on one worker and two."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,10 +18,10 @@ from learning_sets import small_config, write_set
 from aneurysm_ray import overrides, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import store
-from aneurysm_ray.distributed import train
-from aneurysm_ray.errors import RequestError, RunDirError
+from aneurysm_ray.distributed import driver, train, tune
+from aneurysm_ray.errors import AneurysmRayError, RequestError, RunDirError
 from aneurysm_ray.labels import LABELS
-from aneurysm_ray.learning import metrics
+from aneurysm_ray.learning import export, inference, metrics
 
 TIMES = ["seconds", "patches_per_s", "data_wait_fraction"]
 
@@ -100,6 +102,17 @@ def test_a_run_holds_what_it_promises(straight: Path, volumes: Path) -> None:
     assert rundir.read_json(straight / rundir.PROVENANCE)["volumes"] == str(volumes)
 
 
+def test_the_model_that_is_exported_is_the_one_whose_score_is_reported(
+    straight: Path, volumes: Path, tmp_path: Path
+) -> None:
+    export.export_run(straight, tmp_path / "model.safetensors")
+    trained = export.load(tmp_path / "model.safetensors")
+    table = rundir.read_csv(straight / rundir.PREDICTIONS).set_index("series_uid")
+    answers = {uid: inference.answer(trained, volumes / store.volume_path(uid), "cpu") for uid in table.index}
+    for uid, row in table[list(LABELS)].iterrows():
+        np.testing.assert_allclose(answers[str(uid)].probabilities, row.to_numpy(float), rtol=1e-5)
+
+
 def test_tensorboard_files_hold_every_epochs_metrics(straight: Path) -> None:
     written = events(straight / "fold_1" / rundir.TENSORBOARD)
     history = rundir.read_csv(straight / "fold_1" / rundir.METRICS).set_index("epoch")
@@ -120,17 +133,41 @@ def test_a_finished_run_is_neither_repeated_nor_overwritten(straight: Path, volu
     assert (straight / "fold_1" / rundir.PREDICTIONS).stat().st_mtime_ns == before
 
 
-def test_a_set_without_labels_is_refused(volumes: Path) -> None:
+def test_a_set_without_labels_is_refused(volumes: Path, tmp_path: Path) -> None:
     frame = store.volumes_table(volumes)
+    store.write_table(tmp_path, frame.assign(**{LABELS[-1]: np.nan}).to_dict("records"))
     with pytest.raises(
         RequestError, match=r"no volume has labels to train on; prepare a data set that has a train\.csv"
     ):
-        train.labelled(frame.assign(**{LABELS[-1]: np.nan}), volumes)
+        train.train(tmp_path, tmp_path / "run", settings(volumes))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", [train.train, tune.tune])
+def test_a_run_that_is_driven_by_another_command_is_refused(command: Any, volumes: Path, tmp_path: Path) -> None:
+    with driver.alone(tmp_path / "run"), pytest.raises(RequestError, match="belongs to a command that still runs"):
+        command(volumes, tmp_path / "run", settings(volumes), resume=True)
+
+
+def test_a_run_is_not_resumed_with_other_data(straight: Path, volumes: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(straight, tmp_path / "run")
+    config = rundir.read_config(out)
+    folds = (out / rundir.FOLDS).read_bytes()
+    write_set(tmp_path / "more", 13)
+    for command in (train.train, tune.tune):
+        with pytest.raises(RunDirError, match=r"1 series \(1\.2\.0\.12\) is new"):
+            command(tmp_path / "more", out, config, resume=True)
+    assert (out / rundir.FOLDS).read_bytes() == folds
+    moved = shutil.copytree(volumes, tmp_path / "moved")
+    train.train(moved, out, config, folds="1", resume=True)
+    assert rundir.read_json(out / rundir.PROVENANCE)["volumes"] == str(moved)
+    same_numbers(straight, out)
 
 
 def test_what_does_not_fit_is_refused_before_it_starts(ray_session: None, volumes: Path, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"64 worker\(s\) with 1 CPUs each do not fit"):
-        train.train(volumes, tmp_path / "run", settings(volumes, resources__workers=64))
+    with pytest.raises(RequestError, match=r"8 worker\(s\) with 1 CPUs each do not fit"):
+        train.train(volumes, tmp_path / "run", settings(volumes, resources__workers=8))
+    assert not (tmp_path / "run").exists(), "the next try finds no run there"
 
 
 def _kill_worker_after_first_epoch(out: Path, killed: list[int]) -> None:
@@ -161,8 +198,46 @@ def test_a_killed_worker_costs_no_digit(straight: Path, volumes: Path, tmp_path:
     train.train(volumes, out, settings(volumes, optim__epochs=3, tensorboard=True), folds="1")
     killer.join()
     assert killed
+    log = (out / rundir.LOG).read_text()
+    assert "fold 1  begins: 1 worker(s), the first with 1 thread(s) on " in log
+    assert "fold 1  lost a worker (" in log and "fold 1  goes on from epoch " in log
     same_numbers(straight, out)
     assert events(out / "fold_1" / rundir.TENSORBOARD).keys() == events(straight / "fold_1" / rundir.TENSORBOARD).keys()
+
+
+def test_what_would_fail_again_is_not_tried_again(
+    ray_session: None, volumes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A loss that is no number, on two workers of which one is told by the other's broken connection."""
+    config = settings(volumes, optim__lr=1e30, optim__clip_norm=0, resources__workers=2)
+    with (
+        caplog.at_level("INFO"),
+        pytest.raises(
+            AneurysmRayError, match=r"^fold 1 failed: the training loss of epoch \d is .*; try a smaller optim"
+        ),
+    ):
+        train.train(volumes, tmp_path / "run", config, folds="1")
+    assert caplog.text.count("fold 1  begins: 2 worker(s)") == 1
+    assert "Traceback" in (tmp_path / "run" / "fold_1" / rundir.ERROR).read_text()
+    assert not (tmp_path / "run" / rundir.SUMMARY).exists()
+
+
+def test_a_fold_that_must_fail_leaves_the_others_complete(straight: Path, volumes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config = settings(volumes, optim__epochs=1)
+    train.train(volumes, out, config, folds="0")
+    (out / "fold_1").write_text("in the way")
+    with pytest.raises(AneurysmRayError) as failed:
+        train.train(volumes, out, config, folds="all", resume=True)
+    text = str(failed.value)
+    assert text.startswith("fold 1 failed: ") and "fold_1" in text and "cannot be written: " in text
+    assert text.endswith("Folds 0, 2 are complete. Mend the cause and add --resume to go on")
+    assert failed.value.exit_code == 1
+    assert not (out / rundir.SUMMARY).exists(), "a run that lacks a fold is not complete"
+    assert (out / "fold_2" / rundir.SUMMARY).exists() and (out / rundir.REPORT).exists()
+    (out / "fold_1").unlink()
+    summary = train.train(volumes, out, config, folds="all", resume=True)
+    assert [fold["fold"] for fold in summary["folds"]] == [0, 1, 2]
 
 
 def test_two_workers_train_as_one(straight: Path, volumes: Path, tmp_path: Path) -> None:
@@ -188,5 +263,30 @@ def test_a_killed_driver_costs_no_digit(straight: Path, volumes: Path, tmp_path:
     driver.kill()
     driver.wait()
     assert not (out / rundir.SUMMARY).exists()
+    subprocess.run([*words, "--resume"], check=True)
+    same_numbers(straight, out)
+
+
+@pytest.mark.slow
+def test_sigterm_to_every_process_ends_in_good_order(straight: Path, volumes: Path, tmp_path: Path) -> None:
+    """As SLURM sends it: to the driver, Ray's own processes and the workers alike."""
+    import ray  # noqa: F401 - brings its own psutil
+    import psutil  # isort: skip
+
+    out, file = tmp_path / "my run", tmp_path / "config.toml"
+    file.write_text(overrides.to_toml(settings(volumes, optim__epochs=3)))
+    words = [sys.executable, "-m", "aneurysm_ray.cli", "train", str(volumes), "--fold", "1", "--out", str(out)]
+    driver = subprocess.Popen([*words, "--config", str(file)], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 600
+    while not (out / "fold_1" / rundir.CHECKPOINT_LAST / "state.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    root = psutil.Process(driver.pid)
+    for process in [root, *root.children(recursive=True)]:
+        process.send_signal(signal.SIGTERM)
+    _, said = driver.communicate(timeout=120)
+    assert driver.returncode == 130, said
+    again = f"'{out}' --resume"
+    assert said.splitlines()[-1].startswith("error: interrupted; to go on: aneurysm-ray train ") and again in said
+    assert not (out / rundir.DRIVER).exists()
     subprocess.run([*words, "--resume"], check=True)
     same_numbers(straight, out)

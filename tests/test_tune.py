@@ -13,9 +13,9 @@ from ray import cloudpickle
 from surrogates import curve, epoch_result, fit, fit_that_dies_once, fit_that_fails
 
 from aneurysm_ray import overrides, rundir
-from aneurysm_ray.config import Config, ResourcesConfig
-from aneurysm_ray.distributed import room, search, trial, tune
-from aneurysm_ray.errors import ConfigError, RequestError, RunDirError
+from aneurysm_ray.config import Config
+from aneurysm_ray.distributed import launch, record, search_tables, trial_process, tune
+from aneurysm_ray.errors import ConfigError, RunDirError
 
 # Ray's workers do not have the tests on their path.
 cloudpickle.register_pickle_by_value(surrogates)
@@ -32,13 +32,14 @@ def settings(**keys) -> Config:
     return overrides.build(base, {key.replace("__", "."): value for key, value in keys.items()})
 
 
-def run(out: Path, config: Config, fit=fit, *, resume: bool = False) -> dict:
-    tune.open_directory(out, config, {"kind": "tune"}, resume=resume)
-    return tune.run_search(out, config, fit, resume=resume)
+def run(out: Path, config: Config, fit=fit, *, resume: bool = False, retry_failed: bool = False) -> dict:
+    rundir.check(out, config, resume=resume, freed=tune.FREED)
+    rundir.create(out, config, {"kind": "tune"})
+    return tune.run_search(out, config, fit, retry_failed=retry_failed)
 
 
 def study_of(out: Path, config: Config):
-    return search.open_study(config.tune, out / rundir.JOURNAL, out.name, resume=True)
+    return record.open_study(config.tune, out)
 
 
 def test_a_search_ends_with_true_states_and_all_its_files(ray_session, tmp_path):
@@ -50,7 +51,7 @@ def test_a_search_ends_with_true_states_and_all_its_files(ray_session, tmp_path)
     assert list(table["state"]) == [t.state.name for t in trials]
     assert {"COMPLETE", "PRUNED"} == set(table["state"]) and table["state"][0] == "COMPLETE"
     for frozen in trials:
-        own = rundir.read_config(trial.folder_of(tmp_path / "s", frozen.number))
+        own = rundir.read_config(trial_process.folder_of(tmp_path / "s", frozen.number))
         ran = 9 if frozen.state == TrialState.COMPLETE else max(frozen.intermediate_values)
         assert frozen.intermediate_values == pytest.approx(
             {step: curve(own, 0, step - 1) for step in range(1, ran + 1)}
@@ -64,10 +65,10 @@ def test_a_search_ends_with_true_states_and_all_its_files(ray_session, tmp_path)
     assert summary["best"]["value"] == complete["value"].max() and summary["default"]["trial"] == 0
     best = overrides.build(overrides.read_toml(tmp_path / "s" / rundir.BEST))
     assert best.optim.lr == pytest.approx(summary["best"]["param/optim.lr"])
-    assert (
-        overrides.build({"optim.lr": 3e-4, "loss.focal_gamma": 2.0, "sampler.positive_fraction": 0.5}, base=best)
-        == config
-    )
+    assert (best.chosen.folds, best.chosen.count, best.chosen.seed) == ((0,), 5, 0), "it says by what it was chosen"
+    default = {"optim.lr": 3e-4, "loss.focal_gamma": 2.0, "sampler.positive_fraction": 0.5}
+    nobody = {"chosen.folds": [], "chosen.count": 0}
+    assert overrides.build(default, nobody, base=best) == config
     assert not list((tmp_path / "s").glob("trials/*/fold_*")) and not (tmp_path / "s" / "ray").exists()
 
 
@@ -84,8 +85,35 @@ def test_failed_trials_are_kept_with_their_error_and_do_not_end_the_search(ray_s
         "ValueError: a gamma of 3.000 is too much",
         "val/score was not a number after 9 epochs",
     ]
-    text = (trial.folder_of(tmp_path / "s", 1) / "error.txt").read_text()
+    text = (trial_process.folder_of(tmp_path / "s", 1) / "error.txt").read_text()
     assert "Traceback" in text and "is too much" in text
+
+    again = run(tmp_path / "s", config, fit, resume=True, retry_failed=True)
+    assert (again["complete"], again["failed"], again["interrupted"]) == (4, 0, False)
+    table = rundir.read_csv(tmp_path / "s" / rundir.TRIALS)
+    assert list(table["state"]) == ["COMPLETE", "FAIL", "FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+    assert list(table["param/loss.focal_gamma"][4:]) == [3.0, 3.8] and list(table["retry_of"][4:]) == [1, 2]
+
+
+def test_a_search_that_was_renamed_goes_on_and_hands_no_result_to_another_sample(ray_session, tmp_path):
+    run(tmp_path / "first", settings(tune__trials=3))
+    before = rundir.read_csv(tmp_path / "first" / rundir.TRIALS)
+    renamed = (tmp_path / "first").rename(tmp_path / "second")
+    run(renamed, settings(tune__trials=5), resume=True)
+    after = rundir.read_csv(renamed / rundir.TRIALS)
+    pd.testing.assert_frame_equal(after.iloc[:3], before, check_dtype=False)
+    for number, rate in enumerate(after["param/optim.lr"]):
+        assert rundir.read_config(trial_process.folder_of(renamed, number)).optim.lr == pytest.approx(rate)
+
+    # Trial folders of one search beside the study of another, as a careless copy leaves them.
+    for name in (rundir.JOURNAL, rundir.STUDY):
+        (renamed / name).unlink()
+    rundir.create(renamed, settings(tune__trials=2), {"kind": "tune"})
+    summary = tune.run_search(renamed, settings(tune__trials=2), fit)
+    assert (summary["complete"], summary["failed"]) == (0, 2)
+    assert (
+        "holds the results of another sample (trial 0 of first-" in rundir.read_csv(renamed / rundir.TRIALS)["error"][0]
+    )
 
 
 def test_a_trial_whose_process_dies_goes_on_from_its_checkpoint(ray_session, tmp_path):
@@ -105,7 +133,7 @@ def test_a_trial_whose_process_dies_again_and_again_fails(ray_session, tmp_path)
     config = settings(tune__trials=1, resources__max_failures=0)
     summary = run(tmp_path / "s", config, functools.partial(fit_that_dies_once, marks=marks))
     assert (summary["complete"], summary["failed"], summary["best"]) == (0, 1, None)
-    assert "died" in (trial.folder_of(tmp_path / "s", 0) / "error.txt").read_text()
+    assert "died" in (trial_process.folder_of(tmp_path / "s", 0) / "error.txt").read_text()
     assert list(rundir.read_csv(tmp_path / "s" / rundir.TRIALS)["error"]) == ["the trial's process died 1 time(s)"]
 
 
@@ -135,7 +163,7 @@ def test_a_trial_may_be_judged_by_several_folds(ray_session, tmp_path):
     assert frozen.intermediate_values[3] == pytest.approx(first)
     assert frozen.intermediate_values[4] == pytest.approx((first + curve(config, 1, 0)) / 2)
     assert list(rundir.read_csv(tmp_path / "s" / rundir.CURVES)["fold"]) == [0, 0, 0, 1, 1, 1]
-    assert list(rundir.read_csv(trial.folder_of(tmp_path / "s", 0) / rundir.PREDICTIONS)["fold"]) == [0, 1]
+    assert list(rundir.read_csv(trial_process.folder_of(tmp_path / "s", 0) / rundir.PREDICTIONS)["fold"]) == [0, 1]
 
 
 def test_two_objectives_end_in_a_front_and_stop_no_trial(ray_session, tmp_path):
@@ -150,24 +178,24 @@ def test_two_objectives_end_in_a_front_and_stop_no_trial(ray_session, tmp_path):
 
 def test_a_trial_that_was_killed_after_its_last_epoch_reports_all_again(tmp_path):
     config = settings(optim__epochs=3)
-    straight = list(trial.epochs(config, tmp_path / "t", fit))
+    straight = list(trial_process.epochs(config, tmp_path / "t", fit))
     assert [r["step"] for r in straight] == [1, 2, 3] and [r["finished"] for r in straight] == [False, False, True]
-    again = list(trial.epochs(config, tmp_path / "t", lambda *_: pytest.fail("nothing is left to train")))
+    again = list(trial_process.epochs(config, tmp_path / "t", lambda *_: pytest.fail("nothing is left to train")))
     for key in ("step", "finished", "val/score"):
         assert [result[key] for result in again] == [result[key] for result in straight]
 
 
 def test_a_result_that_died_on_its_way_to_tune_comes_with_the_next_process(tmp_path):
     config = settings(optim__epochs=4)
-    study = search.open_study(config.tune, tmp_path / "journal", "s", resume=False)
+    study = record.open_study(config.tune, tmp_path)
     frozen = study.ask()
-    for number, result in enumerate(itertools.islice(trial.epochs(config, tmp_path / "t", fit), 3)):
+    for number, result in enumerate(itertools.islice(trial_process.epochs(config, tmp_path / "t", fit), 3)):
         if number < 2:  # the third epoch was written to the trial's folder, and nobody was told
-            search.report(frozen, result, ["val/score"])
+            record.report(frozen, result, ["val/score"])
     totals = []
-    for result in trial.epochs(config, tmp_path / "t", fit):
-        search.report(frozen, result, ["val/score"])
-        totals.append(study.trials[0].user_attrs["step"])
+    for result in trial_process.epochs(config, tmp_path / "t", fit):
+        record.report(frozen, result, ["val/score"])
+        totals.append(study.trials[0].user_attrs["progress"]["step"])
     assert study.trials[0].intermediate_values == {step: curve(config, 0, step - 1) for step in (1, 2, 3, 4)}
     assert totals == [2, 2, 3, 4]
 
@@ -175,7 +203,7 @@ def test_a_result_that_died_on_its_way_to_tune_comes_with_the_next_process(tmp_p
 @pytest.mark.parametrize("lost", ["metrics", "checkpoint"])
 def test_a_kill_between_two_files_loses_no_epoch_and_repeats_no_row(tmp_path, lost):
     config = settings(optim__epochs=4)
-    results = trial.epochs(config, tmp_path / "t", fit)
+    results = trial_process.epochs(config, tmp_path / "t", fit)
     next(results), next(results)
     results.close()
     if lost == "checkpoint":
@@ -183,18 +211,11 @@ def test_a_kill_between_two_files_loses_no_epoch_and_repeats_no_row(tmp_path, lo
         from aneurysm_ray.learning import checkpoint
 
         checkpoint.save(tmp_path / "t" / "fold_0" / rundir.CHECKPOINT_LAST, epoch_result(config, 0, 0).state)
-    list(trial.epochs(config, tmp_path / "t", fit))
-    rows = trial.read_rows(tmp_path / "t")
+    list(trial_process.epochs(config, tmp_path / "t", fit))
+    rows = trial_process.read_rows(tmp_path / "t")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert [row["val/score"] for row in rows] == pytest.approx([curve(config, 0, epoch) for epoch in range(4)])
     assert all(a["seconds_total"] <= b["seconds_total"] for a, b in itertools.pairwise(rows))
-
-
-def test_a_search_cannot_be_resumed_while_it_runs(tmp_path):
-    with tune._only_driver(tmp_path), pytest.raises(RequestError, match="still running"), tune._only_driver(tmp_path):
-        pass
-    with tune._only_driver(tmp_path):
-        pass
 
 
 @pytest.mark.parametrize(
@@ -214,51 +235,49 @@ def test_requests_that_cannot_work_are_refused_before_ray_starts(keys, words):
         tune.check(settings(**keys))
 
 
-NODES = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 3.0}]
+def test_curves_are_added_to_and_never_written_anew(tmp_path, monkeypatch):
+    config = settings(optim__epochs=5)
+    for number in (0, 1):
+        list(trial_process.epochs(config, trial_process.folder_of(tmp_path, number), fit))
+    whole = search_tables.curves_table(tmp_path, [0, 1])
+    for number in (0, 1):  # as far as two trials are after two epochs
+        rows = whole[(whole["trial"] == number) & (whole["step"] <= 2)].drop(columns="trial")
+        rundir.write_csv(trial_process.folder_of(tmp_path, number) / rundir.METRICS, rows)
+    rundir.write_csv(tmp_path / rundir.CURVES, search_tables.curves_table(tmp_path, []))
+    curves = search_tables.Curves(tmp_path)
+    curves.add(0)
+    monkeypatch.setattr(rundir, "write_csv", lambda *_: pytest.fail("the curves of all trials were written"))
+    curves.add(1), curves.add(1)
+    assert (curves.steps(0), curves.steps(1), curves.steps(2)) == (2, 2, 0)
+    monkeypatch.undo()
+    for number in (1, 0):
+        rows = whole[whole["trial"] == number].drop(columns="trial")
+        rundir.write_csv(trial_process.folder_of(tmp_path, number) / rundir.METRICS, rows)
+        search_tables.Curves(tmp_path).add(number)  # another process goes on
+    found = rundir.read_csv(tmp_path / rundir.CURVES).sort_values(["trial", "step"]).reset_index(drop=True)
+    pd.testing.assert_frame_equal(found, whole)
+
+
+def test_lines_of_a_search_say_where_its_trials_are():
+    class Box:
+        def take(self):
+            return [{"trial": 3, "kind": "step", "what": "training", "done": 5, "total": 40, "seconds": 9.0}]
+
+    lines = launch.SearchLines(settings(tune__folds=(0, 1)), Box(), lambda: "waits for 1 GPUs")
+    assert lines.status() == "  the next trial waits for 1 GPUs"
+    lines.running = {7: 0}
+    assert lines.status() == "  trial 7 epoch 1/18; waits for 1 GPUs"
+    lines.running = {3: 10, 7: 0}
+    assert lines.status() == "  trial 3 epoch 11/18, training 5/40; 7 epoch 1/18"
 
 
 @pytest.mark.parametrize(
-    ("resources", "asked", "limit", "expected"),
-    [
-        ({"gpus_per_worker": 0, "cpus_per_worker": 2}, 0, None, 3),
-        ({"gpus_per_worker": 0, "cpus_per_worker": 2, "workers": 2}, 0, None, 1),
-        ({"gpus_per_worker": 0, "cpus_per_worker": 2, "workers": 2}, 9, None, 1),
-        ({"gpus_per_worker": 1 / 3}, 0, None, 3),
-        ({"gpus_per_worker": -1}, 0, None, 1),
-        ({"gpus_per_worker": 0}, 2, None, 2),
-        ({"gpus_per_worker": 0}, 99, None, 7),
-        ({"gpus_per_worker": 1}, 4, [{"CPU": 64.0, "GPU": 8.0}], 4),
-        ({"gpus_per_worker": 1}, 4, [{"CPU": 8.0, "GPU": 1.0}] * 3, 3),
-        ({"gpus_per_worker": 2, "workers": 2}, 0, [{"CPU": 64.0, "GPU": 8.0}], 1),
-    ],
+    ("trials", "sampler", "asked"), [(40, "tpe", 10), (6, "tpe", 2), (1, "tpe", 1), (40, "random", 40)]
 )
-def test_as_many_trials_at_a_time_as_fit(resources, asked, limit, expected):
-    chosen = ResourcesConfig(**resources)
-    need = room.per_worker(chosen, {"CPU": 7, "GPU": 1})
-    assert room.runs_at_once(chosen, need, NODES, limit, asked) == expected
-
-
-@pytest.mark.parametrize(
-    ("resources", "words"),
-    [
-        ({"cpus_per_worker": 5}, "5 CPUs"),
-        ({"workers": 8}, r"8 worker\(s\)"),
-        ({"gpus_per_worker": 2}, "2 GPUs"),
-    ],
-)
-def test_a_trial_that_can_never_fit_is_refused(resources, words):
-    chosen = ResourcesConfig(**resources)
-    with pytest.raises(RequestError, match=words):
-        room.runs_at_once(chosen, room.per_worker(chosen, {"CPU": 7, "GPU": 1}), NODES, None, 0)
-
-
-def test_what_no_node_to_come_can_hold_is_refused_though_all_together_could():
-    chosen = ResourcesConfig(cpus_per_worker=16, gpus_per_worker=0)
-    to_come = [{"CPU": 8.0, "GPU": 1.0}] * 8
-    with pytest.raises(RequestError, match="16 CPUs"):
-        room.runs_at_once(chosen, room.per_worker(chosen, {"CPU": 64, "GPU": 8}), NODES, to_come, 0)
+def test_a_search_asks_for_so_few_trials_at_a_time_that_each_learns_from_others(trials, sampler, asked):
+    assert tune._enough(settings(tune__trials=trials, tune__sampler=sampler).tune) == asked
 
 
 def test_objectives_skip_nothing_that_is_not_a_number():
     rows = [{"fold": 0, "val/score": 0.5}, {"fold": 1, "val/score": math.nan}]
-    assert math.isnan(trial.objectives(rows, settings())["val/score"])
+    assert math.isnan(trial_process.objectives(rows, settings())["val/score"])

@@ -16,7 +16,7 @@ import pytest
 import surrogates
 
 from aneurysm_ray import overrides, rundir
-from aneurysm_ray.distributed import search, tune
+from aneurysm_ray.distributed import record, tune
 
 pytestmark = pytest.mark.slow
 
@@ -65,10 +65,10 @@ def check_whole(out: Path, log: Path, before: pd.DataFrame, allowed_repeats: int
     for number, rows in curves.groupby("trial"):
         assert list(rows["step"]) == list(range(1, len(rows) + 1)), number
     config = rundir.read_config(out)
-    study = search.open_study(config.tune, out / rundir.JOURNAL, out.name, resume=True)
+    study = record.open_study(config.tune, out)
     assert [t.state.name for t in study.trials] == list(rundir.read_csv(out / rundir.TRIALS)["state"])
     for frozen in study.trials:
-        assert sorted(frozen.intermediate_values) == list(range(1, frozen.user_attrs["step"] + 1))
+        assert sorted(frozen.intermediate_values) == list(range(1, frozen.user_attrs["progress"]["step"] + 1))
 
 
 def test_killing_the_driver_loses_nothing(tmp_path):
@@ -141,7 +141,7 @@ def _search_that_loses_a_node(out, log):
     node = cluster.add_node(num_cpus=1)
     ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
     try:
-        tune.open_directory(out, config, {"kind": "tune"}, resume=False)
+        rundir.create(out, config, {"kind": "tune"})
         here = os.getpid()
         killer = subprocess.Popen(
             [sys.executable, "-c", _KILL, str(log), str(node.all_processes["raylet"][0].process.pid), str(here)]

@@ -26,10 +26,15 @@ def assign(table: pd.DataFrame, config: FoldsConfig, hashed: own_folds.Hash | No
     if config.file:
         return own_folds.read(Path(config.file), table, config, hashed)
     patients, traits = _traits(table)
+    if len(patients) < 2:
+        raise RequestError(
+            f"all {len(table)} labelled series are of one patient, and a fold is judged by patients that it was not "
+            "trained on; prepare more patients"
+        )
     if len(patients) < config.count:
         raise RequestError(
             f"{len(patients)} patients cannot be split into {config.count} folds; "
-            f"use folds.count={max(len(patients), 2)} or prepare more patients"
+            f"use folds.count={len(patients)} or prepare more patients"
         )
     folds = pd.Series(_deal(traits, config.count, config.seed), index=patients)
     result = table[["series_uid", "patient"]].reset_index(drop=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from aneurysm_ray import rundir
+from aneurysm_ray import location, rundir
 from aneurysm_ray.data import doubts, layout, scans, store
 from aneurysm_ray.data.dicom import QUALITY
 from aneurysm_ray.data.nifti import is_nifti
@@ -29,11 +29,22 @@ def inspect(path: Path, limit: int = 100) -> dict[str, Any]:
     if found == "volumes":
         return _prepared(path)
     if found:
-        return {"kind": found, "path": str(path), **rundir.read_json(path / rundir.SUMMARY)}
+        return _run(path, found)
     # A series' folder holds files of DICOM only; notes may lie beside the folders of a data set.
     if path.is_dir() and any(child.is_dir() or is_nifti(child) or child.name == TABLE for child in path.iterdir()):
         return _dataset(path, limit)
     return {"kind": "series", "path": str(path), **_series(path)}
+
+
+def _run(path: Path, kind: str) -> dict[str, Any]:
+    """Return what a run, a search or a prediction says of itself, or that it has not finished."""
+    if (path / rundir.SUMMARY).exists():
+        found = rundir.read_json(path / rundir.SUMMARY)
+        return {"kind": kind, "path": str(path), "finished": not found.get("interrupted", False), **found}
+    facts = {"kind": kind, "path": str(path), "finished": False, "to go on": "its command with --resume"}
+    tables = {fold.name: fold / rundir.METRICS for fold in location.matching(path, "fold_*")}
+    epochs = {name: len(rundir.read_csv(table)) for name, table in tables.items() if table.exists()}
+    return {**facts, **({"epochs": epochs} if epochs else {})}
 
 
 def _series(path: Path, *, deep: bool = True, modality: str | None = None) -> dict[str, Any]:

@@ -186,6 +186,7 @@ def write_tables(
         "rejected": len(rejected),
         "reasons": dict(sorted(reasons.items())),
         "removed": list(removed),
+        "kept": kept,
         "notes": list(notes),
         "seconds": round(summary.seconds, 1),
     }

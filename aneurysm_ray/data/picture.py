@@ -40,8 +40,8 @@ _VESSELS: tuple[tuple[list[int], Rgb], ...] = (
 
 
 def draw(prepared: PreparedVolume, scan: Volume | None = None) -> bytes:
-    """Return a JPEG of the scan from the front and from the right with the box of what is stored, then of the stored
-    volume from above, from the front and from the right, head up.
+    """Return a JPEG of the scan from the front and from the left with the box of what is stored, then of the stored
+    volume from the feet, from the front and from the left, head up.
 
     MRA is shown as maximum-intensity projections, where vessels are brightest; all else as the slices through the first
     point, or the middle. Points are circled, vessels of a mask outlined. Equal volumes give equal bytes.

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm_ray.config import VolumeConfig
-from aneurysm_ray.data import doubts, lesions, masks
+from aneurysm_ray.data import doubts, lesions, masks, vesselness
 from aneurysm_ray.data.dataset import DomeMask, Localizer
 from aneurysm_ray.data.points import Mark, marked_mm
 from aneurysm_ray.data.region import Head, find_head, head_box, patient_axes
@@ -97,6 +97,7 @@ def prepare_series(
         domes=known.domes if config.masks else None,
         quality=tuple(dict.fromkeys((*volume.quality, *codes, *missed))),
         source_digest=source_digest,
+        vessel_places=vesselness.vessel_places(to_uint8(standard, window), config.spacing_mm, modality, on_vessels),
     )
 
 

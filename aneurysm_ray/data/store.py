@@ -7,7 +7,7 @@ All of it is readable with plain pyarrow.
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -71,6 +71,8 @@ class PreparedVolume:
     """Places that are neither positive nor negative, such as treated aneurysms."""
     domes: NDArray[np.uint8] | None = None
     """(Z, Y, X) 1 inside an aneurysm's dome, 0 elsewhere, 255 where nobody looked; None where domes are not known."""
+    vessel_places: NDArray[np.int16] = field(default_factory=lambda: np.empty((0, 3), np.int16))
+    """(V, 3) some voxels on vessels, of `vesselness.vessel_places`."""
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -108,6 +110,7 @@ SCHEMA = pa.schema(
         ("high", pa.float64()),
         ("targets", pa.list_(pa.float32())),
         ("points", pa.list_(_POINT_TYPE)),
+        ("vessel_places", pa.list_(pa.int16())),
         ("ignored", pa.list_(_POINT_TYPE)),
         ("quality", pa.list_(pa.string())),
         ("source_digest", pa.string()),
@@ -132,6 +135,7 @@ TABLE_SCHEMA = pa.schema(
         ("high", pa.float64()),
         *((label, pa.float32()) for label in LABELS),
         ("points", pa.list_(_POINT_TYPE)),
+        ("vessel_places", pa.list_(pa.int16())),
         ("ignored", pa.list_(_POINT_TYPE)),
         ("quality", pa.list_(pa.string())),
         ("source_digest", pa.string()),
@@ -173,8 +177,10 @@ def encode(prepared: PreparedVolume, volume_config: str) -> bytes:
         "targets": prepared.targets.astype(np.float32),
     }
     columns = [
-        _bytes_of(getattr(prepared, field.name)) if field.name in _ARRAYS else pa.array([row[field.name]], field.type)
-        for field in SCHEMA
+        _bytes_of(getattr(prepared, column.name))
+        if column.name in _ARRAYS
+        else pa.array([row[column.name]], column.type)
+        for column in SCHEMA
     ]
     metadata = {**_MADE_BY, VOLUME_CONFIG_KEY: volume_config.encode()}
     table = pa.Table.from_arrays(columns, schema=SCHEMA.with_metadata(metadata))
@@ -208,6 +214,7 @@ def _described(prepared: PreparedVolume) -> dict[str, Any]:
         "ignored": [asdict(point) for point in prepared.ignored],
         "quality": list(prepared.quality),
         "source_digest": prepared.source_digest,
+        "vessel_places": prepared.vessel_places.ravel().tolist(),
     }
 
 
@@ -250,6 +257,7 @@ def read_volume(path: str | Path, *, masks: bool = True) -> PreparedVolume:
             ignored=tuple(Point(**point) for point in row["ignored"].as_py()) if "ignored" in row else (),
             quality=tuple(row["quality"].as_py()),
             source_digest=row["source_digest"].as_py(),
+            vessel_places=np.array(row["vessel_places"].as_py(), np.int16).reshape(-1, 3),
             window=Window(row["low"].as_py(), row["high"].as_py()),
             vessels=array("vessels", "uint8"),
             domes=array("domes", "uint8"),
@@ -276,7 +284,7 @@ def table_row(prepared: PreparedVolume, size_bytes: int) -> dict[str, Any]:
 def encode_table(rows: Iterable[dict[str, Any]]) -> bytes:
     """Return the bytes of `volumes.parquet`: rows of `table_row`, ordered by series UID."""
     ordered = sorted(rows, key=lambda row: row["series_uid"])
-    columns = [pa.array([row[field.name] for row in ordered], field.type) for field in TABLE_SCHEMA]
+    columns = [pa.array([row[column.name] for row in ordered], column.type) for column in TABLE_SCHEMA]
     sink = pa.BufferOutputStream()
     table = pa.Table.from_arrays(columns, schema=TABLE_SCHEMA.with_metadata(_MADE_BY))
     pq.write_table(table, sink, compression="zstd")

@@ -9,11 +9,7 @@ from pathlib import Path
 import fsspec
 
 from aneurysm_ray import rundir
-from aneurysm_ray.errors import AneurysmRayError
-
-
-class OutputError(AneurysmRayError):
-    """The place of the results cannot be written: the disk is full, read-only or gone."""
+from aneurysm_ray.errors import OutputError
 
 
 def is_url(location: str) -> bool:

@@ -1,11 +1,9 @@
 """Run a study's trials with Ray Tune, and keep the search's tables and the terminal up to date."""
 
-import contextlib
 import logging
-import os
-import shutil
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +13,25 @@ import ray.train
 import ray.tune
 from optuna.trial import TrialState
 
-from aneurysm_ray import rundir
+from aneurysm_ray import location, rundir
 from aneurysm_ray.config import Config
-from aneurysm_ray.distributed import search, space, train
-from aneurysm_ray.distributed import trial as one_trial
-from aneurysm_ray.distributed import trials as tables
+from aneurysm_ray.distributed import (
+    news,
+    progress,
+    record,
+    room,
+    search_tables,
+    session,
+    space,
+    survival,
+    trial_process,
+)
+from aneurysm_ray.distributed.searcher import StudyScheduler, StudySearcher
 
 log = logging.getLogger(__name__)
 
-_TABLES_EVERY_SECONDS = 2.0
+_TRIALS_EVERY_SECONDS = 10.0
+"""At most so often the table of trials is written for new values alone; a trial's begin and end are shown at once."""
 _SETTINGS_OF_RAY = {
     # Tune writes progress.csv, result.json and TensorBoard files for every trial unless told not to.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -33,6 +41,8 @@ _SETTINGS_OF_RAY = {
     "RAY_AIR_NEW_OUTPUT": "0",
     # Errors go to the trial's error.txt, not to the terminal.
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    # Tune's own record of the search is never read: a search resumes from its study.
+    "TUNE_GLOBAL_CHECKPOINT_S": "600",
 }
 
 
@@ -41,7 +51,7 @@ def launch(
     config: Config,
     parameters: tuple[space.Parameter, ...],
     out: Path,
-    fit: one_trial.Fit,
+    fit: trial_process.Fit,
     *,
     need: Mapping[str, float],
     at_once: int,
@@ -55,62 +65,119 @@ def launch(
         scaling = None
         request = {name.lower(): amount for name, amount in need.items()}
     else:
-        scaling = train.scaling(resources, need)
+        scaling = survival.scaling(resources, need)
         # The trial only waits for its workers: a CPU of its own could leave none for them. It waits on the head node,
         # the one whose loss ends the search anyway.
         request = {"node:__internal_head__": 0.001}
+    searcher = StudySearcher(study, config, parameters)
+    with session.environment(_SETTINGS_OF_RAY), news.Box() as box:
+        lines = SearchLines(config, box, lambda: room.waits_for(need, session.free()))
+        gpus = need.get("GPU", 0.0) * resources.workers
+        handle = box.handle
 
-    def run_trial(sample: dict[str, Any]) -> None:
-        one_trial.run(sample, base=config, out=out, fit=fit, scaling=scaling)
+        def run_trial(sample: dict[str, Any]) -> None:
+            trial_process.run(sample, base=config, out=out, fit=fit, box=handle, scaling=scaling)
 
-    ranked = config.tune.prune and len(search.metrics(config.tune)) == 1
-    with _environment(_SETTINGS_OF_RAY):
-        ray.tune.Tuner(
-            ray.tune.with_resources(run_trial, request),
-            tune_config=ray.tune.TuneConfig(
-                search_alg=search.StudySearch(study, config, parameters),
-                # Several objectives give no order of trials, so nothing says which one to stop.
-                scheduler=search.StudyASHA(study, config) if ranked else None,
-                num_samples=-1,  # the study says when there are enough
-                max_concurrent_trials=at_once,
-                # A process that has imported torch serves the next trial at once.
-                reuse_actors=scaling is None,
-                trial_name_creator=_name,
-                trial_dirname_creator=_name,
-            ),
-            run_config=ray.tune.RunConfig(
-                name=time.strftime("%Y%m%dT%H%M%S"),
-                storage_path=str(out / "ray"),
-                callbacks=[Tables(study, config, parameters, out, gpus=need.get("GPU", 0.0) * resources.workers)],
-                verbose=0,
-            ),
-        ).fit()
+        with progress.told(lines.status), tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as scratch:
+            ray.tune.Tuner(
+                ray.tune.with_resources(run_trial, request),
+                tune_config=ray.tune.TuneConfig(
+                    search_alg=searcher,
+                    scheduler=StudyScheduler(searcher),
+                    num_samples=-1,  # the study says when there are enough
+                    max_concurrent_trials=at_once,
+                    # A process that has imported torch serves the next trial at once.
+                    reuse_actors=scaling is None,
+                    trial_name_creator=_name,
+                    trial_dirname_creator=_name,
+                ),
+                run_config=ray.tune.RunConfig(
+                    # Of what Tune writes nothing is read: the study and the trials' folders are the search's record.
+                    name="tune",
+                    storage_path=scratch,
+                    callbacks=[Tables(study, config, parameters, out, gpus, lines)],
+                    verbose=0,
+                ),
+            ).fit()
+
+
+class SearchLines:
+    """What the terminal says of a search: how it stands after every trial, and where its trials are in between."""
+
+    def __init__(self, config: Config, box: news.Box, waits: Any) -> None:
+        self.config = config
+        self.box = box
+        self.waits = waits
+        self.running: dict[int, int] = {}
+        """Trials that run: their number, and the epochs they have done."""
+        self.steps: dict[int, news.Letter] = {}
+        self.table = pd.DataFrame()
+        self.begun = time.monotonic()
+        self.ended = 0
+
+    def status(self) -> str:
+        """Say where the running trials are, in a line."""
+        for letter in self.box.take():
+            if letter["kind"] == "lost":
+                log.info("trial %d  lost a worker (%s); it goes on from its last epoch", letter["trial"], letter["why"])
+            else:
+                self.steps[letter["trial"]] = letter
+        where = [self._where(number, done) for number, done in sorted(self.running.items())]
+        if not any(number in self.steps or done for number, done in self.running.items()):
+            where.append(self.waits())
+        return f"  trial {'; '.join(where)}" if self.running else f"  the next trial {self.waits()}"
+
+    def _where(self, number: int, done: int) -> str:
+        steps = self.config.optim.epochs * len(self.config.tune.folds)
+        text = f"{number} epoch {min(done + 1, steps)}/{steps}"
+        step = self.steps.get(number)
+        return f"{text}, {step['what']} {step['done']:,}/{step['total']:,}" if step else text
+
+    def end(self, number: int, table: pd.DataFrame) -> None:
+        """Say how the search stands when a trial has ended."""
+        self.ended += 1
+        self.running.pop(number, None)
+        log.info("%s", standing(table, self.config, self.ended, time.monotonic() - self.begun))
 
 
 class Tables(ray.tune.Callback):
-    """Write the tables as results come in, say how the search stands, and clear up after trials that ended."""
+    """Write the tables as results come in, and clear up after trials that ended."""
 
     def __init__(
-        self, study: optuna.Study, config: Config, parameters: tuple[space.Parameter, ...], out: Path, gpus: float
+        self,
+        study: optuna.Study,
+        config: Config,
+        parameters: tuple[space.Parameter, ...],
+        out: Path,
+        gpus: float,
+        lines: SearchLines,
     ) -> None:
         self.study = study
         self.config = config
         self.parameters = parameters
         self.out = out
         self.gpus = gpus
+        self.lines = lines
+        self.curves = search_tables.Curves(out)
         self.written = 0.0
-        self.begun = time.monotonic()
-        self.ended = 0
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Show a trial from its start."""
+        number = trial.config["number"]
+        self.lines.running[number] = self.curves.steps(number)
         self._write()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Write the tables, at most every few seconds."""
-        if time.monotonic() - self.written > _TABLES_EVERY_SECONDS:
+        """Add an epoch to the curves."""
+        if record.STEP not in result:
+            return
+        number = trial.config["number"]
+        self.lines.running[number] = result[record.STEP]
+        self.lines.steps.pop(number, None)
+        self.curves.add(number)
+        if time.monotonic() - self.written > _TRIALS_EVERY_SECONDS:
             self._write()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -120,33 +187,32 @@ class Tables(ray.tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Keep the error of a trial whose process died; it has not ended if it will be handed out again."""
         number = trial.config["number"]
-        rundir.write_text(
-            one_trial.folder_of(self.out, number) / one_trial.ERROR_FILE, Path(trial.error_file).read_text()
-        )
+        self.lines.running.pop(number, None)
+        rundir.write_text(trial_process.folder_of(self.out, number) / rundir.ERROR, Path(trial.error_file).read_text())
         if self.study.get_trials(deepcopy=False)[number].state == TrialState.RUNNING:
             log.info("* the process of trial %d died; the trial goes on from its last epoch", number)
         else:
             self._end(number)
 
     def _end(self, number: int) -> None:
-        self.ended += 1
-        for checkpoints in one_trial.folder_of(self.out, number).glob("fold_*"):
-            shutil.rmtree(checkpoints, ignore_errors=True)
-        log.info("%s", progress(self._write(), self.config, self.ended, time.monotonic() - self.begun))
+        for checkpoints in location.matching(trial_process.folder_of(self.out, number), "fold_*"):
+            location.remove_tree(checkpoints)
+        self.lines.end(number, self._write())
 
     def _write(self) -> pd.DataFrame:
-        table = tables.write(self.study, self.config, self.parameters, self.out, self.gpus)
+        table = search_tables.trials_table(self.study, self.config, self.parameters, self.gpus)
+        rundir.write_csv(self.out / rundir.TRIALS, table)
         self.written = time.monotonic()
         return table
 
 
-def progress(table: pd.DataFrame, config: Config, ended: int, seconds: float) -> str:
+def standing(table: pd.DataFrame, config: Config, ended: int, seconds: float) -> str:
     """Say in one line how a search stands; `ended` trials ended in the last `seconds`."""
     count = table["state"].value_counts()
     done = sum(int(count.get(state, 0)) for state in ("COMPLETE", "PRUNED", "FAIL"))
     line = f"trial {done}/{config.tune.trials}  {count.get('RUNNING', 0)} running  "
     line += f"{count.get('PRUNED', 0)} stopped  {count.get('FAIL', 0)} failed"
-    best = tables.best_of(table, config)
+    best = search_tables.best_of(table, config)
     if best is not None:
         row = table.set_index("trial").loc[best]
         changed = " ".join(f"{key.split('.')[-1]}={_short(row[f'param/{key}'])}" for key in config.tune.space)
@@ -154,8 +220,7 @@ def progress(table: pd.DataFrame, config: Config, ended: int, seconds: float) ->
     hours = table["gpu_seconds"].sum() / 3600
     if hours:
         line += f"   {hours:.1f} GPU-h"
-    left = seconds / max(ended, 1) * (config.tune.trials - done)
-    return f"{line}   eta {left // 3600:.0f}:{left % 3600 // 60:02.0f}:{left % 60:02.0f}"
+    return f"{line}   eta {progress.clock(seconds / max(ended, 1) * (config.tune.trials - done))}"
 
 
 def _short(value: Any) -> str:
@@ -164,18 +229,3 @@ def _short(value: Any) -> str:
 
 def _name(tune_trial: Any) -> str:
     return f"trial_{tune_trial.config['number']:04d}"
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables by which Ray alone can be told these things, and restore them after."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value

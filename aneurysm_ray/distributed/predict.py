@@ -1,15 +1,19 @@
-"""Score many series with Ray Data: one actor with the models per GPU or per two cores, results straight to disk.
+"""Score many series with Ray Data: CPUs read them, GPUs score them, CPUs write what came of them, all at once.
 
-Every series leaves its folder below `series/` (see `scoring.py`), and the tables are made of these at the end, so that
-whatever dies costs the series it was working on and nothing else: `--resume` does what is missing. A few series are
-scored in this process, since they take less time than Ray's start.
+Reading takes a core as long as scoring takes a GPU, so that nodes without one feed those that have; Ray Data holds
+back the readers when the scorers cannot follow. Every series leaves its folder below `series/` (see `steps.py`), and
+the tables are made of these at the end, so that whatever dies costs the series it was working on and nothing else: they
+are tried again, and `--resume` does what is missing. A few series are scored in this process, since they take less time
+than Ray's start.
 """
 
+import functools
 import logging
 import os
+import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,13 +21,14 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import ray.data
-import torch
 
-from aneurysm_ray import overrides, provenance, rundir
+from aneurysm_ray import location, overrides, provenance, rundir
+from aneurysm_ray.config import Config
 from aneurysm_ray.data import catalogue, store
 from aneurysm_ray.data.catalogue import Source
-from aneurysm_ray.distributed import progress, scoring, session
-from aneurysm_ray.distributed.scoring import Item, Order
+from aneurysm_ray.distributed import data_passes, devices, driver, progress, session, steps
+from aneurysm_ray.distributed.room import Cluster
+from aneurysm_ray.distributed.steps import Item, Order
 from aneurysm_ray.errors import DatasetError, RequestError
 from aneurysm_ray.labels import LABELS, PRESENT
 from aneurysm_ray.learning.export import Ensemble
@@ -34,8 +39,6 @@ log = logging.getLogger(__name__)
 
 FEW = 4
 """Up to this many series are scored without Ray, which takes about 8 s to start and load the models again."""
-READERS_PER_GPU = 4
-"""Series that an actor with a GPU reads at a time, while it scores one."""
 
 
 def predict(
@@ -58,16 +61,21 @@ def predict(
     items, notes = find(paths)
     for note in notes:
         log.info("%s", note)
-    order = Order(str(run.absolute()), str(out.absolute()), dict(changes), fast, dicom)
-    trained = scoring.load(order, "cpu")
+    run, out = location.absolute(run), location.absolute(out)
+    order = Order(str(run), str(out), dict(changes), fast, dicom)
+    trained = steps.load(order, "cpu")
     _check_volumes(items, trained)
     facts = {"run": str(run), "model": trained.digest, "models": len(trained.models), "paths": [str(p) for p in paths]}
-    _begin(out, trained, facts, resume=resume)
-    left = [item for item in items if not (out / scoring.SERIES / item.name / scoring.RESULT).exists()]
-    log.info("* %d series, %d to score, %d network(s)", len(items), len(left), len(trained.models))
-    _score(left, order, trained)
-    summary = _finish(out, items, facts, time.monotonic() - begun)
-    page.write(predict_page.index_page(out), out / rundir.REPORT)
+    with driver.alone(out):
+        _begin(out, trained, facts, resume=resume)
+        left = _left(items, order)
+        if left:
+            location.remove(out / rundir.SUMMARY)  # what has one is complete
+        log.info("* %d series, %d to score, %d network(s)", len(items), len(left), len(trained.models))
+        _score(left, order, trained)
+        with progress.told("writing the tables and the page"):
+            summary = _finish(out, items, facts, time.monotonic() - begun)
+            page.write(predict_page.index_page(out), out / rundir.REPORT)
     return summary
 
 
@@ -76,13 +84,13 @@ def find(paths: Sequence[str]) -> tuple[list[Item], list[str]]:
     items: list[Item] = []
     notes: list[str] = []
     for text in paths:
-        path = Path(text)
+        path = location.place(text)
         if not path.exists():
             raise RequestError(f"{text} does not exist; give series, data sets, archives or prepared sets")
         if path.is_dir() and (path / rundir.VOLUMES).exists():
-            table = store.volumes_table(path)
-            for row in table.to_dict("records"):
-                items.append(_item((path / str(row["path"])).absolute(), row["series_uid"], row["bytes"]))
+            for row in store.volumes_table(text).to_dict("records"):
+                place = location.absolute(path / str(row["path"]))
+                items.append(_item(str(place), row["series_uid"], row["bytes"]))
         elif path.is_dir():
             try:
                 found, said = catalogue.find_sources(text)
@@ -92,21 +100,22 @@ def find(paths: Sequence[str]) -> tuple[list[Item], list[str]]:
                     raise
                 found, said = [], []
             notes += said
-            items += [_item(Path(s.location), s.series_uid or "", s.bytes, s) for s in found]
+            items += [_item(s.location, s.series_uid or "", s.bytes, s) for s in found]
             if not found:
-                items.append(_item(path.absolute(), "", 0))
+                items.append(_item(str(location.absolute(path)), "", 0))
         else:
-            items.append(_item(path.absolute(), "", path.stat().st_size))
+            items.append(_item(str(location.absolute(path)), "", path.stat().st_size))
     once = {item.name: item for item in items}
     return sorted(once.values(), key=lambda item: (-item.bytes, item.name)), notes
 
 
-def _item(path: Path, series_uid: str, size: int, source: Source | None = None) -> Item:
+def _item(place: str, series_uid: str, size: int, source: Source | None = None) -> Item:
     # The place makes names unique: one series may be given as a folder and as an archive.
-    stem = "".join(c for c in (series_uid or path.name)[:64] if c.isalnum() or c in ".-_").lstrip(".")
-    name = f"{stem}-{sha256(os.fsencode(path)).hexdigest()[:8]}"
+    last = place.rstrip("/").rpartition("/")[2]
+    stem = "".join(c for c in (series_uid or last)[:64] if c.isalnum() or c in ".-_").lstrip(".")
+    name = f"{stem}-{sha256(os.fsencode(place)).hexdigest()[:8]}"
     deep, own_uid = (source.deep, source.own_uid) if source else (True, None)
-    return Item(name, str(path), series_uid, int(size), deep, own_uid)
+    return Item(name, place, series_uid, int(size), deep, own_uid)
 
 
 def _check_volumes(items: Sequence[Item], trained: Ensemble) -> None:
@@ -114,22 +123,29 @@ def _check_volumes(items: Sequence[Item], trained: Ensemble) -> None:
     wanted = overrides.volume_identity(trained.config)
     checked = set()
     for item in items:
-        path = Path(item.location)
-        if path.suffix == ".parquet" and path.parents[1] not in checked:
-            checked.add(path.parents[1])
-            metadata = pq.read_schema(path).metadata or {}
+        path = location.place(item.location)
+        if path.suffix == ".parquet" and (folder := path.parent.parent) not in checked:
+            checked.add(folder)
+            with path.open("rb") as file:
+                metadata = pq.read_schema(file).metadata or {}
             if metadata.get(store.VOLUME_CONFIG_KEY, b"").decode() != wanted:
                 raise RequestError(
-                    f"{path.parents[1]} was prepared with other volume.* settings than the model was trained on; "
+                    f"{folder} was prepared with other volume.* settings than the model was trained on; "
                     "prepare it with the run's config.toml, or give the DICOM series themselves"
                 )
 
 
 def _begin(out: Path, trained: Ensemble, facts: dict[str, Any], *, resume: bool) -> None:
-    rundir.create(out, trained.config, provenance.describe("predict", **facts), resume=resume)
+    rundir.check(out, trained.config, resume=resume)
+    rundir.create(out, trained.config, provenance.describe("predict", **facts))
     there = rundir.read_json(out / rundir.PROVENANCE)
     if (there.get("model"), there.get("models")) != (facts["model"], facts["models"]):
         raise RequestError(f"{out} was begun with other models; choose another --out")
+
+
+def _left(items: Sequence[Item], order: Order) -> list[Item]:
+    """Return the series that have no result yet."""
+    return [item for item in items if not (steps.folder_of(order, item) / rundir.RESULT).exists()]
 
 
 def _score(left: Sequence[Item], order: Order, trained: Ensemble) -> None:
@@ -139,70 +155,118 @@ def _score(left: Sequence[Item], order: Order, trained: Ensemble) -> None:
     total_bytes = sum(max(item.bytes, 1) for item in left)
     sizes = {item.name: max(item.bytes, 1) for item in left}
     with progress.shown() as show:
-        for row in _rows(left, order, trained):
-            done, failed, done_bytes = done + 1, failed + bool(row["reason"]), done_bytes + sizes[row["name"]]
+        for name, reason in _results(left, order, trained):
+            done, failed, done_bytes = done + 1, failed + bool(reason), done_bytes + sizes[name]
             show(progress.Status(len(left), done, failed, total_bytes, done_bytes, time.monotonic() - begun))
-    for item in left:
-        if not (Path(order.out) / scoring.SERIES / item.name / scoring.RESULT).exists():
-            scoring.lost(item, order, trained)
+    for item in _left(left, order):
+        steps.lost(item, order, trained)
 
 
-def _rows(left: Sequence[Item], order: Order, trained: Ensemble) -> Iterator[dict[str, str]]:
-    if len(left) > FEW:
-        with session.connect():
-            yield from _distributed(left, order, trained.config.prepare.timeout_seconds)
-    elif left:
-        scorer = scoring.Scorer(order, _device())
+def _results(left: Sequence[Item], order: Order, trained: Ensemble) -> Iterator[tuple[str, str]]:
+    """Yield name and reason of each series that is done; those whose worker died again and again are left out."""
+    if len(left) <= FEW:
         try:
-            yield from map(scorer, left)
+            yield from (_alone(item, order, trained) for item in left)
         finally:
-            scorer.close()
+            steps.close()
+        return
 
+    def left_now() -> list[Item]:
+        return _left(left, order)
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _distributed(left: Sequence[Item], order: Order, timeout_seconds: float) -> Iterator[dict[str, str]]:
-    cluster = session.resources()
-    gpus, cpus = int(cluster.get("GPU", 0)), cluster.get("CPU", 1.0)
-    # An actor on the CPU has a core for its child, which reads, and one for the network. Loading takes an actor as long
-    # as a few series do.
-    actors = min(-(-len(left) // max(FEW, 1)), gpus or max(1, int(cpus) // 2))
-    pool = ray.data.ActorPoolStrategy(
-        size=actors,
-        max_tasks_in_flight_per_actor=2 * READERS_PER_GPU if gpus else 2,
-        max_concurrent_calls_per_actor=READERS_PER_GPU if gpus else 2,
-        enable_true_multi_threading=True,
-    )
-    # Ray Data reads its settings when a job is put together. A series whose worker dies is left to the driver.
-    with session.quiet_data(max(1800.0, 3 * timeout_seconds)):
-        rows = ray.data.from_items([asdict(item) for item in left], override_num_blocks=len(left)).map(
-            _Actor,
-            fn_constructor_args=(asdict(order), int(max(1, cpus // actors - 1))),
-            compute=pool,
-            num_gpus=1 if gpus else 0,
-            num_cpus=0 if gpus else 1,
+    with session.connect():
+        yield from data_passes.until_done(
+            lambda one: _distributed(left_now(), order, trained, one),
+            lambda: len(left_now()),
+            3 * trained.config.prepare.timeout_seconds,
         )
-        yield from rows.iter_rows()
 
 
-class _Actor:
-    """A `scoring.Scorer` as Ray Data wants it: made where it works, plain rows in and out."""
+def _alone(item: Item, order: Order, trained: Ensemble) -> tuple[str, str]:
+    found = steps.read(item, trained.config)
+    answer = steps.score(item, found, trained, devices.here())
+    return item.name, steps.write(item, found, answer, trained, order)
 
-    def __init__(self, order: dict[str, Any], threads: int) -> None:
-        device = _device()
-        if device == "cpu":
-            torch.set_num_threads(threads)
-        self.scorer = scoring.Scorer(Order(**order), device)
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        return self.scorer(Item(**row))
+def _distributed(
+    left: Sequence[Item], order: Order, trained: Ensemble, one: data_passes.Pass
+) -> Iterator[tuple[str, str]]:
+    """Score series on the connected cluster."""
+    shares = shares_of(session.cluster(), len(left))
+    facts = replace(trained, models=())  # the weights stay where they are used
+    rows = ray.data.from_items([{"item": pickle.dumps(item)} for item in left], override_num_blocks=len(left))
+    on_cpu = {"num_cpus": shares.reader_cpus, **one.of_tasks}
+    with data_passes.undeprecated():
+        read = rows.map(functools.partial(_read, config=trained.config), **on_cpu)
+        scored = read.map(
+            _Scorer,
+            fn_constructor_args=(order,),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1, max_size=shares.scorers, max_tasks_in_flight_per_actor=2, initial_size=shares.scorers
+            ),
+            num_cpus=shares.scorer_cpus,
+            num_gpus=shares.scorer_gpus,
+            **one.of_actors,
+        )
+        written = scored.map(functools.partial(_write, facts=facts, order=order), **on_cpu)
+    for row in written.iter_rows():
+        yield row["name"], row["reason"]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How a cluster is shared between those who read and write series and those who score them."""
+
+    reader_cpus: float
+    """Of each task."""
+    scorers: int
+    scorer_cpus: float
+    scorer_gpus: float
+    """Of each scorer."""
+
+
+def shares_of(cluster: Cluster, series: int) -> Shares:
+    """Share a cluster out for so many series; loading the models takes a scorer as long as a few series do.
+
+    With GPUs there is a scorer on each, and all cores read. Without, a quarter of the cores reads: scoring takes a core
+    several times as long as reading.
+    """
+    most = -(-series // max(FEW, 1))
+    if gpus := int(cluster.most("GPU")):
+        return Shares(1.0, min(most, gpus), 0.0, 1.0)
+    cpus = cluster.most("CPU")
+    if cpus < 2:
+        return Shares(cpus / 2, 1, cpus / 2, 0.0)
+    scoring = cpus - max(1, cpus // 4)
+    each = 2.0 if scoring >= 2 else 1.0
+    return Shares(1.0, min(most, int(scoring // each)), each, 0.0)
+
+
+def _read(row: dict[str, Any], config: Config) -> dict[str, Any]:
+    item: Item = pickle.loads(row["item"])
+    return {**row, "found": pickle.dumps(steps.read(item, config))}
+
+
+class _Scorer:
+    """Scores series with the models of an order, which it loads where it works: an actor of Ray Data."""
+
+    def __init__(self, order: Order) -> None:
+        self.device = devices.use(devices.reserved())
+        self.trained = steps.load(order, self.device)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        item, found = pickle.loads(row["item"]), pickle.loads(row["found"])
+        return {**row, "answer": pickle.dumps(steps.score(item, found, self.trained, self.device))}
+
+
+def _write(row: dict[str, Any], facts: Ensemble, order: Order) -> dict[str, Any]:
+    item, found, answer = (pickle.loads(row[name]) for name in ("item", "found", "answer"))
+    return {"name": item.name, "reason": steps.write(item, found, answer, facts, order)}
 
 
 def _finish(out: Path, items: Sequence[Item], facts: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """Write the tables and the summary of the series' results, in the order of their UIDs."""
-    results = [(item.name, rundir.read_json(out / scoring.SERIES / item.name / scoring.RESULT)) for item in items]
+    results = [(item.name, rundir.read_json(out / rundir.SERIES / item.name / rundir.RESULT)) for item in items]
     results.sort(key=lambda pair: (pair[1]["series_uid"], pair[0]))
     rundir.write_csv(out / rundir.PREDICTIONS, pd.DataFrame([_row(name, result) for name, result in results]))
     candidates = [
@@ -240,5 +304,5 @@ def _row(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
         "plane": result["plane"],
         "quality": " ".join(result["quality"]),
         "path": result["path"],
-        "page": f"{scoring.SERIES}/{name}/{predict_page.SERIES_PAGE}",
+        "page": f"{rundir.SERIES}/{name}/{predict_page.SERIES_PAGE}",
     }

@@ -2,8 +2,11 @@
 
 One block per series, largest first, and one actor per core. An actor runs a series in its guarded child process and
 returns only a status; the voxels go straight to the set. Whatever dies costs the series it was working on and nothing
-else: those of a child are rejected, those of a worker or a node are tried again when the others are done, and those of
-this process are what the next run finds missing.
+else: those of a child are rejected, those of a worker or a node are tried again, and those of this process are what the
+next run finds missing.
+
+Why Ray Data and not a pool of actors of our own: it makes actors as nodes come and asks a cluster that grows for them,
+feeds the least busy one, and ends all when the driver does. What it lacks is in `data_passes.py`.
 """
 
 import contextlib
@@ -11,7 +14,6 @@ import json
 import logging
 import os
 import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +21,6 @@ from typing import Any
 
 import ray
 import ray.data
-from ray.util.annotations import RayDeprecationWarning
 
 from aneurysm_ray import __version__, rundir
 from aneurysm_ray.config import Config
@@ -28,12 +29,11 @@ from aneurysm_ray.data.catalogue import Source
 from aneurysm_ray.data.guard import Guard
 from aneurysm_ray.data.ledger import PrepareSummary
 from aneurysm_ray.data.lock import locked
-from aneurysm_ray.data.urls import OutputError
 from aneurysm_ray.data.work import Task
-from aneurysm_ray.distributed import estimate, session
+from aneurysm_ray.distributed import data_passes, estimate, session
 from aneurysm_ray.distributed.progress import Status, shown
 from aneurysm_ray.distributed.room import workers_on
-from aneurysm_ray.errors import AneurysmRayError, RequestError, SeriesError
+from aneurysm_ray.errors import AneurysmRayError, OutputError, RequestError, SeriesError
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +47,6 @@ had one alone would idle till then."""
 NAMINGS = 3
 """Times that a series is read until its voxels are of the series that it is named by: twice where its first file is of
 another one."""
-TRIES = 2
-"""Passes that finish none of the series left, after which those are given up."""
 
 
 def prepare(data: str, out: str, config: Config, *, dry_run: bool = False) -> PrepareSummary:
@@ -153,7 +151,7 @@ def _run(tasks: Sequence[Task], config: Config, data: str) -> Iterator[dict[str,
     counts: Counter[str] = Counter()
     left = {task.name: task for task in tasks}
     total_bytes = sum(task.source.bytes for task in tasks)
-    with shown() as show, session.quiet_data(max(1800.0, 3 * config.prepare.timeout_seconds)):
+    with shown() as show:
         for result in _tried(left, config):
             if result["failed"]:
                 raise AneurysmRayError(result["failed"])
@@ -181,14 +179,12 @@ def _run(tasks: Sequence[Task], config: Config, data: str) -> Iterator[dict[str,
 
 def _tried(left: Mapping[str, Task], config: Config) -> Iterator[dict[str, str]]:
     """Yield the results of tasks, and try those again that are in `left` still, as their worker died with them."""
-    in_flight, vain = IN_FLIGHT, 0
-    while left and vain < TRIES:
-        before = len(left)
+
+    def once(one: data_passes.Pass) -> Iterator[dict[str, str]]:
         for memory, tier in _tiers(list(left.values())):
-            yield from _results(tier, memory, in_flight, config)
-        vain += len(left) == before
-        # One at a time for each actor when tried again, so that fewer are lost with the one that a worker dies of.
-        in_flight = 1
+            yield from _results(tier, memory, one, config)
+
+    return data_passes.until_done(once, lambda: len(left), 3 * config.prepare.timeout_seconds)
 
 
 def _tiers(tasks: Sequence[Task]) -> Iterator[tuple[int, list[Task]]]:
@@ -220,15 +216,11 @@ def _nodes() -> list[dict[str, float]]:
     return nodes
 
 
-def _results(tasks: Sequence[Task], memory: int, in_flight: int, config: Config) -> Iterator[dict[str, str]]:
+def _results(tasks: Sequence[Task], memory: int, one: data_passes.Pass, config: Config) -> Iterator[dict[str, str]]:
     """Yield what came of tasks; none for those whose worker died."""
     fit = workers_on(_nodes(), {"CPU": 1, "memory": memory})
     rows = ray.data.from_items([{"task": task.to_json()} for task in tasks], override_num_blocks=len(tasks))
-    # An actor that died starts again where there is room for it, but loses its series: those that Ray would keep for it
-    # could wait for ever, and one that kills its worker would do so for ever. Ray 2.60 deprecates saying so, and has no
-    # other word for it.
-    retries: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 0}
-    with warnings.catch_warnings(action="ignore", category=RayDeprecationWarning):
+    with data_passes.undeprecated():
         done = rows.map(
             _Preparer,
             fn_constructor_args=(config.prepare.memory_mb, config.prepare.timeout_seconds),
@@ -236,11 +228,12 @@ def _results(tasks: Sequence[Task], memory: int, in_flight: int, config: Config)
                 min_size=1,
                 initial_size=min(max(fit, 1), len(tasks)),
                 max_size=len(tasks),  # it grows with the cluster
-                max_tasks_in_flight_per_actor=in_flight,
+                # One at a time when tried again, so that fewer are lost with the one that a worker dies of.
+                max_tasks_in_flight_per_actor=1 if one.careful else IN_FLIGHT,
             ),
             num_cpus=1,
             memory=memory,
-            **retries,
+            **one.of_actors,
         )
     yield from done.iter_rows()
 

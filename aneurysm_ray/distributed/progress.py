@@ -1,6 +1,7 @@
-"""How far a long piece of work is: a bar on a terminal, a line every half minute elsewhere."""
+"""How far a long piece of work is: a bar on a terminal, lines elsewhere, and never ten seconds of silence."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 log = logging.getLogger(__name__)
 
-LINE_SECONDS = 30.0
+LINE_SECONDS = 8.0
+SILENT_SECONDS = 8.0
+"""Time without a line after which one is said of what goes on."""
+
+Said = Callable[[], str | list[str]]
 
 
 @dataclass(frozen=True)
@@ -73,3 +78,73 @@ def _lines() -> Callable[[Status], None]:
             log.info("%s", status)
 
     return show
+
+
+class _LastSaid(logging.Handler):
+    """Notes when the package has last said something."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.at = time.monotonic()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.at = time.monotonic()
+
+
+class _Speaker:
+    """Says what the innermost of the things that go on says of itself, whenever all has been silent for a while."""
+
+    def __init__(self) -> None:
+        self.going_on: list[Said] = []
+        self.changed = threading.Condition()
+        self.last = _LastSaid()
+
+    def begin(self, said: Said, first_seconds: float) -> None:
+        with self.changed:
+            self.going_on.append(said)
+            if len(self.going_on) == 1:
+                self.last.at = time.monotonic() + first_seconds - SILENT_SECONDS
+                logging.getLogger("aneurysm_ray").addHandler(self.last)
+                threading.Thread(target=self._speak, name="progress", daemon=True).start()
+
+    def end(self, said: Said) -> None:
+        with self.changed:
+            self.going_on.remove(said)
+            if not self.going_on:
+                logging.getLogger("aneurysm_ray").removeHandler(self.last)
+            self.changed.notify_all()
+
+    def _speak(self) -> None:
+        while True:
+            with self.changed:
+                self.changed.wait(timeout=0.5)
+                if not self.going_on:
+                    return
+                said = self.going_on[-1]
+            if time.monotonic() - self.last.at >= SILENT_SECONDS:
+                found = said()
+                for line in [found] if isinstance(found, str) else found:
+                    log.info("%s", line)
+                self.last.at = time.monotonic()
+
+
+_speaker = _Speaker()
+
+
+@contextmanager
+def told(said: str | Said, first_seconds: float = SILENT_SECONDS) -> Iterator[None]:
+    """Say what goes on in the block whenever nothing has been said for a while, the first time sooner if need be.
+
+    A text gets the time added that has passed.
+    """
+    begun = time.monotonic()
+
+    def timed() -> str:
+        return f"  {said}: {clock(time.monotonic() - begun)}"
+
+    saying = timed if isinstance(said, str) else said
+    _speaker.begin(saying, first_seconds)
+    try:
+        yield
+    finally:
+        _speaker.end(saying)

@@ -4,19 +4,23 @@ import contextlib
 import logging
 import math
 import os
+import secrets
 import shutil
+import signal
 import socket
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import ray
-import ray.data
+import ray.util
 import yaml
 
+from aneurysm_ray.distributed import addresses, progress
+from aneurysm_ray.distributed.room import Cluster, Growth
 from aneurysm_ray.errors import RequestError
 
 OBJECT_STORE_BYTES = 512 * 2**20
@@ -24,31 +28,23 @@ OBJECT_STORE_BYTES = 512 * 2**20
 
 _LOCAL_DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # A token in the home directory guards clusters; a Ray that listens on the loopback for one command needs none.
-    "RAY_AUTH_MODE": "disabled",
     # Ray's default is to repeat for ever a task that the memory monitor killed.
     "RAY_task_oom_retries": "1",
     # Without it every print of a Train worker appears twice.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # Nobody takes the nodes of one machine back with notice; the watcher is a process more for every run.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
-
-
-def _check_answers(address: str) -> None:
-    """Raise RequestError when nothing listens at `[scheme://]host:port`: Ray itself waits more than a minute."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not host or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
-        raise RequestError(
-            f"no Ray cluster answers at {address} ({error}); start one with `ray start --head`, or unset "
-            "RAY_ADDRESS to use this machine alone"
-        ) from error
-
+_ANSWER_SECONDS = 8.0
+"""Time in which a cluster's head has to answer."""
 
 LAUNCHER_FILE = "ray_bootstrap_config.yaml"
 """Name that Ray's cluster launcher gives its file on the head."""
+
+log = logging.getLogger(__name__)
+
+_KUBERAY = "RAY_USAGE_STATS_KUBERAY_IN_USE"
+"""Variable that KubeRay sets in each of its pods."""
 
 _DATA_THREADS = ("iter_threaded", "Prefetcher", "ray-data-metadata-prefetch", "StreamingExecutor")
 """How the names of Ray Data's threads begin."""
@@ -70,7 +66,7 @@ def _disconnect() -> None:
 
 @contextlib.contextmanager
 def connect(*, dashboard: bool = False) -> Iterator[None]:
-    """Join the cluster that RAY_ADDRESS names or that runs this job, else start a local Ray and stop it at the end.
+    """Join the cluster that RAY_ADDRESS names, else start a local Ray and stop it at the end.
 
     A Ray that this process is connected to already is used as it is and left running. `dashboard` starts the dashboard
     of a local Ray: Train nested in Tune asks it which workers died.
@@ -79,25 +75,57 @@ def connect(*, dashboard: bool = False) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    if address := _address():
-        _check_answers(address)
+    # Ray answers SIGTERM by an exit in the midst of whatever runs.
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    if named := os.environ.get("RAY_ADDRESS"):
+        address = addresses.checked(named, _ANSWER_SECONDS)
+        log.info("* joining the Ray cluster at %s", address)
         try:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            with progress.told("joining it"):
+                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise RequestError(
-                f"no Ray cluster answers at {address} ({error}); start one with `ray start --head`, or unset "
-                "RAY_ADDRESS to use this machine alone"
-            ) from error
+            raise addresses.silent(address, error) from error
+        _answer_sigterm(on_sigterm)
         try:
             yield
         finally:
             _disconnect()
         return
+    log.info("* starting a Ray of this machine's own")
     # Ray's sockets lie below this folder and may have no more than 107 bytes in their paths.
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp" if len(tempfile.gettempdir()) > 20 else None)
-    missing = {name: value for name, value in _LOCAL_DEFAULTS.items() if name not in os.environ}
-    os.environ.update(missing)
-    try:
+    with environment(_private()):
+        try:
+            with progress.told("starting Ray"):
+                _start(folder, dashboard)
+            _answer_sigterm(on_sigterm)
+            yield
+        finally:
+            _disconnect()
+            shutil.rmtree(folder, ignore_errors=True)
+    _read_environment()
+
+
+def _private() -> dict[str, str]:
+    """Return the variables of a Ray of this process's own; what the user has set stays as it is.
+
+    It listens on all interfaces, as Ray does, so that only a secret keeps others from running what they like as this
+    user: a token that is drawn anew each time and handed to its own processes alone.
+    """
+    wanted = _LOCAL_DEFAULTS | {"RAY_AUTH_MODE": "token"}
+    missing = {name: value for name, value in wanted.items() if name not in os.environ}
+    if os.environ.get("RAY_AUTH_MODE", "token") == "token":
+        missing["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    return missing
+
+
+def _start(folder: str, dashboard: bool) -> None:
+    """Start a local Ray whose processes know its address: beside another Ray they could not tell which is theirs."""
+    _read_environment()
+    with socket.socket() as asked:
+        asked.bind(("", 0))
+        port = asked.getsockname()[1]
+    with environment({"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}):
         ray.init(
             address="local",
             include_dashboard=dashboard,
@@ -106,83 +134,78 @@ def connect(*, dashboard: bool = False) -> Iterator[None]:
             object_store_memory=OBJECT_STORE_BYTES,
             _temp_dir=folder,
         )
-        yield
-    finally:
-        _disconnect()
-        for name in missing:
-            os.environ.pop(name, None)
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read_environment() -> None:
+    """Let Ray read its variables again: it does so once, when it is imported."""
+    import ray._raylet
+
+    core: Any = ray._raylet
+    core.Config.initialize("")
+    core.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _answer_sigterm(as_before: Any) -> None:
+    if callable(as_before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, as_before)
 
 
 @contextlib.contextmanager
-def quiet_data(no_progress_seconds: float) -> Iterator[None]:
-    """Let Ray Data show nothing of its own, and lose a task that cannot be run in place of the job.
-
-    Ray Data gives up when nothing has come of a job for `no_progress_seconds`.
-    """
-    context = ray.data.DataContext.get_current()
-    wanted = {
-        "enable_progress_bars": False,
-        "max_errored_blocks": -1,
-        "max_consecutive_actor_init_deaths": 10,
-        "execution_no_progress_timeout_s": no_progress_seconds,
-    }
-    before = {name: getattr(context, name) for name in wanted}
-    level = logging.getLogger("ray.data").level
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables by which alone Ray can be told some things, and restore them after."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
-        for name, value in wanted.items():
-            setattr(context, name, value)
         yield
     finally:
-        logging.getLogger("ray.data").setLevel(level)
         for name, value in before.items():
-            setattr(context, name, value)
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
 
 
-def resources() -> dict[str, float]:
-    """Return what the connected cluster has in all, such as CPU, GPU and memory (bytes), or can grow to.
-
-    A cluster that grows may start with no GPU at all and still have some for whoever asks.
-    """
-    there = {name: float(amount) for name, amount in ray.cluster_resources().items()}
-    most: Counter[str] = Counter()
-    for node in growth() or ():
-        most.update(node)
-    return {**there, **{name: max(amount, there.get(name, 0.0)) for name, amount in most.items()}}
+def free() -> dict[str, float]:
+    """Return what nobody has reserved of the connected cluster."""
+    return {name: float(amount) for name, amount in ray.available_resources().items()}
 
 
-def growth() -> list[dict[str, float]] | None:
-    """Return the nodes that the cluster's autoscaler may add, as their resources; None on a cluster of fixed size.
+def cluster() -> Cluster:
+    """Return the nodes of the connected cluster, and what may come to them."""
+    nodes = tuple(
+        {name: float(amount) for name, amount in node["Resources"].items()} for node in ray.nodes() if node["Alive"]
+    )
+    return Cluster(nodes, growth())
 
-    Where Ray tells only the sum of them, that is one node.
+
+def growth() -> Growth | None:
+    """Return what the cluster's autoscaler may add; None on a cluster of fixed size.
+
+    Where Ray tells only the sum of it, that is one node; KubeRay tells nothing.
     """
     from ray._private.state import state  # no public function tells it; Ray Data asks here too
 
-    limit = state.get_max_resources_from_cluster_config()
-    return [{name: float(amount) for name, amount in limit.items()}] if limit else _launched()
+    if limit := state.get_max_resources_from_cluster_config():
+        return Growth(({name: float(amount) for name, amount in limit.items()},))
+    return _launched() or (Growth() if os.environ.get(_KUBERAY) else None)
 
 
-def _launched() -> list[dict[str, float]] | None:
+def _launched() -> Growth | None:
     """Return the worker nodes of a launcher file; Ray 2.60's own autoscaler tells its limits to nobody else.
 
     `ray up` leaves its file in the home folder of the head, where the drivers of jobs run.
     """
     path = Path.home() / LAUNCHER_FILE
-    if not _address() or not path.exists():
+    if not os.environ.get("RAY_ADDRESS") or not path.exists():
         return None
     config = yaml.safe_load(path.read_text())
-    nodes: list[dict[str, float]] = []
+    most = config.get("max_workers", 0)
     workers = {name: kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]}
+    nodes: list[dict[str, float]] = []
     for kind in workers.values():
-        count = min(kind.get("max_workers", math.inf), config.get("max_workers", 0))
+        count = min(kind.get("max_workers", math.inf), most)
         nodes += [{name: float(amount) for name, amount in kind.get("resources", {}).items()}] * count
-    return nodes
-
-
-def _address() -> str | None:
-    """Return the address of the cluster to join: the one RAY_ADDRESS names, or the one that runs this job."""
-    return os.environ.get("RAY_ADDRESS") or ("auto" if os.environ.get("RAY_JOB_ID") else None)
+    return Growth(tuple(nodes), most) if nodes else None
 
 
 def require(need: Mapping[str, float], what: str, cure: str) -> None:
@@ -190,7 +213,9 @@ def require(need: Mapping[str, float], what: str, cure: str) -> None:
 
     `what` is the subject of the sentence and `cure` its end: what would fit.
     """
-    there = resources()
+    there = cluster()
+    if there.growth and not there.growth.nodes:
+        return  # whatever is asked for may come
     for name, amount in need.items():
-        if there.get(name, 0.0) < amount:
-            raise RequestError(f"{what} {amount:g} {name}; the cluster has {there.get(name, 0.0):g}. {cure}")
+        if there.most(name) < amount:
+            raise RequestError(f"{what} {amount:g} {name}; the cluster has {there.most(name):g}. {cure}")

@@ -10,7 +10,7 @@ Bounds mean what they mean in Tune: `randint` and `lograndint` exclude the upper
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,7 @@ FIXED_SECTIONS: dict[str, str] = {
     "folds": "trials must share their folds",
     "resources": "trials must share their resources",
     "tune": "it describes the search itself",
+    "chosen": "a search writes it",
 }
 """Sections of the config that a trial cannot change, and why."""
 
@@ -109,6 +110,7 @@ def parse(base: Config) -> tuple[Parameter, ...]:
     for parameter in parameters.values():
         for value in _probes(parameter):
             overrides.build({parameter.key: value}, base=base)
+        _check_conditions(parameter, parameters, base)
     return _in_order(parameters)
 
 
@@ -246,6 +248,38 @@ def _probes(parameter: Parameter) -> list[Any]:
     # A share of the span that is not a round number shows a float that is drawn for a whole-number field.
     between = bounds.low + (bounds.step if bounds.step else 0.3719 * (bounds.high - bounds.low))
     return [bounds.low, parameter.value(between), bounds.high]
+
+
+def _check_conditions(parameter: Parameter, parameters: Mapping[str, Parameter], base: Config) -> None:
+    """Raise ConfigError for a condition on a value that its key cannot have: it would never hold, without a word."""
+    for other, allowed in parameter.when.items():
+        for value in allowed:
+            said = f"tune.space: {parameter.key}: when {other} = {value!r}"
+            if other not in parameters:
+                try:
+                    overrides.build({other: value}, base=base)
+                except ConfigError as error:
+                    raise ConfigError(f"{said} can never hold: {error}") from error
+            elif not _can_be(parameters[other], value):
+                raise ConfigError(f"{said} is nothing that tune.space gives {other}{_meant(parameters[other], value)}")
+
+
+def _can_be(parameter: Parameter, value: Any) -> bool:
+    try:
+        return parameter.holds(value)
+    except TypeError:  # a word where numbers are drawn
+        return False
+
+
+def _meant(parameter: Parameter, value: Any) -> str:
+    if parameter.choices is None:
+        return ""
+    return did_you_mean(str(value), [str(label) for label in parameter.choices])
+
+
+def probes(parameters: Iterable[Parameter]) -> list[tuple[str, Any]]:
+    """Return each key with values that show whether others would do."""
+    return [(parameter.key, value) for parameter in parameters for value in _probes(parameter)]
 
 
 def _in_order(parameters: Mapping[str, Parameter]) -> tuple[Parameter, ...]:

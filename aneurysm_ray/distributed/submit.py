@@ -82,21 +82,24 @@ def check_paths(job: str, args: Sequence[str]) -> None:
 
     Raises RequestError.
     """
-    leading = []
-    for word in args:
-        if word.startswith("-") or "=" in word:
-            break
-        leading.append(word)
-    outs = [after for word, after in itertools.pairwise(args) if word == "--out"]
-    outs += [word.removeprefix("--out=") for word in args if word.startswith("--out=")]
+    leading = list(itertools.takewhile(lambda word: not word.startswith("-") and "=" not in word, args))
+    outs = _given(args, "--out")
     if job in ("train", "tune", "predict") and not outs:
         raise RequestError(f"a {job} job needs --out with an absolute path on storage that every node sees")
-    for path in (*leading, *outs):
-        if not path.startswith("/") and "://" not in path:
+    files = [path for name in ("--config", "--init", "init", "feed.cache_dir") for path in _given(args, name)]
+    databases = [url.partition(":///")[2] for url in _given(args, "tune.storage") if url.startswith("sqlite:///")]
+    for path in (*leading, *outs, *files, *databases):
+        if path and not path.startswith("/") and "://" not in path:
             raise RequestError(
                 f"{path} is relative, and a job starts in a folder that is thrown away; give an absolute path on "
                 "storage that every node sees"
             )
+
+
+def _given(args: Sequence[str], name: str) -> list[str]:
+    """Return what follows an option, as `--name value` or `--name=value`, or a setting's key, as `key=value`."""
+    after = [value for word, value in itertools.pairwise(args) if word == name and name.startswith("-")]
+    return after + [word.removeprefix(f"{name}=") for word in args if word.startswith(f"{name}=")]
 
 
 def connect(address: str | None) -> JobSubmissionClient:

@@ -6,10 +6,13 @@ is one way to go on. Ray's own retries decide when; nothing is kept in Ray's sna
 """
 
 import concurrent.futures
+import functools
 import logging
 import math
+import socket
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +21,12 @@ import ray
 import ray.train
 import ray.train.torch
 
-from aneurysm_ray import overrides, provenance, rundir
-from aneurysm_ray.config import Config, ResourcesConfig
-from aneurysm_ray.data import doubts, store
-from aneurysm_ray.data import folds as fold_tables
-from aneurysm_ray.distributed import room, session
+from aneurysm_ray import location, overrides, rundir
+from aneurysm_ray.config import Config
+from aneurysm_ray.data import store
+from aneurysm_ray.distributed import begin, driver, failures, news, preflight, progress, room, session, survival
+from aneurysm_ray.distributed.fold_lines import FoldLines
 from aneurysm_ray.errors import AneurysmRayError, RequestError
-from aneurysm_ray.labels import LABELS
 
 if TYPE_CHECKING:
     from aneurysm_ray.learning.engine import EpochResult
@@ -54,144 +56,107 @@ def train(volumes: Path, out: Path, config: Config, *, folds: str = "0", resume:
     Raises RequestError for a set without labels or with other volume settings, a run directory that is taken, or
     resources that do not fit; AneurysmRayError when a fold fails more often than `resources.max_failures`.
     """
+    config = preflight.settled(config)
     overrides.refuse_contradiction(config, volumes, rundir.read_volume_settings(volumes))
-    table = labelled(store.volumes_table(volumes), volumes)
-    volumes, out = volumes.resolve(), out.resolve()
     chosen = parse_folds(folds, config.folds.count)
+    table = begin.labelled(volumes)  # what is wrong with it names it as it was typed
+    volumes, out = location.absolute(volumes), location.absolute(out)
+    dealt = begin.deal(volumes, table, config)
+    preflight.check_labels(table, dealt, chosen)
+    preflight.check_network(config)
     started = time.monotonic()
-    if config.init:
-        log.info("* %s: %s", config.init, _transfer(config))
-    facts = {"volumes": str(volumes), "volumes_digest": provenance.file_digest(volumes / rundir.VOLUMES)}
-    rundir.create(out, config, provenance.describe("train", **facts), resume=resume)
-    assignment = fold_tables.assign(table, config.folds)
-    rundir.write_csv(out / rundir.FOLDS, assignment)
-    with rundir.keep_log(out), session.connect():
-        need = room.per_worker(config.resources, session.resources())
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        side_by_side = room.runs_at_once(config.resources, need, nodes, session.growth(), asked=len(chosen))
+    with driver.alone(out):
+        run = begin.Run("train", volumes, dealt, out, config)
+        run.check(resume=resume)
         unfinished = [fold for fold in chosen if not (rundir.fold_dir(out, fold) / FOLD_SUMMARY).exists()]
-        log.info(
-            "* fold %s: %s, %d training / %d validation volumes, %d worker(s) of %s, %d fold(s) at a time",
-            *(folds, config.model.name, (assignment["fold"] != chosen[0]).sum()),
-            *((assignment["fold"] == chosen[0]).sum(), config.resources.workers),
-            *(" and ".join(f"{amount:g} {name}s" for name, amount in need.items()), side_by_side),
-        )
-        _run_folds(unfinished, side_by_side, need, config, volumes, out)
-    return _finish(out, config, time.monotonic() - started)
+        preflight.check_states(out, unfinished)
+        with session.connect():
+            cluster = session.cluster()
+            need = room.per_worker(config.resources, cluster, max(len(unfinished), 1))
+            side_by_side = room.runs_at_once(config.resources, need, cluster, max(len(unfinished), 1))
+            run.open()
+            with rundir.keep_log(out):
+                log.info(
+                    "* fold %s: %s, %d training / %d validation volumes, %d worker(s) of %s, %d fold(s) at a time",
+                    *(folds, config.model.name, (dealt["fold"] != chosen[0]).sum()),
+                    *((dealt["fold"] == chosen[0]).sum(), config.resources.workers, room.said(need), side_by_side),
+                )
+                if unfinished:
+                    location.remove(out / rundir.SUMMARY)  # what has one is complete
+                failed = _run_folds(unfinished, side_by_side, need, config, volumes, out)
+        with rundir.keep_log(out):
+            if failed:
+                _say_failed(failed, chosen, out)
+            return _finish(out, config, time.monotonic() - started)
 
 
-def labelled(table: pd.DataFrame, volumes: Path) -> pd.DataFrame:
-    """Return the rows of a prepared set's table that can be learned from. Raises RequestError when there are none."""
-    kept = table[table[LABELS[-1]].notna()]
-    if kept.empty:
-        raise RequestError(
-            f"{volumes}: no volume has labels to train on; prepare a data set that has a train.csv beside its series"
-        )
-    if len(kept) < len(table):
-        log.info("* %d of %d volumes have no labels and are left out", len(table) - len(kept), len(table))
-    if unseen := int(unseen_positives(kept).sum()):
-        log.info(
-            "* %d of %d positive volumes have every point outside: no patch shows their aneurysm, and the score counts "
-            "them as misses; a larger volume.extent_mm may hold it",
-            *(unseen, int((kept[LABELS[-1]] > 0.5).sum())),
-        )
-    return kept.reset_index(drop=True)
+def _say_failed(failed: Mapping[int, str], chosen: list[int], out: Path) -> None:
+    """Write the page of what there is and raise AneurysmRayError for the folds that failed."""
+    from aneurysm_ray.reporting import pages
 
-
-def unseen_positives(table: pd.DataFrame) -> "pd.Series[bool]":
-    """Say of each row of a prepared set's table whether its series is positive by points that are all outside."""
-    return pd.Series(
-        [
-            bool(row[LABELS[-1]] > 0.5 and len(row["points"]))
-            and not any(doubts.is_inside([p[axis] for axis in "zyx"], row["shape"]) for p in row["points"])
-            for row in table.to_dict("records")
-        ],
-        index=table.index,
-        dtype=bool,
-    )
-
-
-def _transfer(config: Config) -> str:
-    """Say what the file of `init` gives the network. Raises RunDirError when it cannot be used."""
-    from aneurysm_ray.learning import checkpoint, models
-
-    return str(checkpoint.transfer(models.build(config.model), checkpoint.read_weights(Path(config.init))))
+    with progress.told("writing the page"):
+        pages.write_report(out)
+    complete = [str(fold) for fold in chosen if fold not in failed]
+    told = "; ".join(f"fold {fold} failed: {why}" for fold, why in sorted(failed.items()))
+    rest = f". Fold {', '.join(complete)} is complete" if len(complete) == 1 else ""
+    rest = f". Folds {', '.join(complete)} are complete" if len(complete) > 1 else rest
+    raise AneurysmRayError(f"{told}{rest}. Mend the cause and add --resume to go on")
 
 
 def _run_folds(
     folds: list[int], side_by_side: int, need: Mapping[str, float], config: Config, volumes: Path, out: Path
-) -> None:
-    """Run folds in threads that each wait for one Ray Train controller; log every epoch as it lands."""
+) -> dict[int, str]:
+    """Run folds in threads that each wait for one Ray Train controller; return why each that failed did.
+
+    A fold that fails leaves the others alone.
+    """
+    failed: dict[int, str] = {}
+    if not folds:
+        return failed
     pool = concurrent.futures.ThreadPoolExecutor(side_by_side)
-    shown: dict[int, int] = {}
+    lines = FoldLines(folds, config.optim, lambda: room.waits_for(need, session.free()))
     try:
-        running = {pool.submit(_run_fold, fold, need, config, volumes, out): fold for fold in folds}
-        while running:
-            done, _ = concurrent.futures.wait(
-                running, timeout=_POLL_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED
-            )
-            for fold in list(running.values()):
-                _log_epochs(out, fold, config.optim.epochs, shown)
-            for future in done:
-                fold = running.pop(future)
-                if error := future.exception():
-                    raise AneurysmRayError(
-                        f"fold {fold} failed: {_first_line(error)}; mend the cause and add --resume to go on"
-                    ) from error
+        with (
+            news.Box() as box,
+            session.environment(survival.patience(config.resources)),
+            progress.told(lines.status),
+            tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as scratch,
+        ):
+            what = (need, config, volumes, out, box.handle, scratch)
+            running = {pool.submit(_run_fold, fold, *what): fold for fold in folds}
+            while running:
+                done, _ = concurrent.futures.wait(
+                    running, timeout=_POLL_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED
+                )
+                lines.running = {fold for future, fold in running.items() if future.running()}
+                lines.read(box.take())
+                for future in done:
+                    fold = running.pop(future)
+                    if error := future.exception():
+                        failed[fold] = failures.told(error)
+                        log.info("fold %d  failed: %s", fold, failed[fold])
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+    return failed
 
 
-def _first_line(error: BaseException) -> str:
-    """Return the last line of an error's text, where Ray puts the worker's own message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
-
-
-def _log_epochs(out: Path, fold: int, epochs: int, shown: dict[int, int]) -> None:
-    path = rundir.fold_dir(out, fold) / rundir.METRICS
-    if not path.exists():
-        return
-    table = rundir.read_csv(path)
-    best = table["val/score"].max() if len(table) else math.nan
-    for _, row in table.iloc[shown.get(fold, 0) :].iterrows():
-        left = row["seconds"] * (epochs - 1 - row["epoch"])
-        log.info(
-            "fold %d  epoch %3d/%d  loss %.3f/%.3f  score %.3f (best %.3f)  %.0f patches/s  lr %.1e  eta %d:%02d",
-            *(fold, row["epoch"] + 1, epochs, row["train/loss"], row["val/loss"], row["val/score"], best),
-            *(row["patches_per_s"], row["lr"], left // 60, left % 60),
-        )
-    shown[fold] = len(table)
-
-
-def scaling(resources: ResourcesConfig, need: Mapping[str, float]) -> ray.train.ScalingConfig:
-    """Say to Ray Train how many workers to hold and what each needs."""
-    return ray.train.ScalingConfig(
-        num_workers=(resources.min_workers, resources.workers) if resources.min_workers else resources.workers,
-        use_gpu="GPU" in need,
-        resources_per_worker=dict(need),
-    )
-
-
-def _run_fold(fold: int, need: Mapping[str, float], config: Config, volumes: Path, out: Path) -> None:
+def _run_fold(
+    fold: int, need: Mapping[str, float], config: Config, volumes: Path, out: Path, box: Any, scratch: str
+) -> None:
     """Train one fold; returns when its summary is written. Raises Ray's TrainingFailedError."""
-    failures = config.resources.max_failures
     settings = {
         "fold": fold,
         "config": config.model_dump(mode="json"),
         "volumes": str(volumes),
         "out": str(out),
+        "box": box,
     }
     ray.train.torch.TorchTrainer(
         _worker,
         train_loop_config=settings,
-        scaling_config=scaling(config.resources, need),
-        run_config=ray.train.RunConfig(
-            name=f"fold_{fold}",
-            storage_path=str(out / "ray"),
-            failure_config=ray.train.FailureConfig(max_failures=failures, controller_failure_limit=failures),
-            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-        ),
+        scaling_config=survival.scaling(config.resources, need),
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if "GPU" in need else "gloo"),
+        run_config=survival.run_config(f"fold_{fold}", scratch, config.resources, [news.Watch(box, {"fold": fold})]),
     ).fit()
 
 
@@ -200,43 +165,71 @@ def _worker(settings: dict[str, Any]) -> None:
     from aneurysm_ray.learning import checkpoint
 
     config = Config.model_validate(settings["config"])
-    fold, volumes, out = settings["fold"], Path(settings["volumes"]), Path(settings["out"])
+    fold, volumes, out = settings["fold"], location.place(settings["volumes"]), location.place(settings["out"])
     folder = rundir.fold_dir(out, fold)
     last = folder / rundir.CHECKPOINT_LAST
     first = ray.train.get_context().get_world_rank() == 0
     resume = checkpoint.load(last) if (last / checkpoint.STATE).exists() else None
-    for result in fit_fold(config, fold, resume, volumes=volumes, folds=out / rundir.FOLDS):
-        if first:
-            _write_epoch(folder, result)
-            if config.tensorboard:
-                _write_events(folder / rundir.TENSORBOARD, result.metrics)
-        ray.train.report(result.metrics)
+    about = {"fold": fold}
     if first:
-        _write_fold_summary(folder, fold)
+        news.post(settings["box"], {**about, "kind": "begin", **_whereabouts(resume)})
+    tell = news.teller(settings["box"] if first else None, about)
+    saver = checkpoint.Saver(last)
+    with failures.kept(folder):
+        for result in fit_fold(config, fold, resume, tell, volumes=volumes, folds=out / rundir.FOLDS):
+            if first:
+                _write_epoch(folder, result, saver)
+                if config.tensorboard:
+                    _write_events(folder / rundir.TENSORBOARD, result.metrics)
+            ray.train.report(result.metrics)
+        if first:
+            saver.wait()
+            _write_fold_summary(folder, fold)
+
+
+def _whereabouts(resume: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Say where a fold begins, or goes on from an earlier state."""
+    from aneurysm_ray.distributed import devices
+
+    place, size = devices.reserved(), ray.train.get_context().get_world_size()
+    device = place.device if place.device != "cpu" else f"{place.threads} thread(s)"
+    scores = [row["val/score"] for row in resume["history"]] if resume else []
+    return {
+        "epoch": resume["epoch"] + 1 if resume else 0,
+        "best": max((score for score in scores if not math.isnan(score)), default=math.nan),
+        "where": f"{size} worker(s), the first with {device} on {socket.gethostname()}",
+    }
 
 
 def fit_fold(
-    config: Config, fold: int, resume: dict[str, Any] | None, *, volumes: Path, folds: Path
+    config: Config,
+    fold: int,
+    resume: dict[str, Any] | None,
+    tell: Callable[[str, int, int], None],
+    *,
+    volumes: Path,
+    folds: Path,
 ) -> Iterator["EpochResult"]:
-    """Train one fold of prepared volumes in this process: alone, or as one rank of a Ray Train group.
+    """Train one fold of prepared volumes in a worker of Ray's: alone, or as one rank of a Ray Train group.
 
-    `folds` is the table of series and folds; `resume` the state of an earlier epoch. torch is imported here, since
-    Ray's controller loads this file too and should stay small.
+    `folds` is the table of series and folds; `resume` the state of an earlier epoch; `tell` is told how far an epoch
+    is. torch is imported here, since Ray's controller loads this file too and should stay small.
     """
     import ray.train.torch
     import torch
 
+    from aneurysm_ray.distributed import devices
     from aneurysm_ray.learning import checkpoint, engine
 
-    torch.set_num_threads(max(1, int(config.resources.cpus_per_worker)))
+    device = devices.use(devices.reserved())
     table = store.volumes_table(volumes)
     assignment = rundir.read_csv(folds).set_index("series_uid")["fold"]
     table = table[table["series_uid"].isin(assignment.index)].reset_index(drop=True)
     held_out = table["series_uid"].map(assignment) == fold
-    rank, world, device = 0, 1, "cuda" if torch.cuda.is_available() else "cpu"
+    rank, world = 0, 1
     if config.resources.workers > 1:
         context = ray.train.get_context()
-        rank, world, device = context.get_world_rank(), context.get_world_size(), str(ray.train.torch.get_device())
+        rank, world = context.get_world_rank(), context.get_world_size()
     return engine.fit(
         config,
         volumes,
@@ -247,25 +240,25 @@ def fit_fold(
         world_size=world,
         device=device,
         # An elastic group may be down to one worker, which has nobody to be parallel with.
-        wrap=ray.train.torch.prepare_model if world > 1 else lambda network: network,
+        wrap=functools.partial(ray.train.torch.prepare_model, move_to_device=torch.device(device))
+        if world > 1
+        else lambda network: network,
         resume=resume,
-        init=checkpoint.read_weights(Path(config.init)) if config.init else None,
+        init=checkpoint.read_weights(location.place(config.init)) if config.init else None,
+        tell=tell,
     )
 
 
-def _write_epoch(folder: Path, result: Any) -> None:
+def _write_epoch(folder: Path, result: Any, saver: Any) -> None:
     """Write an epoch's tables, then its checkpoint: a crash in between repeats the epoch and writes the same again."""
-    from aneurysm_ray.learning import checkpoint, ensemble
+    from aneurysm_ray.learning import ensemble
 
-    history = pd.DataFrame(result.state["history"])
-    rundir.write_csv(folder / rundir.METRICS, history)
+    rundir.write_csv(folder / rundir.METRICS, pd.DataFrame(result.state["history"]))
     rundir.write_csv(folder / rundir.PREDICTIONS, result.predictions)
     rundir.write_csv(folder / rundir.CANDIDATES, result.candidates)
     for uid, heatmap in result.heatmaps.items():
         ensemble.write_heatmap(folder / rundir.HEATMAPS / f"{uid}.npz", heatmap)
-    if history["val/score"].iloc[-1] >= history["val/score"].max():
-        checkpoint.save(folder / rundir.CHECKPOINT_BEST, result.state)
-    checkpoint.save(folder / rundir.CHECKPOINT_LAST, result.state)
+    saver.save(result.state)
 
 
 def _write_events(folder: Path, metrics: Mapping[str, float]) -> None:
@@ -273,7 +266,10 @@ def _write_events(folder: Path, metrics: Mapping[str, float]) -> None:
     from tensorboardX import SummaryWriter  # a part of ray[tune]
 
     epoch = int(metrics["epoch"])
-    with SummaryWriter(str(folder), purge_step=epoch, filename_suffix=f".epoch{epoch:04d}") as writer:
+    with (
+        location.folder(folder) as here,
+        SummaryWriter(str(here), purge_step=epoch, filename_suffix=f".epoch{epoch:04d}") as writer,
+    ):
         for name, value in metrics.items():
             if name != "epoch" and not math.isnan(value):
                 writer.add_scalar(name.replace(" ", "_"), value, epoch)
@@ -304,18 +300,25 @@ def _number(value: float) -> float | None:
 def _finish(out: Path, config: Config, seconds: float) -> dict[str, Any]:
     """Join the folds' out-of-fold tables, compute the score with its interval, and write the summary and the page."""
     from aneurysm_ray.learning import metrics
-    from aneurysm_ray.reporting import pages
+    from aneurysm_ray.reporting import pages, words
 
     complete = [fold for fold in range(config.folds.count) if (rundir.fold_dir(out, fold) / FOLD_SUMMARY).exists()]
     for name in (rundir.PREDICTIONS, rundir.CANDIDATES):
         tables = [rundir.read_csv(rundir.fold_dir(out, fold) / name) for fold in complete]
         rundir.write_csv(out / name, pd.concat([table for table in tables if len(table)] or tables, ignore_index=True))
+    predictions = rundir.read_csv(out / rundir.PREDICTIONS)
     summary = {
         "kind": "train",
-        **metrics.summarise(rundir.read_csv(out / rundir.PREDICTIONS)),
+        **metrics.summarise(predictions),
         "folds": [rundir.read_json(rundir.fold_dir(out, fold) / FOLD_SUMMARY) for fold in complete],
         "seconds": seconds,
     }
+    if summary["note"]:
+        log.info("* %s", summary["note"])
+    if config.chosen.folds:
+        summary["unpicked"] = metrics.unpicked(predictions, config)
+        log.info("* %s", words.picked(config.chosen.folds, summary["unpicked"]))
     rundir.write_json(out / rundir.SUMMARY, summary)
-    pages.write_report(out)
+    with progress.told("writing the page"):
+        pages.write_report(out)
     return summary

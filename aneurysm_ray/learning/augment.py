@@ -5,7 +5,7 @@ same however it is split over workers. Points move with the image; left and righ
 head. Shapes: B patches, P points, axes (z, y, x).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from aneurysm_ray.labels import MIRRORED
 from aneurysm_ray.learning.patches import Batch
 
 _MIRRORED_LABELS = [MIRRORED_CLASSES[label] if label < len(MIRRORED_CLASSES) else label for label in range(256)]
+
+DARKEST = 1e-4
+"""What black is taken for before an exponent, whose slope at 0 is infinite."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +40,10 @@ class Draws:
     contrast: NDArray[np.float64]
     """Factor about the middle of the range."""
     brightness: NDArray[np.float64]
+    gamma: NDArray[np.float64]
+    """Exponent of intensity."""
+    blur: NDArray[np.float64]
+    """Share of each voxel that is the mean of its 3x3x3 neighbourhood."""
     noise: NDArray[np.float64]
     """Standard deviation."""
     noise_seed: NDArray[np.int64]
@@ -49,10 +56,10 @@ def draw(config: AugmentConfig, seed: tuple[int, ...], chosen: NDArray[np.int64]
     rows = []
     for index in chosen:
         rng = np.random.default_rng((*seed, int(index), 0xA6))
-        u = rng.uniform(-1, 1, 12)
+        u = rng.uniform(-1, 1, 15)
         share = float(rng.beta(0.4, 0.4)) if rng.random() < config.mixup else 1.0
         rows.append((*u, max(share, 1 - share), float(rng.integers(2**53))))
-    table = np.array(rows, np.float64).reshape(-1, 14)
+    table = np.array(rows, np.float64).reshape(-1, 17)
     unit = (table[:, :2] + 1) / 2
     return Draws(
         flip=unit[:, 0] < config.flip,
@@ -62,9 +69,11 @@ def draw(config: AugmentConfig, seed: tuple[int, ...], chosen: NDArray[np.int64]
         shift=table[:, 6:9] * config.translate,
         contrast=1 + table[:, 9] * config.contrast,
         brightness=table[:, 10] * config.brightness,
+        gamma=np.exp(table[:, 12] * config.gamma),
+        blur=np.where((table[:, 13] + 1) / 2 < config.blur, (table[:, 14] + 1) / 2, 0.0),
         noise=np.abs(table[:, 11]) * config.noise,
-        noise_seed=table[:, 13].astype(np.int64),
-        mix=table[:, 12],
+        noise_seed=table[:, 16].astype(np.int64),
+        mix=table[:, 15],
     )
 
 
@@ -100,7 +109,10 @@ def mirror(batch: Batch, chosen: NDArray[np.int64]) -> Batch:
     if domes is not None:
         domes = domes.clone()
         domes[index] = domes[index].flip(-1)
-    return Batch(image, points, labels, base, faces, batch.spacing_B3, vessels, domes)
+    return replace(
+        batch, image_BZYX=image, points_BP3=points, labels_BP=labels, base_BL=base, cut_B32=faces,
+        vessels_BZYX=vessels, domes_BZYX=domes,
+    )  # fmt: skip
 
 
 def move(batch: Batch, chosen: NDArray[np.int64], draws: Draws) -> Batch:
@@ -133,8 +145,12 @@ def move(batch: Batch, chosen: NDArray[np.int64], draws: Draws) -> Batch:
     grid = F.affine_grid(theta, [len(chosen), 1, *image.shape[1:]], align_corners=False)
     moved = F.grid_sample(image[index].unsqueeze(1), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     image[index] = moved.squeeze(1)
-    masks = [_moved(mask, index, grid) for mask in (batch.vessels_BZYX, batch.domes_BZYX)]
-    return Batch(image, points, batch.labels_BP, batch.base_BL, batch.cut_B32, batch.spacing_B3, *masks)
+    vessels, domes = (_moved(mask, index, grid) for mask in (batch.vessels_BZYX, batch.domes_BZYX))
+    radii = batch.radii_mm_BP.clone()
+    radii[index] *= torch.from_numpy(draws.scale[chosen]).float().to(device)[:, None]
+    return replace(
+        batch, image_BZYX=image, points_BP3=points, radii_mm_BP=radii, vessels_BZYX=vessels, domes_BZYX=domes
+    )
 
 
 def _moved(mask: Tensor | None, index: Tensor, grid: Tensor) -> Tensor | None:
@@ -180,11 +196,18 @@ def _matrices(angles_deg: NDArray[np.float64], scale: NDArray[np.float64]) -> ND
 
 
 def _change_intensity(image: Tensor, draws: Draws) -> None:
-    """Change contrast, brightness and noise of a batch where it lies."""
+    """Change gamma, contrast, brightness, blur and noise of a batch where it lies."""
     device = image.device
+    if (draws.gamma != 1).any():
+        image.clamp_(DARKEST, 1).pow_(torch.from_numpy(draws.gamma).float().to(device).view(-1, 1, 1, 1))
     change = (draws.contrast, 0.5 - 0.5 * draws.contrast + draws.brightness)  # contrast turns about the middle
     factor, offset = (torch.from_numpy(value).float().to(device).view(-1, 1, 1, 1) for value in change)
     image.mul_(factor).add_(offset)
+    if len(blurred := np.flatnonzero(draws.blur)) > 0:
+        index = torch.from_numpy(blurred).to(device)
+        share = torch.from_numpy(draws.blur[blurred]).float().to(device).view(-1, 1, 1, 1)
+        smooth = F.avg_pool3d(F.pad(image[index].unsqueeze(1), (1,) * 6, mode="replicate"), 3, 1).squeeze(1)
+        image[index] = image[index].lerp(smooth, share)
     for b, (deviation, seed) in enumerate(zip(draws.noise, draws.noise_seed, strict=True)):
         if deviation > 0:
             generator = torch.Generator(device).manual_seed(int(seed))

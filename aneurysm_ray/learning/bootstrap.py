@@ -4,6 +4,7 @@ A draw is a count for each series, how often its patient was drawn with replacem
 sorted data with the counts as weights, and never on copies of the table. A patient's series are drawn together.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,13 @@ class Score:
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    @classmethod
+    def of(cls, numbers: Mapping[str, float | None]) -> "Score":
+        """Return what `as_dict` made numbers of."""
+        return cls(
+            *(float("nan") if (number := numbers[name]) is None else number for name in ("value", "low", "high"))
+        )
 
     def as_dict(self) -> dict[str, float | None]:
         """Return the three numbers for JSON, with None for NaN."""

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from aneurysm_ray import location
 from aneurysm_ray.config import FeedConfig
 from aneurysm_ray.data import store
 from aneurysm_ray.data.window import to_uint8
@@ -128,7 +129,7 @@ def _read(case: Case, names: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
 
 def open_cache(volumes: Path, feed: FeedConfig) -> VolumeCache:
     """Return the cache of a prepared set, in `feed.cache_dir` or a folder of this user named by the set."""
-    name = hashlib.sha256(str(volumes.resolve()).encode()).hexdigest()[:16]
+    name = hashlib.sha256(str(location.absolute(volumes)).encode()).hexdigest()[:16]
     parent = Path(feed.cache_dir) if feed.cache_dir else Path(tempfile.gettempdir()) / f"aneurysm_ray_{_user()}"
     return VolumeCache(parent / name, int(feed.cache_gb * 1e9))
 

@@ -1,7 +1,7 @@
 """The rows of a prepared set as training sees them: geometry, labels and points, without voxels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class Case:
     """A mask of its vessels is stored with it."""
     has_domes: bool = False
     """A mask of its aneurysms' domes is."""
+    vessel_places: NDArray[np.int16] = field(default_factory=lambda: np.empty((0, 3), np.int16))
+    """(V, 3): some voxels (z, y, x) that lie on vessels, of its mask or of `data.vesselness`."""
 
     @property
     def spacing_mm(self) -> NDArray[np.float32]:
@@ -93,6 +95,7 @@ def _case(row: dict[Any, Any], folder: Path) -> Case:
         point_radii_mm=np.array([p["radius_mm"] for p in points], np.float32),
         has_vessels=bool(row["has_vessels"]),
         has_domes=bool(row["has_domes"]),
+        vessel_places=np.array(list(row["vessel_places"]), np.int16).reshape(-1, 3),
     )
 
 

@@ -4,10 +4,13 @@ A checkpoint is a folder with `state.pt`, the `state` of an `EpochResult`. Loadi
 which accepts tensors and plain values and nothing that runs.
 """
 
+import io
 import pickle
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from aneurysm_ray import overrides, rundir
+from aneurysm_ray import location, overrides, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.errors import RunDirError
 from aneurysm_ray.learning import models
@@ -37,8 +40,56 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
         torch.save(dict(state), file)
 
 
+class Saver:
+    """Writes the states of a training one after another; to an object store while the next epoch is trained."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
+        self.writing: Future[None] | None = None
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write a state, or begin to. Raises OutputError, also for the state before."""
+        self.wait()
+        if not location.is_remote(self.folder):
+            save(self.folder, state)
+            return
+        # The state's tensors change with the next step: what is written in the background is a copy.
+        draft = io.BytesIO()
+        torch.save(dict(state), draft)
+        self.writing = self.pool.submit(self._write, draft.getbuffer())
+
+    def wait(self) -> None:
+        """Return when all is written. Raises OutputError."""
+        if self.writing is not None:
+            writing, self.writing = self.writing, None
+            writing.result()
+
+    def _write(self, draft: memoryview) -> None:
+        with rundir.atomic(self.folder / STATE, "wb") as file:
+            file.write(draft)
+
+
+def check(folder: Path) -> None:
+    """Look whether a training state is whole. Raises RunDirError when it is missing or damaged.
+
+    torch itself notices what is cut off, and not what has changed.
+    """
+    path = folder / STATE
+    try:
+        with location.fetched(path) as here, zipfile.ZipFile(here) as archive:
+            damaged = archive.testzip()
+    except OSError as error:
+        raise RunDirError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (zipfile.BadZipFile, EOFError, ValueError, zlib.error) as error:
+        raise RunDirError(f"{path}: damaged or cut short; {_cure(path)}") from error
+    if damaged:
+        raise RunDirError(f"{path}: damaged; {_cure(path)}")
+
+
 def load(folder: Path) -> dict[str, Any]:
     """Read a training state onto the CPU. Raises RunDirError when it is missing, damaged or holds code."""
+    check(folder)
     state = _read(folder / STATE)
     if "model" not in state or "config" not in state:
         raise RunDirError(f"{folder / STATE} is not a checkpoint of aneurysm_ray; it has no model and config")
@@ -94,7 +145,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         path = path / STATE
     if path.suffix == ".safetensors":
         try:
-            return dict(load_file(path))
+            with location.fetched(path) as here:
+                return dict(load_file(here))
         except (OSError, SafetensorError) as error:
             raise RunDirError(f"{path}: not a safetensors file ({error})") from error
     found: Any = _read(path)
@@ -135,6 +187,12 @@ def transfer(network: nn.Module, weights: Mapping[str, Tensor]) -> Transfer:
     return result
 
 
+def _cure(path: Path) -> str:
+    if path.name != STATE:
+        return "fetch the file again"
+    return f"remove {path.parent} and run the same command with --resume: what it is the state of begins anew"
+
+
 def _bare(name: str) -> str:
     while (shorter := WRAPPERS.sub("", name)) != name:
         name = shorter
@@ -143,14 +201,17 @@ def _bare(name: str) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with location.fetched(path) as here:
+            found = torch.load(here, map_location="cpu", weights_only=True)
     except OSError as error:
         raise RunDirError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RunDirError(
-            f"{path}: not a file of tensors and plain values ({first}); files that hold code are never loaded"
-        ) from error
+        if isinstance(error, pickle.UnpicklingError) and "truncated" not in first:
+            raise RunDirError(
+                f"{path}: not a file of tensors and plain values ({first}); files that hold code are never loaded"
+            ) from error
+        raise RunDirError(f"{path}: damaged or cut short ({first}); {_cure(path)}") from error
     if not isinstance(found, dict):
         raise RunDirError(f"{path} holds a {type(found).__name__}, not named tensors")
     return found

@@ -20,20 +20,24 @@ from torch import Tensor, nn
 
 from aneurysm_ray.config import Config
 from aneurysm_ray.errors import AneurysmRayError, ConfigError, RunDirError
-from aneurysm_ray.learning import augment, checkpoint, losses, models, optim, targets
+from aneurysm_ray.learning import augment, checkpoint, models, objective, optim
+from aneurysm_ray.learning.arithmetic import arithmetic
 from aneurysm_ray.learning.augment import Draws
 from aneurysm_ray.learning.cache import VolumeCache, open_cache
 from aneurysm_ray.learning.cases import Case, from_table, shuffled
 from aneurysm_ray.learning.ensemble import HeatMap
-from aneurysm_ray.learning.patches import Batch, cut, no_voxels, prefetch
-from aneurysm_ray.learning.sampler import HardNegative, Plan, plan_epoch, rank_batches
-from aneurysm_ray.learning.validation import find_hard_negatives, score_cases, validate
+from aneurysm_ray.learning.objective import Weights
+from aneurysm_ray.learning.patches import Batch, cut, prefetch
+from aneurysm_ray.learning.sampler import KINDS, HardNegative, Plan, plan_epoch, rank_batches
+from aneurysm_ray.learning.validation import find_hard_negatives, quick, score_cases, validate
 
-PRIOR_PATCHES = 2048
-"""Patches of the first epoch's plan from which the frequency of positive targets is estimated."""
+SKIPPED = 0.05
+"""Largest share of an epoch's steps that may come to no finite gradient."""
 
 MicroBatches = list[tuple[Batch, Draws]]
 Thing = TypeVar("Thing")
+Tell = Callable[[str, int, int], None]
+"""Is told what is being done, how much of it is, and of how much: steps of an epoch's training, series validated."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +46,9 @@ class EpochResult:
 
     epoch: int
     metrics: dict[str, float]
-    """train/loss, val/loss, val/score, val/auc_present, val/auc/<label>, lr, seconds, patches_per_s,
-    data_wait_fraction, epoch; NaN where a value is not defined."""
+    """train/loss, train/loss/<kind> and train/drawn/<kind> of each kind of patch, train/skipped (steps without a finite
+    gradient), val/loss, val/score, val/dice (of vessels, where masks are known), val/auc_present, val/auc/<label>, lr,
+    seconds, patches_per_s, data_wait_fraction, epoch; NaN where a value is not defined."""
     predictions: pd.DataFrame
     """One row per validation series: series_uid, patient, fold, modality, plane, 14 probabilities, 14
     target/<label>."""
@@ -65,10 +70,7 @@ class Learner:
     """The network as a step calls it: compiled, data-parallel, or itself."""
     average: optim.Ema
     optimizer: torch.optim.Optimizer
-    weights: Tensor
-    """(14,) of positive targets of the head's grid."""
-    series_weights: Tensor
-    """(14,) of positive targets of whole patches."""
+    weights: Weights
     step: int = 0
     next_epoch: int = 0
     hard: list[HardNegative] = field(default_factory=list)
@@ -88,25 +90,26 @@ def fit(
     wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
     resume: Mapping[str, Any] | None = None,
     init: Mapping[str, Tensor] | None = None,
+    tell: Tell = lambda what, done, total: None,
 ) -> Iterator[EpochResult]:
     """Train on some rows of a prepared set's table and validate on others after every epoch.
 
     `volumes` is the set's folder. With several workers each calls this with its rank, torch.distributed is initialised,
     and `wrap` makes the network data-parallel. `resume` is the state of an earlier epoch; the epochs after it are
-    yielded. `init` are weights to start from, of `checkpoint.read_weights`.
+    yielded. `init` are weights to start from, of `checkpoint.read_weights`. `tell` is told how far an epoch is.
 
     Raises ConfigError for settings that do not fit each other, RequestError when nothing is labelled, RunDirError when
     a volume or the state cannot be used, AneurysmRayError when the loss is no longer a number.
     """
     device = torch.device(device)
-    cases, valid_cases = from_table(train, volumes), from_table(valid, volumes)
+    cases, valid_cases = objective.teachable(from_table(train, volumes), config), from_table(valid, volumes)
     if config.control == "shuffle":
         cases = shuffled(cases, np.random.default_rng((config.seed, fold, 0x5F)))
     cache = open_cache(volumes, config.feed)
     if config.optim.batch_size < world_size:
         raise ConfigError(f"optim.batch_size = {config.optim.batch_size} is fewer than one patch per worker")
 
-    with _arithmetic(config.optim.deterministic):
+    with arithmetic(config.optim.deterministic):
         learner = _start(config, cases, fold, device, wrap, init)
         if resume is not None:
             _restore(learner, resume)
@@ -115,18 +118,24 @@ def fit(
             torch.manual_seed(_torch_seed(config.seed, fold, epoch + 1, rank))
             plan = _plan(cases, config, fold, epoch, learner.hard)
             feed = _feed(cases, plan, cache, config, (config.seed, fold, epoch), (rank, world_size), device)
-            loss_sum, waited, rate = _train_epoch(learner, feed, len(plan), config, world_size, device)
+            taught = _train_epoch(learner, feed, len(plan), config, world_size, device, tell)
             seconds = time.perf_counter() - started
-            train_loss = sum(gather([loss_sum], world_size)) / len(plan)
-            if not np.isfinite(train_loss):
-                raise AneurysmRayError(f"the training loss of epoch {epoch} is {train_loss}; try a smaller optim.lr")
+            losses = np.sum(gather([taught.losses], world_size), axis=0)
+            steps = len(plan) // config.optim.batch_size
+            if taught.skipped > SKIPPED * steps:
+                raise AneurysmRayError(
+                    f"{taught.skipped} of the {steps} steps of epoch {epoch} had no finite gradient; "
+                    "try a smaller optim.lr or optim.precision=float32"
+                )
 
             scored = [learner.average.network if config.optim.ema_decay else learner.network]
             scored[0].eval()
             share = valid_cases[rank::world_size]
             # By series UID: a series that two workers scored counts once.
-            scores = dict(gather(list(score_cases(scored, share, cache, config, device)), world_size))
-            validation = validate(valid_cases, scores, fold)
+            ways = config if _is_full(config, epoch) else quick(config)
+            mine_scored = _counted(score_cases(scored, share, cache, ways, device), "validation", len(share), tell)
+            scores = dict(gather(list(mine_scored), world_size))
+            validation = validate(valid_cases, scores, fold, config.stage)
             if config.sampler.hard_negative_fraction and (epoch + 1) % config.sampler.hard_negative_every == 0:
                 seed, part = (config.seed, fold, epoch), (rank, world_size)
                 mine = find_hard_negatives(scored, cases, cache, config, device, seed, part)
@@ -134,12 +143,12 @@ def fit(
 
             metrics = {
                 "epoch": float(epoch),
-                "train/loss": train_loss,
+                **_of_training(losses, taught.skipped),
                 **validation.metrics,
-                "lr": rate,
+                "lr": taught.rate,
                 "seconds": time.perf_counter() - started,
                 "patches_per_s": len(plan) / seconds,
-                "data_wait_fraction": waited / seconds,
+                "data_wait_fraction": taught.waited_s / seconds,
             }
             learner.history.append(metrics)
             learner.next_epoch = epoch + 1
@@ -147,8 +156,16 @@ def fit(
             yield EpochResult(epoch, metrics, *tables, _state(learner, config, fold))
 
 
+def _is_full(config: Config, epoch: int) -> bool:
+    """Return whether the validation after an epoch is made as prediction is."""
+    every = config.validation.full_every
+    return epoch == config.optim.epochs - 1 or (every > 0 and (epoch + 1) % every == 0)
+
+
 def check(config: Config) -> None:
     """Build the network once and look whether model and patch fit. Raises ConfigError where they do not."""
+    if config.stage == "vessels" and config.model.head != "grid":
+        raise ConfigError('stage = "vessels" needs model.head = "grid", whose cells can say what is vessel')
     with torch.device("meta"):
         network = models.build(config.model)
     if not network.pooled and any(length % network.stride for length in config.patch.size):
@@ -171,23 +188,21 @@ def gather(mine: Sequence[Thing], world_size: int) -> list[Thing]:
     return [item for part in everyone for item in part]
 
 
-def positive_frequencies(
-    cases: Sequence[Case], plan: Plan, config: Config, network: models.Network
-) -> tuple[Tensor, Tensor]:
-    """Return each label's share of positives among the known targets of a plan: of whole patches, and of grid cells.
+def _counted(things: Iterator[Thing], what: str, total: int, tell: Tell) -> Iterator[Thing]:
+    for done, thing in enumerate(things, 1):
+        tell(what, done, total)
+        yield thing
 
-    Both are (14,), from geometry alone: no voxel is read.
-    """
-    counts = torch.zeros(2, 2, 14, dtype=torch.float64)
-    looked_at = min(len(plan), PRIOR_PATCHES)
-    for chosen in np.array_split(np.arange(looked_at), -(-looked_at // 64)):
-        batch = cut(cases, plan, chosen, config.patch.size, no_voxels)
-        for i, wanted in enumerate(_targets(batch, config, network)):
-            flat = wanted.transpose(0, 1).flatten(1)
-            counts[i, 0] += torch.nansum(flat, 1)
-            counts[i, 1] += (~torch.isnan(flat)).sum(1)
-    share = (counts[:, 0] / counts[:, 1].clamp(min=1)).float()
-    return share[0], share[1]
+
+def _of_training(losses: np.ndarray, skipped: int) -> dict[str, float]:
+    """Return the metrics of an epoch's training, given sums of losses and numbers of patches by kind, (K, 2)."""
+    of_kind = {kind: row for kind, row in zip(KINDS, losses, strict=True) if row[1]}
+    return {
+        "train/loss": float(losses[:, 0].sum() / max(losses[:, 1].sum(), 1)),
+        **{f"train/loss/{kind}": float(total / count) for kind, (total, count) in of_kind.items()},
+        **{f"train/drawn/{kind}": float(count) for kind, (_, count) in of_kind.items()},
+        "train/skipped": float(skipped),
+    }
 
 
 def _start(
@@ -201,27 +216,55 @@ def _start(
     check(config)
     torch.manual_seed(_torch_seed(config.seed, fold, 0, 0))
     network = models.build(config.model)
-    patches, cells = positive_frequencies(cases, _plan(cases, config, fold, 0, ()), config, network)
-    weights = losses.positive_weights(config.loss, patches if network.pooled else cells)
-    # Half of the patches are positive by the sampler's choice; only cells are rare and need a weight of their own.
-    series_weights = losses.positive_weights(config.loss.model_copy(update={"positive_weight": 1.0}), patches)
-    models.set_prior(network, patches if network.pooled else cells, weights)
+    plan = _plan(cases, config, fold, 0, ())
+    patches, cells = objective.positive_frequencies(cases, plan, config, network)
+    weights = objective.positive_weights(config, patches, cells, network)
+    if network.pooled:
+        models.set_prior(network, patches, weights.patch)
+    else:
+        models.set_prior(network, cells, weights.cell)
     if init is not None:
         checkpoint.transfer(network, init)
-    layout = torch.channels_last_3d if config.optim.channels_last else torch.preserve_format
-    network = network.to(device=device).to(memory_format=layout)  # type: ignore[call-overload]
+    # What nobody goes on teaching drifts: vessels learnt before may gate lesions only where masks keep them right.
+    network.knows_vessels.fill_(float(objective.needs_masks(config, cases)))
+    objective.freeze_unasked(network, config, cases)
+    # Channels last: as fast or faster for every network, on CPUs and GPUs, and what a norm over channels reads.
+    network = network.to(device=device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     average = optim.Ema(network, config.optim.ema_decay)
     optimizer = optim.adamw(network, config.optim)
     replica = wrap(torch.compile(network) if config.optim.compile else network)  # type: ignore[arg-type]
-    return Learner(network, replica, average, optimizer, weights.to(device), series_weights.to(device))
+    return Learner(network, replica, average, optimizer, weights.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class _Taught:
+    """What an epoch's steps came to on this worker."""
+
+    losses: np.ndarray
+    """(K, 2): sum of the losses and number of the patches of each of `sampler.KINDS`."""
+    skipped: int
+    """Steps without a finite gradient, the same on all workers."""
+    waited_s: float
+    """For batches."""
+    rate: float
+    """Of the last step."""
 
 
 def _train_epoch(
-    learner: Learner, feed: Iterator[MicroBatches], patches: int, config: Config, world_size: int, device: torch.device
-) -> tuple[float, float, float]:
-    """Make the steps of an epoch; return the sum of this worker's patch losses, seconds waited for data, the rate."""
-    steps = config.optim.epochs * (patches // config.optim.batch_size)
-    total, waited, rate = torch.zeros((), device=device), 0.0, 0.0
+    learner: Learner,
+    feed: Iterator[MicroBatches],
+    patches: int,
+    config: Config,
+    world_size: int,
+    device: torch.device,
+    tell: Tell,
+) -> _Taught:
+    """Make the steps of an epoch."""
+    of_epoch = patches // config.optim.batch_size
+    steps, done = config.optim.epochs * of_epoch, 0
+    losses, skipped = torch.zeros(len(KINDS), 2, device=device), torch.zeros((), device=device)
+    waited, rate = 0.0, 0.0
+    clip_norm = config.optim.clip_norm or float("inf")
     learner.network.train()
     while True:
         asked = time.perf_counter()
@@ -237,53 +280,35 @@ def _train_epoch(
                 batch = batch.to(device)
                 if not changes_ahead(device):
                     batch = augment.apply(batch, draws)
-                loss = _loss(learner, batch, draws, config)
+                loss = _losses(learner, batch, draws, config)
                 # Data-parallel gradients are means over workers: this makes them the mean over the global batch.
-                (loss * (world_size / config.optim.batch_size)).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        if config.optim.clip_norm:
-            nn.utils.clip_grad_norm_(learner.network.parameters(), config.optim.clip_norm)
+                (loss.sum() * (world_size / config.optim.batch_size)).backward()  # type: ignore[no-untyped-call]
+            loss = loss.detach()
+            known = torch.isfinite(loss)
+            losses.index_add_(0, batch.kind_B, torch.stack([torch.where(known, loss, 0.0), known.float()], 1))
+        norm = nn.utils.clip_grad_norm_(learner.network.parameters(), clip_norm)
+        # The fused optimiser leaves all as it was where this is 1, without anybody having to wait for the answer.
+        is_lost = (~torch.isfinite(norm)).float()
+        learner.optimizer.found_inf = is_lost  # type: ignore[attr-defined]
+        skipped += is_lost
         learner.optimizer.step()
         learner.optimizer.zero_grad(set_to_none=True)
         if config.optim.ema_decay:
             learner.average.update(learner.network, learner.step)
         learner.step += 1
-    return float(total.item()), waited, rate
+        done += 1
+        tell("training", done, of_epoch)
+    return _Taught(losses.double().cpu().numpy(), int(skipped.item()), waited, rate)
 
 
-def _loss(learner: Learner, batch: Batch, draws: Draws, config: Config) -> Tensor:
-    """Return the sum of the patches' losses."""
-    wanted = _targets(batch, config, learner.network)
-    image, (series, cells) = augment.mix(batch.image_BZYX.unsqueeze(1), wanted, draws)
-    if config.optim.channels_last:
-        image = image.to(memory_format=torch.channels_last_3d)
+def _losses(learner: Learner, batch: Batch, draws: Draws, config: Config) -> Tensor:
+    """Return (B,) losses of patches."""
+    goals = objective.wanted(batch, config, learner.network)
+    image, goals = augment.mix(batch.image_BZYX.unsqueeze(1), goals, draws)
+    image = image.to(memory_format=torch.channels_last_3d)
     with optim.autocast(config.optim, image.device):
-        logits = learner.replica(image)
-    if learner.network.pooled:
-        return losses.patch_losses(logits.flatten(1), series, config.loss, learner.weights).sum()
-    loss = losses.patch_losses(logits, cells, config.loss, learner.weights).sum()
-    if config.loss.series_weight:
-        pooled = losses.pool_logits(logits, config.inference.top_k)
-        series_loss = losses.patch_losses(pooled, series, config.loss, learner.series_weights).sum()
-        loss = loss + config.loss.series_weight * series_loss
-    return loss
-
-
-def _targets(batch: Batch, config: Config, network: models.Network) -> list[Tensor]:
-    """Return the targets of whole patches (B, 14) and of the grid's cells, the same for a pooled head."""
-    size = torch.tensor(config.patch.size, device=batch.points_BP3.device, dtype=torch.float32)
-    patch = config.patch
-    series = targets.pooled(
-        batch.points_BP3, batch.labels_BP, batch.base_BL, batch.cut_B32, batch.spacing_B3, size, patch.border_mm
-    )
-    if network.pooled:
-        return [series, series]
-    z, y, x = (length // network.stride for length in patch.size)
-    cells = targets.grid(
-        *(batch.points_BP3, batch.labels_BP, batch.base_BL, batch.spacing_B3),
-        *((z, y, x), network.stride, patch.radius_mm, patch.ignore_mm),
-    )
-    return [series, cells]
+        answer = learner.replica(image)
+    return objective.patch_losses(answer, goals, config, learner.network, learner.weights)
 
 
 def _plan(cases: Sequence[Case], config: Config, fold: int, epoch: int, hard: Sequence[HardNegative]) -> Plan:
@@ -301,11 +326,12 @@ def _feed(
     device: torch.device,
 ) -> Iterator[MicroBatches]:
     """Yield this worker's part of each global batch, as micro-batches, made ahead by threads."""
+    masks = objective.needs_masks(config, cases)
 
     def make(step: np.ndarray) -> MicroBatches:
         made = []
         for chosen in np.array_split(step, min(config.optim.accumulate, len(step))):
-            batch = cut(cases, plan, chosen, config.patch.size, cache.patch)
+            batch = cut(cases, plan, chosen, config.patch.size, cache.patch, masks=masks)
             draws = augment.draw(config.augment, seed, chosen)
             if changes_ahead(device):
                 batch = augment.apply(batch, draws)
@@ -360,29 +386,3 @@ def _no_sync(replica: nn.Module) -> contextlib.AbstractContextManager[None]:
 def _torch_seed(*words: int) -> int:
     """Return a seed for torch's own draws: fresh weights and dropout."""
     return int(np.random.SeedSequence(words).generate_state(1)[0])
-
-
-@contextlib.contextmanager
-def _arithmetic(deterministic: bool) -> Iterator[None]:
-    """Choose deterministic algorithms, or else the fastest convolutions by trial, and put back what was set before.
-
-    Operations without a deterministic form (3D pooling backwards on CUDA) only warn. Memory that an operation is about
-    to write is not filled with NaN first, as torch would in this mode: it costs 3 to 7 % of a step and guards only
-    against reading what nobody wrote.
-    """
-    memory: Any = torch.utils.deterministic  # its switch is a property that type checkers do not see
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-        torch.backends.cudnn.benchmark,
-        memory.fill_uninitialized_memory,
-    )
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    torch.backends.cudnn.benchmark = not deterministic
-    memory.fill_uninitialized_memory = False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.backends.cudnn.benchmark = before[2]
-        memory.fill_uninitialized_memory = before[3]

@@ -10,6 +10,7 @@ last layer is linear, so their logits average to the window's own (a class-activ
 strongest cell is where the answer came from.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from aneurysm_ray.data.store import PreparedVolume
 from aneurysm_ray.data.window import to_uint8
 from aneurysm_ray.labels import LABELS, LOCATIONS, MIRRORED, PRESENT_INDEX
 from aneurysm_ray.learning import windows
-from aneurysm_ray.learning.models import Network
+from aneurysm_ray.learning.models import Answer, Network, lesion_probabilities
 from aneurysm_ray.learning.optim import autocast
 
 
@@ -57,16 +58,22 @@ class SeriesScore:
     heatmap: HeatMap
     candidates: pd.DataFrame
     """x_mm, y_mm, z_mm, probability, location; the most probable first."""
+    vessels: NDArray[np.float16] | None = None
+    """(z, y, x) probability of vessel on the heat map's grid, of a grid head."""
+    dice: float = float("nan")
+    """Overlap of its vessels with those of the series' mask, where both are known (Dice 1945)."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Answers:
-    """Sums over models, windows and mirror images."""
+    """Means over models, windows and mirror images."""
 
     grid: NDArray[np.float64]
     """(14, z, y, x) probabilities."""
     inner: NDArray[np.float64] | None
     """Pooled heads: (W, cz, cy, cx) probability of the series-level label in the cells inside each window."""
+    vessels: NDArray[np.float64] | None
+    """Grid heads: (z, y, x) probability of vessel."""
 
 
 def score_volume(
@@ -75,17 +82,16 @@ def score_volume(
     """Score a prepared volume by the mean of one or several models of one configuration, which are in eval mode."""
     device = torch.device(device)
     network = models[0]
-    size = config.patch.size
-    shape = prepared.voxels.shape
-    layout = windows.layout(
-        (shape[0], shape[1], shape[2]), size, config.inference.overlap, network.stride, pooled=network.pooled
-    )
-    answers = _answer(models, to_uint8(prepared.voxels, prepared.window), layout, config, device)
+    z, y, x = prepared.voxels.shape
+    size = windows.size((z, y, x), config.patch.size, 1 if network.pooled else config.inference.window, network.stride)
+    layout = windows.layout((z, y, x), size, config.inference.overlap, network.stride, pooled=network.pooled)
+    answers = _answer(models, to_uint8(prepared.voxels, prepared.window), layout, size, config, device)
     heat = answers.grid.max(0)
     return SeriesScore(
         probabilities=pool(answers.grid, config.inference.top_k),
         heatmap=HeatMap(heat.astype(np.float16), layout.affine(prepared.affine)),
         candidates=_candidates(answers, heat, layout, prepared.affine, config),
+        vessels=None if answers.vessels is None else answers.vessels.astype(np.float16),
     )
 
 
@@ -97,9 +103,13 @@ def pool(grid: NDArray[np.float64], top_k: int) -> NDArray[np.float64]:
 
 @torch.inference_mode()
 def _answer(
-    models: Sequence[Network], voxels: NDArray[np.uint8], layout: windows.Layout, config: Config, device: torch.device
+    models: Sequence[Network],
+    voxels: NDArray[np.uint8],
+    layout: windows.Layout,
+    size: tuple[int, int, int],
+    config: Config,
+    device: torch.device,
 ) -> _Answers:
-    size = config.patch.size
     starts = layout.all_starts()
     is_empty = windows.empty(voxels, starts, size)
     # The first empty window answers for all of them.
@@ -112,21 +122,25 @@ def _answer(
     padded = torch.zeros(layout.padded, dtype=torch.uint8, device=device)
     padded[:z, :y, :x] = torch.from_numpy(np.array(voxels)).to(device)
     heads, inners = [], []
-    for first in range(0, len(asked), config.inference.batch_size):
-        chosen = starts[asked[first : first + config.inference.batch_size]]
+    # As many voxels at a time as so many patches have.
+    batch_size = max(1, config.inference.batch_size * math.prod(config.patch.size) // math.prod(size))
+    for first in range(0, len(asked), batch_size):
+        chosen = starts[asked[first : first + batch_size]]
         image = torch.stack([padded[z : z + size[0], y : y + size[1], x : x + size[2]] for z, y, x in chosen])
         head, inner = ask(models, image.unsqueeze(1).float() / 255, config)
         heads.append(head)
         inners.append(inner)
-    answers = torch.cat(heads).cpu().numpy().astype(np.float64)[answer_of]
+    of_windows, of_cells = (torch.cat(parts).cpu().numpy().astype(np.float64)[answer_of] for parts in (heads, inners))
     if models[0].pooled:
-        grid = answers.reshape(*layout.grid, len(LABELS)).transpose(3, 0, 1, 2)
-        return _Answers(grid, torch.cat(inners).cpu().numpy().astype(np.float64)[answer_of])
-    return _Answers(_stitch(answers, starts // models[0].stride, layout.grid), None)
+        return _Answers(of_windows.reshape(*layout.grid, len(LABELS)).transpose(3, 0, 1, 2), of_cells, None)
+    cells = starts // models[0].stride
+    return _Answers(_stitch(of_windows, cells, layout.grid), None, _stitch(of_cells[:, None], cells, layout.grid)[0])
 
 
 def ask(models: Sequence[Network], image_BCZYX: Tensor, config: Config) -> tuple[Tensor, Tensor]:
-    """Return the head's mean probabilities (B, 14, ...) and the series-level label's in every cell (B, cz, cy, cx).
+    """Return mean probabilities: the head's (B, 14, ...), and (B, cz, cy, cx) of every cell for a label or for vessel.
+
+    A pooled head's cells speak of the series-level label, a grid head's of vessel.
 
     Networks may lie on several GPUs: all are asked before any answer is fetched, so that the GPUs work side by side.
     """
@@ -137,11 +151,16 @@ def ask(models: Sequence[Network], image_BCZYX: Tensor, config: Config) -> tuple
         image = image_BCZYX.to(next(network.parameters(), image_BCZYX).device, non_blocking=True)
         with _half(config, image.device):
             for mirrored in (False, True) if config.inference.flip else (False,):
-                cells = network.cells(image.flip(-1) if mirrored else image).float()
-                if mirrored:
-                    cells = cells.flip(-1)[:, swap]
-                heads.append(torch.sigmoid(cells.mean((2, 3, 4), keepdim=True) if network.pooled else cells))
-                inners.append(torch.sigmoid(cells[:, PRESENT_INDEX]))
+                answer: Answer = network(image.flip(-1) if mirrored else image)
+                if network.pooled:
+                    head = torch.sigmoid(answer.cells.mean((2, 3, 4), keepdim=True))
+                    inner = torch.sigmoid(answer.cells[:, PRESENT_INDEX])
+                else:
+                    assert answer.vessels is not None
+                    head = lesion_probabilities(answer, network, gate=config.inference.gate)
+                    inner = torch.sigmoid(answer.vessels[:, 0])
+                heads.append(head.flip(-1)[:, swap] if mirrored else head)
+                inners.append(inner.flip(-1) if mirrored else inner)
     head, inner = (torch.stack([answer.to(device) for answer in answers]).mean(0) for answers in (heads, inners))
     return head, inner
 
@@ -160,9 +179,9 @@ def _half(config: Config, device: torch.device) -> torch.autocast:
 def _stitch(
     answers: NDArray[np.float64], cell_starts: NDArray[np.int64], shape: tuple[int, int, int]
 ) -> NDArray[np.float64]:
-    """Average windows' cells (W, 14, cz, cy, cx) into a grid (14, z, y, x), those in the middle of a window most."""
+    """Average windows' cells (W, C, cz, cy, cx) into a grid (C, z, y, x), those in the middle of a window most."""
     weight = windows.centre_weights((answers.shape[2], answers.shape[3], answers.shape[4]))
-    total, weights = np.zeros((len(LABELS), *shape)), np.zeros(shape)
+    total, weights = np.zeros((answers.shape[1], *shape)), np.zeros(shape)
     for answer, (z, y, x) in zip(answers, cell_starts, strict=True):
         place = np.s_[z : z + weight.shape[0], y : y + weight.shape[1], x : x + weight.shape[2]]
         total[:, *place] += answer * weight

@@ -1,5 +1,7 @@
 """A run's models as one file: the weights of all folds as safetensors, and in its metadata all that inference needs.
 
+A fold's model is that of its last epoch, whose predictions are the ones that the run's score is computed from.
+
 The file is data only: reading it runs no code from it, and needs no Ray. Metadata, all text: `format`, `config` (TOML),
 `folds` (JSON list), `prevalence` (JSON, each label's share of positive training series), `calibration` (JSON, each
 label's Platt slope and intercept from the out-of-fold predictions, or null). Tensors are named `fold_<k>/<name>`.
@@ -7,7 +9,9 @@ label's Platt slope and intercept from the out-of-fold predictions, or null). Te
 
 import hashlib
 import json
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +22,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from aneurysm_ray import overrides, rundir
+from aneurysm_ray import location, overrides, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.errors import RunDirError
 from aneurysm_ray.labels import LABELS
 from aneurysm_ray.learning import calibration, checkpoint, metrics, models
 
+log = logging.getLogger(__name__)
+
 FORMAT = "aneurysm_ray 1"
 _KEYS = ("format", "config", "folds", "prevalence", "calibration")
+_UNCALIBRATED: tuple[None, ...] = (None,) * len(LABELS)
+_NO_MATTER = {"batch_size", "candidates", "candidate_distance_mm"}
+"""Settings of `inference` that change no probability."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +47,8 @@ class Ensemble:
     prevalence: NDArray[np.float64]
     """(14,): share of positive series in training; the fall-back for a series that cannot be read."""
     platt: tuple[tuple[float, float] | None, ...]
-    """Slope and intercept of each label's calibration; None where the run has one class only."""
+    """Slope and intercept of each label's calibration; None where the run has one class only, and for all labels where
+    the lines were fitted on something else than what these models answer: see `calibration_holds`."""
     digest: str
     """SHA-256 over configuration and weights: the same for a run and for its exported file."""
 
@@ -50,6 +60,22 @@ class Ensemble:
                 for probability, line in zip(probabilities, self.platt, strict=True)
             ]
         )
+
+    def changed(self, changes: Mapping[str, Any]) -> "Ensemble":
+        """Return the same models under other settings, given as dotted overrides. Raises ConfigError."""
+        config = overrides.build(changes, base=self.config)
+        platt = self.platt if calibration_holds(1, self.config, config) else _UNCALIBRATED
+        return replace(self, config=config, platt=platt)
+
+
+def calibration_holds(models: int, fitted: Config, asked: Config) -> bool:
+    """Say whether lines fitted on out-of-fold predictions, made with settings `fitted`, are those of an answer.
+
+    An out-of-fold prediction is one model's. The mean of several spreads otherwise, and every series of the set was
+    trained on by some of them, so that nothing is left to fit its own line on.
+    """
+    there, now = (config.inference.model_dump(exclude=_NO_MATTER) for config in (fitted, asked))
+    return models == 1 and there == now
 
 
 def export_run(run: Path, out: Path) -> None:
@@ -72,11 +98,12 @@ def load(source: Path, device: str | torch.device = "cpu", *, fast: bool = False
         raise RunDirError(f"{source} has format {metadata['format']!r}; this version reads {FORMAT!r}")
     digest = _digest(tensors, metadata)
     config, folds, prevalence, platt = _parse(source, metadata)
-    if fast:
-        folds = folds[:1]
-        config = overrides.build({"inference.flip": False}, base=config)
+    folds = folds[:1] if fast else folds
     built = [_restore(source, config, _of_fold(tensors, fold)).to(device) for fold in folds]
-    return Ensemble(tuple(built), config, prevalence, platt, digest)
+    if not calibration_holds(len(folds), config, config):
+        platt = _UNCALIBRATED
+    trained = Ensemble(tuple(built), config, prevalence, platt, digest)
+    return trained.changed({"inference.flip": False}) if fast else trained
 
 
 def training_run(run: Path) -> Path:
@@ -85,9 +112,9 @@ def training_run(run: Path) -> Path:
     if kind == "train":
         return run
     if kind == "tune":
-        trained = [folder for folder in sorted(run.iterdir()) if folder.is_dir() and rundir.kind(folder) == "train"]
-        if trained:
-            return trained[0]
+        best = (rundir.read_json(run / rundir.SUMMARY) if (run / rundir.SUMMARY).exists() else {}).get("best")
+        if best and rundir.kind(folder := rundir.trained_dir(run, best["trial"])) == "train":
+            return folder
         raise RunDirError(
             f"{run} is a search and keeps no weights; run aneurysm-ray train VOLUMES --config {run / rundir.BEST} "
             "--fold all, and predict with that run"
@@ -97,17 +124,14 @@ def training_run(run: Path) -> Path:
 
 def _collect(run: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     run = training_run(run)
-    tensors, folds, config = {}, [], None
-    for folder in sorted(run.glob("fold_*"), key=lambda path: int(path.name.removeprefix("fold_"))):
-        best = folder / rundir.CHECKPOINT_BEST
-        if (best / checkpoint.STATE).exists():
-            model, config = checkpoint.load_model(best, "cpu")
-            fold = int(folder.name.removeprefix("fold_"))
-            folds.append(fold)
-            for name, tensor in model.state_dict().items():
-                tensors[f"fold_{fold}/{name}"] = tensor.detach().cpu().contiguous()
+    tensors, config = {}, None
+    folds = _folds(run)
+    for fold in folds:
+        model, config = checkpoint.load_model(rundir.fold_dir(run, fold) / rundir.CHECKPOINT_LAST, "cpu")
+        for name, tensor in model.state_dict().items():
+            tensors[f"fold_{fold}/{name}"] = tensor.detach().cpu().contiguous()
     if config is None:
-        raise RunDirError(f"{run} has no {rundir.CHECKPOINT_BEST} yet; let its training write one")
+        raise RunDirError(f"{run} has no {rundir.CHECKPOINT_LAST} yet; let its training finish an epoch")
     prevalence, platt = _label_facts(run, folds)
     return tensors, {
         "format": FORMAT,
@@ -116,6 +140,22 @@ def _collect(run: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         "prevalence": json.dumps(prevalence),
         "calibration": json.dumps(platt),
     }
+
+
+def _folds(run: Path) -> list[int]:
+    """Return the folds whose models are a run's: the complete ones, which its score is of, or else all there are."""
+    names = [path.name.removeprefix("fold_") for path in location.matching(run, "fold_*")]
+    there = [
+        fold
+        for fold in sorted(int(name) for name in names if name.isdigit())
+        if (rundir.fold_dir(run, fold) / rundir.CHECKPOINT_LAST / checkpoint.STATE).exists()
+    ]
+    complete = [fold for fold in there if (rundir.fold_dir(run, fold) / rundir.SUMMARY).exists()]
+    if there and not complete:
+        log.warning("* no fold of %s is complete; its models are those of the epochs reached so far", run)
+    elif len(complete) < len(there):
+        log.warning("* %d of %d folds of %s are complete; the others are left out", len(complete), len(there), run)
+    return complete or there
 
 
 def _label_facts(run: Path, folds: list[int]) -> tuple[list[float], list[tuple[float, float] | None]]:
@@ -137,7 +177,7 @@ def _label_facts(run: Path, folds: list[int]) -> tuple[list[float], list[tuple[f
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        with safe_open(path, "pt") as file:
+        with location.fetched(path) as here, safe_open(here, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise RunDirError(f"{path}: cannot be read as a run directory or an exported model ({error})") from error

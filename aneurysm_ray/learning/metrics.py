@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from aneurysm_ray.config import Config
 from aneurysm_ray.errors import RequestError
 from aneurysm_ray.labels import LABELS, PRESENT, PRESENT_INDEX, SCORE_WEIGHTS
 from aneurysm_ray.learning.bootstrap import DRAWS, Score, interval, patient_counts, weighted_aucs
@@ -190,6 +191,18 @@ def summarise(predictions: pd.DataFrame, draws: int = DRAWS) -> dict[str, Any]:
         "left_out": left_out,
         "note": _note(left_out),
     }
+
+
+def unpicked(predictions: pd.DataFrame, config: Config) -> dict[str, Any] | None:
+    """Return `folds` and `score` of the folds that did not choose the settings of a run; None where there are none.
+
+    Where the patients were dealt otherwise than in the search, those that chose lie in all folds.
+    """
+    chosen = config.chosen
+    kept = predictions[~predictions["fold"].isin(chosen.folds)]
+    if (chosen.count, chosen.seed) != (config.folds.count, config.folds.seed) or kept.empty:
+        return None
+    return {"folds": sorted(int(fold) for fold in kept["fold"].unique()), "score": summarise(kept)["score"]}
 
 
 def _label_table(targets: Floats, probabilities: Floats, drawn: Floats) -> pd.DataFrame:

@@ -1,155 +1,189 @@
-"""3D networks by name; every network maps a patch to a grid of logits.
+"""3D networks by name; every network maps a patch to cells of logits.
 
 Shapes: B patches, C channels, L labels (14), Z Y X voxels or, after the network, cells. Images are (B, 1, Z, Y, X) in
-[0, 1]. A pooled network's grid is 1x1x1: the mean of its cells' logits, which equals a linear layer on mean-pooled
-features. So `cells` is also the class-activation map of a pooled network, and one class serves both heads.
+[0, 1].
 
-Normalisation is GroupNorm everywhere. Its statistics are those of one patch, so a step's gradient does not depend on
-how a batch is split over workers or micro-batches, averaged weights need no statistics of their own, and batches of
-two large patches work. On the CPU it is also four times faster than BatchNorm. (MONAI's `norm` argument reaches only
-the stem: its `_make_layer` keeps BatchNorm, as of 1.6, so the layers are exchanged here.)
+- Pooled: the answer for a patch is the mean of its cells' logits, which equals a linear layer on mean-pooled features.
+  So the cells are also the class-activation map (Zhou et al. 2016), which tells where in the patch the answer is from.
+- Grid: a light decoder brings the backbone's stages to the output stride, and each cell answers for its place. One
+  channel says whether a lesion is there; where it is, 13 others say which vessel it sits on, so that rare locations
+  need not learn what an aneurysm is. Beside them each cell says whether it is vessel: that can be learnt from masks
+  without any aneurysm, and a lesion away from every vessel is none (`gated`).
 """
 
-import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from monai.networks.nets.resnet import ResNet
 from torch import Tensor, nn
 
 from aneurysm_ray.config import ModelConfig
 from aneurysm_ray.errors import ConfigError, did_you_mean
-from aneurysm_ray.labels import LABELS
-
-GROUP_CHANNELS = 16
-"""Channels that are normalised together: the best number of Wu and He 2018, section 4.1; one alone was the worst."""
+from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
+from aneurysm_ray.learning.layers import Block, ChannelNorm, Conv3d, Decoder, group_norm
 
 PRIOR = 0.01
 """Probability every output starts from when nothing is known about the targets (Lin et al. 2017, section 4.1)."""
 
+GATE_VOXELS = 6
+"""A lesion cell asks for a vessel within this distance along each axis."""
+
+
+class Answer(NamedTuple):
+    """Logits of a network's cells."""
+
+    cells: Tensor
+    """(B, 14, z, y, x). Grid: the last channel is the lesion's, the others those of its location, given a lesion."""
+    vessels: Tensor | None
+    """(B, 1, z, y, x); None of a pooled network."""
+
+
+class Backbone(nn.Module):
+    """What maps an image to features of several strides, the finest first."""
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
 
 class Network(nn.Module):
-    """A backbone, then a 1x1x1 convolution to 14 logits in every cell.
+    """A backbone, a decoder where cells have a place, and 1x1x1 convolutions to logits.
 
     `stride` is the number of voxels per cell. Cell i is taken to be centred at voxel (i + 0.5) * stride - 0.5, so that
     the grid of a mirrored patch is the mirrored grid; sizes along each axis should be multiples of the stride.
+
+    Raises ConfigError for an output stride that none of the backbone's stages has.
     """
 
-    def __init__(self, backbone: nn.Module, channels: int, stride: int, *, pooled: bool, dropout: float) -> None:
+    def __init__(self, backbone: Backbone, config: ModelConfig) -> None:
         super().__init__()
         self.backbone = backbone
-        self.dropout = nn.Dropout(dropout)
-        self.head = nn.Conv3d(channels, len(LABELS), kernel_size=1)
+        self.pooled = config.head == "pooled"
+        self.stride = backbone.strides[-1] if self.pooled else config.output_stride
+        if self.stride not in backbone.strides:
+            raise ConfigError(
+                f"model.output_stride = {config.output_stride} is none of the strides of {config.name} with "
+                f"model.stem_stride = {config.stem_stride}, which are {', '.join(map(str, backbone.strides))}"
+            )
+        self.finest = backbone.strides.index(self.stride)
+        channels = backbone.channels[self.finest :]
+        self.decoder = None if self.pooled else Decoder(channels)
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Conv3d(channels[0], len(LABELS), kernel_size=1)
         nn.init.normal_(self.head.weight, std=0.01)
-        self.stride = stride
-        self.pooled = pooled
+        self.vessel_head: nn.Conv3d | None = None
+        if not self.pooled:
+            self.vessel_head = nn.Conv3d(channels[0], 1, kernel_size=1)
+            nn.init.normal_(self.vessel_head.weight, std=0.01)
+            nn.init.constant_(_bias(self.vessel_head), -3.0)
+        self.knows_vessels: Tensor
+        self.register_buffer("knows_vessels", torch.zeros(()))
+        """1 once masks taught it vessels: only then they may gate its lesions."""
         set_prior(self, torch.full((len(LABELS),), PRIOR))
 
-    def cells(self, image_BCZYX: Tensor) -> Tensor:
-        """Return the logits (B, 14, gz, gy, gx) of every cell, whatever the head."""
-        logits: Tensor = self.head(self.dropout(self.backbone(image_BCZYX)))
-        return logits
+    def forward(self, image_BCZYX: Tensor) -> Answer:
+        """Return the logits of every cell, in float32 whatever the arithmetic before."""
+        stages = self.backbone(image_BCZYX)
+        features = self.dropout(stages[-1] if self.decoder is None else self.decoder(stages[self.finest :]))
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.float()
+            vessels = None if self.vessel_head is None else self.vessel_head(features)
+            return Answer(self.head(features), vessels)
 
-    def forward(self, image_BCZYX: Tensor) -> Tensor:
-        """Return the head's grid of logits: (B, 14, 1, 1, 1) pooled, else one vector per cell."""
-        cells = self.cells(image_BCZYX)
-        return cells.mean((2, 3, 4), keepdim=True) if self.pooled else cells
+
+def lesion_probabilities(answer: Answer, network: Network, *, gate: bool) -> Tensor:
+    """Return (B, 14, z, y, x) of a grid network: of a lesion in the last channel, of one at each location before it.
+
+    gate: where the network knows vessels, a lesion is at most twice as probable as the most probable vessel near it.
+    """
+    lesion = torch.sigmoid(answer.cells[:, PRESENT_INDEX:])
+    if gate and answer.vessels is not None:
+        reach = GATE_VOXELS // network.stride
+        near = F.max_pool3d(torch.sigmoid(answer.vessels), 2 * reach + 1, stride=1, padding=reach)
+        lesion = torch.where(network.knows_vessels > 0, lesion * (2 * near).clamp(max=1), lesion)
+    location = torch.softmax(answer.cells[:, : len(LOCATIONS)], 1)
+    return torch.cat([location * lesion, lesion], 1)
 
 
 def set_prior(network: Network, probability_L: Tensor, weight: float | Tensor = 1.0) -> None:
     """Set the last bias so that an untrained network answers with each label's frequency.
 
     A loss that weighs positives by `weight` is least at the odds times that weight. Frequencies are kept above 1e-4,
-    since a label without positives would otherwise start at minus infinity.
+    since a label without positives would otherwise start at minus infinity. Locations of a grid start all alike.
     """
     probability = probability_L.clamp(1e-4, 1 - 1e-4)
-    bias = network.head.bias
-    assert bias is not None
+    odds = torch.log(probability / (1 - probability) * weight)
+    if not network.pooled:
+        odds[: len(LOCATIONS)] = 0.0
     with torch.no_grad():
-        bias.copy_(torch.log(probability / (1 - probability) * weight))
+        _bias(network.head).copy_(odds)
 
 
-class SmallBlock(nn.Module):
-    """Two 3x3x3 convolutions beside a shortcut (He et al. 2016), GroupNorm, ReLU."""
+class SmallFeatures(Backbone):
+    """A 5x5x5 stem and two blocks at twice and four times its stride: quick on a CPU."""
 
-    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.conv1 = nn.Conv3d(channels_in, channels, 3, stride=stride, padding=1, bias=False)
-        self.norm1 = _norm(channels)
-        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1, bias=False)
-        self.norm2 = _norm(channels)
-        self.shortcut = (
-            nn.Identity()
-            if stride == 1 and channels_in == channels
-            else nn.Sequential(nn.Conv3d(channels_in, channels, 1, stride=stride, bias=False), _norm(channels))
+        w = config.width
+        self.channels = (w, 3 * w, 6 * w)
+        self.strides = (config.stem_stride, 2 * config.stem_stride, 4 * config.stem_stride)
+        self.stem = nn.Sequential(
+            Conv3d(1, w, 5, stride=config.stem_stride, padding=2, bias=False), _norm(config)(w), nn.ReLU(inplace=True)
         )
+        self.blocks = nn.ModuleList([Block(w, 3 * w, 2, _norm(config)), Block(3 * w, 6 * w, 2, _norm(config))])
 
-    def forward(self, x_BCZYX: Tensor) -> Tensor:
-        inner = torch.relu(self.norm1(self.conv1(x_BCZYX)))
-        return torch.relu(self.norm2(self.conv2(inner)) + self.shortcut(x_BCZYX))
-
-
-def _small3d(config: ModelConfig) -> Network:
-    """Build one block per stage behind a 5x5x5 stem: 0.9 M parameters at width 16, quick on a CPU."""
-    w = config.width
-    strides, _ = _stage_strides(config, maxpool=False)
-    stages: list[nn.Module] = [
-        nn.Conv3d(1, w, 5, stride=config.stem_stride, padding=2, bias=False),
-        _norm(w),
-        nn.ReLU(inplace=True),
-    ]
-    channels = w
-    for factor, stride in zip((1, 2, 4, 8), (1, *strides), strict=True):
-        stages.append(SmallBlock(channels, w * factor, stride))
-        channels = w * factor
-    stride = config.stem_stride * math.prod(strides)
-    return Network(nn.Sequential(*stages), channels, stride, pooled=config.head == "pooled", dropout=config.dropout)
+    def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
+        stages = [self.stem(x_BCZYX)]
+        for block in self.blocks:
+            stages.append(block(stages[-1]))
+        return stages
 
 
-class ResNetFeatures(ResNet):  # type: ignore[misc]  # MONAI is untyped here
-    """MONAI's 3D ResNet up to its last stage, with the strides of its stages as given."""
+class ResNetFeatures(Backbone):
+    """MONAI's 3D ResNet without its max pool, which would halve a dome of four voxels before anything has seen it."""
 
-    def forward(self, x_BCZYX: Tensor) -> Tensor:
-        x = self.act(self.bn1(self.conv1(x_BCZYX)))
-        if not self.no_max_pool:
-            x = self.maxpool(x)
-        features: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return features
-
-
-def _resnet(block: str, layers: tuple[int, int, int, int]) -> Callable[[ModelConfig], Network]:
-    def make(config: ModelConfig) -> Network:
-        strides, maxpool = _stage_strides(config, maxpool=True)
-        backbone = ResNetFeatures(
+    def __init__(self, config: ModelConfig, block: str, layers: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        planes = [config.width * factor for factor in (1, 2, 4, 8)]
+        made = ResNet(
             block=block,
             layers=list(layers),
-            block_inplanes=[config.width * factor for factor in (1, 2, 4, 8)],
+            block_inplanes=planes,
             n_input_channels=1,
             conv1_t_size=7,
             conv1_t_stride=config.stem_stride,
-            no_max_pool=not maxpool,
             feed_forward=False,
             bias_downsample=False,  # as the MedicalNet weights have it
         )
-        for name, stride in zip(("layer2", "layer3", "layer4"), strides, strict=True):
-            if stride == 1:
-                _remove_strides(getattr(backbone, name))
-        _exchange_norms(backbone)
-        channels = 8 * config.width * (4 if block == "bottleneck" else 1)
-        stride = config.stem_stride * math.prod(strides) * (2 if maxpool else 1)
-        return Network(backbone, channels, stride, pooled=config.head == "pooled", dropout=config.dropout)
+        # MONAI's `norm` argument reaches only the stem: its `_make_layer` keeps BatchNorm, as of 1.6.
+        _exchange_layers(made, _norm(config))
+        self.conv1, self.bn1 = made.conv1, made.bn1
+        self.layer1, self.layer2, self.layer3, self.layer4 = made.layer1, made.layer2, made.layer3, made.layer4
+        self.channels = tuple(n * (4 if block == "bottleneck" else 1) for n in planes)
+        self.strides = tuple(config.stem_stride * factor for factor in (1, 2, 4, 8))
 
-    return make
+    def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
+        x = torch.relu(self.bn1(self.conv1(x_BCZYX)))
+        stages = []
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+            stages.append(x)
+        return stages
 
 
-MODELS: dict[str, Callable[[ModelConfig], Network]] = {
+def _resnet(block: str, layers: tuple[int, int, int, int]) -> Callable[[ModelConfig], Backbone]:
+    return lambda config: ResNetFeatures(config, block, layers)
+
+
+MODELS: dict[str, Callable[[ModelConfig], Backbone]] = {
     "resnet3d10": _resnet("basic", (1, 1, 1, 1)),
     "resnet3d18": _resnet("basic", (2, 2, 2, 2)),
     "resnet3d34": _resnet("basic", (3, 4, 6, 3)),
     "resnet3d50": _resnet("bottleneck", (3, 4, 6, 3)),
-    "small3d": _small3d,
+    "small3d": SmallFeatures,
 }
-"""Every network by the name that `model.name` takes."""
+"""Every backbone by the name that `model.name` takes."""
 
 
 def build(config: ModelConfig) -> Network:
@@ -161,7 +195,7 @@ def build(config: ModelConfig) -> Network:
         raise ConfigError(
             f"model.name = {config.name!r} is unknown{did_you_mean(config.name, MODELS)}; there are {', '.join(MODELS)}"
         )
-    return MODELS[config.name](config)
+    return Network(MODELS[config.name](config), config)
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -169,42 +203,25 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 
-def _stage_strides(config: ModelConfig, *, maxpool: bool) -> tuple[tuple[int, int, int], bool]:
-    """Return the strides of stages 2-4 and whether the max pool stays.
+def _norm(config: ModelConfig) -> Callable[[int], nn.Module]:
+    """Return what normalises a backbone's features: those of a patch, or where windows may be larger, of a voxel.
 
-    A pooled head keeps all of them. A grid head keeps the early ones until the output stride is reached; the max pool
-    goes first of all, because an aneurysm of 3 mm is only six voxels wide.
+    Pooled networks did not learn at all from features whose contrast was taken away voxel by voxel.
     """
-    if config.head == "pooled":
-        return (2, 2, 2), maxpool
-    left = config.output_stride / config.stem_stride
-    strides = []
-    for _ in range(3):
-        strides.append(2 if left >= 2 else 1)
-        left /= strides[-1]
-    if left == 2 and maxpool:
-        return (strides[0], strides[1], strides[2]), True
-    if left != 1:
-        raise ConfigError(
-            f"model.output_stride = {config.output_stride} cannot be reached by {config.name} with "
-            f"model.stem_stride = {config.stem_stride}; their ratio must be 1, 2, 4 or 8"
-        )
-    return (strides[0], strides[1], strides[2]), False
+    return group_norm if config.head == "pooled" else ChannelNorm
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(channels, max(1, channels // GROUP_CHANNELS)), channels)
-
-
-def _exchange_norms(module: nn.Module) -> None:
+def _exchange_layers(module: nn.Module, norm: Callable[[int], nn.Module]) -> None:
+    """Put this project's convolutions and norms in the place of torch's."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm3d):
-            setattr(module, name, _norm(child.num_features))
+            setattr(module, name, norm(child.num_features))
+        elif isinstance(child, nn.Conv3d):
+            child.__class__ = Conv3d
         else:
-            _exchange_norms(child)
+            _exchange_layers(child, norm)
 
 
-def _remove_strides(stage: nn.Module) -> None:
-    for module in stage.modules():
-        if isinstance(module, nn.Conv3d):
-            module.stride = (1, 1, 1)
+def _bias(layer: nn.Conv3d) -> Tensor:
+    assert layer.bias is not None
+    return layer.bias

@@ -31,8 +31,16 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
 
 def autocast(config: OptimConfig, device: torch.device) -> torch.autocast:
     """Return the context of the forward pass: bfloat16 where `precision` asks for it, else float32."""
-    bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
+    bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and is_half_fast(device))
     return torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
+
+
+def is_half_fast(device: torch.device) -> bool:
+    """Return whether a device computes faster in bfloat16 than in float32."""
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return device.type == "cuda"
 
 
 class Ema:

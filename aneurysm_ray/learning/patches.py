@@ -34,12 +34,16 @@ class Batch:
     """float32, voxels of the patch."""
     labels_BP: Tensor
     """int64, location of each point; -1 where there is none."""
+    radii_mm_BP: Tensor
+    """float32, radius of each point's aneurysm; NaN where it is not known."""
     base_BL: Tensor
     """float32, 0 or NaN."""
     cut_B32: Tensor
     """bool, whether the head goes on behind the first and last face along each axis."""
     spacing_B3: Tensor
     """float32, mm."""
+    kind_B: Tensor
+    """int64, index into `sampler.KINDS`."""
     vessels_BZYX: Tensor | None = None
     """uint8, class of the vessel in each voxel, 0 for none, 255 where it is not known: in series without a mask, past
     the end of a volume, and where a move brought in what no mask shows. None where no network asked for masks."""
@@ -94,9 +98,11 @@ def cut(
     most = max((len(cases[plan.case[i]].points) for i in chosen), default=0)
     points = np.zeros((len(chosen), most, 3), np.float32)
     labels = np.full((len(chosen), most), -1, np.int64)
+    radii = np.full((len(chosen), most), np.nan, np.float32)
     base = np.empty((len(chosen), len(cases[0].targets)), np.float32)
     cut_faces = np.empty((len(chosen), 3, 2), bool)
     spacing = np.empty((len(chosen), 3), np.float32)
+    kind = plan.kind[chosen]
     for b, i in enumerate(chosen):
         case, start = cases[plan.case[i]], plan.start[i]
         patch = patch_of(case, start, size, masks=masks)
@@ -108,10 +114,11 @@ def cut(
         count = len(case.points)
         points[b, :count] = case.points - start
         labels[b, :count] = case.point_labels
+        radii[b, :count] = case.point_radii_mm
         base[b] = case.base
         cut_faces[b] = np.stack([start > 0, start + np.array(size) < np.array(case.shape)], 1)
         spacing[b] = case.spacing_mm
-    arrays = (image, points, labels, base, cut_faces, spacing, *shown.values())
+    arrays = (image, points, labels, radii, base, cut_faces, spacing, kind, *shown.values())
     return Batch(*(torch.from_numpy(array) for array in arrays))
 
 

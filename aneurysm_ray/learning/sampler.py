@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from aneurysm_ray.config import SamplerConfig
 from aneurysm_ray.data.doubts import is_inside
-from aneurysm_ray.errors import RequestError
 from aneurysm_ray.learning.cases import IGNORED, Case
 
-BACKGROUND, POINT, HARD, SITE = 0, 1, 2, 3
+KINDS = ("anywhere", "point", "hard", "site", "vessel")
+ANYWHERE, POINT, HARD, SITE, VESSEL = range(len(KINDS))
 """Kinds of patch: anywhere without a point, around a point, where the model was wrong on a negative series, without a
-point at a place where another series has one."""
+point at a place where another series of the modality has one, without a point on a vessel."""
 
 TRIES = 20
 """How often a background patch is drawn again because a point lies in it or near it."""
@@ -50,7 +50,7 @@ class Plan:
     start: NDArray[np.int64]
     """(N, 3): first voxel (z, y, x) of the patch."""
     kind: NDArray[np.int64]
-    """(N,): BACKGROUND, POINT, HARD or SITE."""
+    """(N,): ANYWHERE, POINT, HARD or SITE."""
 
     def __len__(self) -> int:
         return len(self.case)
@@ -70,19 +70,15 @@ def plan_epoch(
     A patch around a point has it at a random place inside by `border_mm`. Background patches come from series whose
     series-level label is known away from points. `seed` is (seed, fold, epoch).
 
-    Raises RequestError when no series has a known label.
     """
     rng = np.random.default_rng((*seed, 0x5A))
-    usable = [i for i, case in enumerate(cases) if not np.isnan(case.targets).all()]
-    if not usable:
-        raise RequestError("no training series has a known label; train on volumes prepared with a train.csv")
+    usable = range(len(cases))
     batches = -(-config.patches_per_volume * len(usable) // batch_size)
     count = batches * batch_size
     if not config.oversample:
         case = _systematic(np.ones(len(usable)), count, rng)
-        chosen = np.array(usable)[case]
-        starts = np.array([_anywhere(cases[i], size, rng) for i in chosen], np.int64)
-        return Plan(chosen, starts, np.full(count, BACKGROUND))
+        starts = np.array([_anywhere(cases[i], size, rng) for i in case], np.int64)
+        return Plan(case, starts, np.full(count, ANYWHERE))
 
     points = [(i, j) for i in usable for j in range(len(cases[i].points)) if _is_to_find(cases[i], j)]
     n_points = round(config.positive_fraction * count) if points else 0
@@ -107,13 +103,17 @@ def plan_epoch(
             start.append(_near(cases[i], np.array([h.z, h.y, h.x]), size, rng))
             kind.append(HARD)
     n_others = count - n_points - n_hard
-    n_sites = round(config.site_fraction * n_others) if points else 0
-    for number, index in enumerate(_systematic(np.ones(len(clean)), n_others, rng)):
+    of_site = points and config.site_fraction
+    kinds = np.repeat(
+        [SITE, VESSEL, ANYWHERE],
+        _shares([of_site or 0.0, config.vessel_fraction, 1 - (of_site or 0.0) - config.vessel_fraction], n_others),
+    )
+    for which, index in zip(kinds, _systematic(np.ones(len(clean)), n_others, rng), strict=True):
         i = clean[index]
-        places = _sites(cases, points, cases[i], rng) if number < n_sites else []
+        places = _places(int(which), cases, points, cases[i], rng)
         case_index.append(i)
         start.append(_away(cases[i], size, border_mm, rng, places))
-        kind.append(SITE if number < n_sites else BACKGROUND)
+        kind.append(int(which) if places or which == ANYWHERE else ANYWHERE)
     order = rng.permutation(count)
     return Plan(np.array(case_index)[order], np.array(start, np.int64)[order], np.array(kind)[order])
 
@@ -177,12 +177,28 @@ def _near(
     return np.asarray(np.clip(start, 0, _last_start(case, size)))
 
 
-def _sites(
-    cases: Sequence[Case], points: Sequence[tuple[int, int]], case: Case, rng: np.random.Generator
+def _places(
+    kind: int, cases: Sequence[Case], points: Sequence[tuple[int, int]], case: Case, rng: np.random.Generator
 ) -> list[NDArray[np.float32]]:
-    """Return places of a series where some others have a point, at the same share of the region's size."""
-    drawn = [points[k] for k in rng.integers(len(points), size=TRIES)]
-    return [cases[i].points[j] / np.array(cases[i].shape, np.float32) * np.array(case.shape) for i, j in drawn]
+    """Return places of a series for a kind of negative patch, none for one anywhere.
+
+    Sites are where some others of its modality have a point, at the same share of the region's size: regions of
+    different modalities lie elsewhere in the head.
+    """
+    if kind == VESSEL:
+        drawn = rng.permutation(len(case.vessel_places))[:TRIES]
+        return [case.vessel_places[k].astype(np.float32) for k in drawn]
+    if kind == SITE:
+        alike = [(i, j) for i, j in points if cases[i].modality == case.modality]
+        chosen = [alike[k] for k in rng.integers(len(alike), size=TRIES)] if alike else []
+        return [cases[i].points[j] / np.array(cases[i].shape, np.float32) * np.array(case.shape) for i, j in chosen]
+    return []
+
+
+def _shares(shares: Sequence[float], count: int) -> list[int]:
+    """Split a count by shares that sum to 1; the last part takes what rounding leaves."""
+    counts = [round(share * count) for share in shares[:-1]]
+    return [*counts, count - sum(counts)]
 
 
 def _away(
@@ -192,11 +208,13 @@ def _away(
     rng: np.random.Generator,
     places: Sequence[NDArray[np.float32]] = (),
 ) -> NDArray[np.int64]:
-    """Draw a patch without a point in or near it: around one of the places while they last, else anywhere."""
+    """Draw a patch without a point in or near it: around the places in turn, else anywhere."""
     border = border_mm / case.spacing_mm
     start = _anywhere(case, size, rng)
     for number in range(TRIES):
-        start = _around(case, places[number], size, border_mm, rng) if places else _anywhere(case, size, rng)
+        start = _anywhere(case, size, rng)
+        if places:
+            start = _around(case, places[number % len(places)], size, border_mm, rng)
         relative = case.points - start
         if not ((relative >= -0.5 - border) & (relative <= np.array(size) - 0.5 + border)).all(1).any():
             return start

@@ -2,7 +2,7 @@
 model."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from aneurysm_ray.config import Config
+from aneurysm_ray.data.masks import UNKNOWN
 from aneurysm_ray.data.store import Point, PreparedVolume
 from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
-from aneurysm_ray.learning import metrics
+from aneurysm_ray.learning import metrics, targets
 from aneurysm_ray.learning.cache import VolumeCache
 from aneurysm_ray.learning.cases import Case
 from aneurysm_ray.learning.ensemble import HeatMap, SeriesScore, score_volume
@@ -23,7 +24,7 @@ from aneurysm_ray.learning.sampler import HardNegative
 HARD_SERIES = 64
 """Negative series that one search for hard negatives goes through; the next search takes others."""
 
-HARD_PER_SERIES = 3
+HARD_PER_SERIES = 6
 """Places kept of each."""
 
 
@@ -40,21 +41,50 @@ class Validation:
 def score_cases(
     networks: Sequence[Network], cases: Sequence[Case], cache: VolumeCache, config: Config, device: torch.device
 ) -> Iterator[tuple[str, SeriesScore]]:
-    """Score series one after the other, the next ones read meanwhile; yield (series UID, score)."""
+    """Score series one after the other, the next ones read meanwhile; yield (series UID, score).
+
+    Where the networks know vessels, the score says how far they agree with a mask, in place of where they are.
+    """
+    knows_vessels = bool(networks[0].knows_vessels)
 
     def read(case: Case) -> PreparedVolume:
-        return _prepared(case, cache)
+        return _prepared(case, cache, masks=knows_vessels)
 
     for prepared in prefetch(read, cases, min(1, config.feed.threads), ahead=2):
-        yield prepared.series_uid, score_volume(networks, prepared, config, device)
+        score = score_volume(networks, prepared, config, device)
+        dice = float("nan")
+        if score.vessels is not None and prepared.vessels is not None:
+            dice = vessel_dice(score.vessels, prepared.vessels, networks[0].stride)
+        yield prepared.series_uid, replace(score, vessels=None, dice=dice)
 
 
-def validate(cases: Sequence[Case], scores: Mapping[str, SeriesScore], fold: int) -> Validation:
+def quick(config: Config) -> Config:
+    """Return the settings with which a volume is scored fastest: every voxel in one window, once."""
+    return config.model_copy(update={"inference": config.inference.model_copy(update={"flip": False, "overlap": 0.0})})
+
+
+def vessel_dice(probabilities: NDArray[np.float16], mask: NDArray[np.uint8], stride: int) -> float:
+    """Return the Dice overlap of cells above 1/2 with a mask (Z, Y, X) brought to their grid; NaN where both are empty.
+
+    Cells that the mask does not know, and those past the volume's end, do not count.
+    """
+    padded = np.full([n * stride for n in probabilities.shape], UNKNOWN, np.uint8)
+    z, y, x = (min(a, b) for a, b in zip(mask.shape, padded.shape, strict=True))
+    padded[:z, :y, :x] = mask[:z, :y, :x]
+    nowhere = torch.zeros(1, *probabilities.shape, dtype=torch.bool)
+    wanted = targets.vessels(torch.from_numpy(padded)[None], nowhere, stride)[0, 0].numpy()
+    found, known = probabilities > 0.5, ~np.isnan(wanted)
+    size = (found & known).sum() + (wanted == 1).sum()
+    return float(2 * (found & (wanted == 1)).sum() / size) if size else float("nan")
+
+
+def validate(cases: Sequence[Case], scores: Mapping[str, SeriesScore], fold: int, stage: str) -> Validation:
     """Gather scores by series UID into tables, in the order of the cases, and compute the metrics.
 
-    val/loss is the mean binary cross-entropy of the series' probabilities over known targets.
+    val/loss is the mean binary cross-entropy of the series' probabilities over known targets, val/dice the mean overlap
+    of vessels with masks. In the stage "vessels", which learns no lesion, the overlap is the score.
     """
-    targets = np.array([case.targets for case in cases], np.float64).reshape(-1, len(LABELS))
+    wanted = np.array([case.targets for case in cases], np.float64).reshape(-1, len(LABELS))
     probabilities = np.array([scores[case.series_uid].probabilities for case in cases]).reshape(-1, len(LABELS))
     columns = {
         "series_uid": [case.series_uid for case in cases],
@@ -63,15 +93,18 @@ def validate(cases: Sequence[Case], scores: Mapping[str, SeriesScore], fold: int
         "modality": [case.modality for case in cases],
         "plane": [case.plane for case in cases],
         **{label: probabilities[:, i] for i, label in enumerate(LABELS)},
-        **{f"target/{label}": targets[:, i] for i, label in enumerate(LABELS)},
+        **{f"target/{label}": wanted[:, i] for i, label in enumerate(LABELS)},
     }
     candidates = [scores[case.series_uid].candidates.assign(series_uid=case.series_uid) for case in cases]
     order = ["series_uid", "x_mm", "y_mm", "z_mm", "probability", "location"]
-    aucs = metrics.label_aucs(targets, probabilities)
+    aucs = metrics.label_aucs(wanted, probabilities)
+    dices = [score.dice for score in scores.values() if not np.isnan(score.dice)]
+    dice = float(np.mean(dices)) if dices else float("nan")
     return Validation(
         metrics={
-            "val/loss": _log_loss(targets, probabilities),
-            "val/score": float(metrics.combine(aucs)),
+            "val/loss": _log_loss(wanted, probabilities),
+            "val/score": dice if stage == "vessels" else float(metrics.combine(aucs)),
+            "val/dice": dice,
             "val/auc_present": float(aucs[PRESENT_INDEX]),
             **{f"val/auc/{label}": float(value) for label, value in zip(LABELS, aucs, strict=True)},
         },
@@ -99,7 +132,7 @@ def find_hard_negatives(
     drawn = [negative[i] for i in rng.permutation(len(negative))[:HARD_SERIES]][part[0] :: part[1]]
     by_uid = {case.series_uid: case for case in drawn}
     found = []
-    for uid, score in score_cases(networks, drawn, cache, config, device):
+    for uid, score in score_cases(networks, drawn, cache, quick(config), device):
         to_voxel = np.linalg.inv(by_uid[uid].affine)
         best = score.candidates.head(HARD_PER_SERIES)
         for x_mm, y_mm, z_mm, probability in best[["x_mm", "y_mm", "z_mm", "probability"]].to_numpy(np.float64):
@@ -108,13 +141,14 @@ def find_hard_negatives(
     return found
 
 
-def _prepared(case: Case, cache: VolumeCache) -> PreparedVolume:
+def _prepared(case: Case, cache: VolumeCache, *, masks: bool) -> PreparedVolume:
+    whole = cache.patch(case, np.zeros(3, np.int64), case.shape, masks=masks)
     return PreparedVolume(
         series_uid=case.series_uid,
         patient=case.patient,
         modality=case.modality,
         plane=case.plane,
-        voxels=cache.voxels(case),
+        voxels=whole.voxels,
         affine=case.affine,
         targets=case.targets,
         points=tuple(
@@ -123,6 +157,7 @@ def _prepared(case: Case, cache: VolumeCache) -> PreparedVolume:
         ),
         quality=(),
         source_digest="",
+        vessels=whole.vessels,
     )
 
 

@@ -38,6 +38,15 @@ class Layout:
         return np.asarray(voxel_to_mm @ to_voxel)
 
 
+def size(shape: tuple[int, int, int], patch: tuple[int, int, int], factor: int, stride: int) -> tuple[int, int, int]:
+    """Return the size of windows: so many patches long along each axis, and no longer than a volume needs."""
+    z, y, x = (
+        max(length, min(factor * length, -(-whole // stride) * stride))
+        for whole, length in zip(shape, patch, strict=True)
+    )
+    return z, y, x
+
+
 def layout(
     shape: tuple[int, int, int], size: tuple[int, int, int], overlap: float, stride: int, *, pooled: bool
 ) -> Layout:

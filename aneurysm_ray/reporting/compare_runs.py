@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from aneurysm_ray import overrides
+from aneurysm_ray import location, overrides
 from aneurysm_ray.errors import RequestError
 from aneurysm_ray.labels import LABELS, PRESENT, PRESENT_INDEX, SHORT_NAMES
 from aneurysm_ray.learning import curves, froc, metrics
@@ -44,7 +44,7 @@ def _tile(name: str, score: Score) -> Tile:
 
 def names(folders: Sequence[Path]) -> list[str]:
     """Return the shortest ends of the paths that tell the folders apart."""
-    parts = [folder.resolve().parts for folder in folders]
+    parts = [location.absolute(folder).parts for folder in folders]
     for depth in range(1, max(map(len, parts)) + 1):
         short = ["/".join(part[-depth:]) for part in parts]
         if len(set(short)) == len(short):
@@ -145,8 +145,14 @@ def _draw_rocs(runs: Mapping[str, RunData]) -> go.Figure | None:
         if ranking is not None:
             curve, hexcode = curves.roc(ranking), drawing.colour(index)
             figure.add_traces(drawing.band(curve.table["x"], curve.table["low"], curve.table["high"], hexcode))
-            line = {"color": hexcode, "width": 2.5}
-            figure.add_scatter(x=curve.table["x"], y=curve.table["y"], mode="lines", name=name, line=line)
+            figure.add_scatter(
+                x=curve.table["x"],
+                y=curve.table["y"],
+                mode="lines+markers",
+                name=name,
+                marker=drawing.marker(index),
+                line={"color": hexcode, "width": 2.5},
+            )
     if len(figure.data) == 1:
         return None
     where = {"x": 0.98, "xanchor": "right", "y": 0.03, "yanchor": "bottom"}
@@ -171,7 +177,7 @@ def _draw_labels(found: Mapping[str, Results]) -> go.Figure:
             },
             mode="markers",
             name=name,
-            marker={"size": 8, "color": drawing.colour(index)},
+            marker=drawing.marker(index) | {"maxdisplayed": 0},
             customdata=table["label"],
             hovertemplate="%{customdata}: %{x:.3f}<extra></extra>",
         )
@@ -188,8 +194,14 @@ def _learning(runs: Mapping[str, RunData]) -> Section:
             continue
         for key, column in (("score", "val/score"), ("loss", "val/loss")):
             mean = table.groupby("epoch")[column].mean()
-            line = {"color": drawing.colour(index), "width": 2.5}
-            figures[key].add_scatter(x=mean.index, y=mean, mode="lines", name=name, line=line)
+            figures[key].add_scatter(
+                x=mean.index,
+                y=mean,
+                mode="lines+markers",
+                name=name,
+                marker=drawing.marker(index),
+                line={"color": drawing.colour(index), "width": 2.5},
+            )
     blocks = tuple(
         Chart(
             f"{key}-curves",

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -81,11 +82,16 @@ def _progress(searches: Mapping[str, SearchData], metric: str) -> Section:
     unit = "GPU-hours" if all(search.uses_gpus for search in searches.values()) else "trial-hours"
     for index, (name, search) in enumerate(searches.items()):
         history = figures_search.history(search)
-        line = {"color": drawing.colour(index), "width": 2.5, "shape": "hv"}
-        by_trials.add_scatter(x=np.arange(1, len(history) + 1), y=history["best"], mode="lines", name=name, line=line)
-        by_hours.add_scatter(x=history["hours"], y=history["best"], mode="lines", name=name, line=line)
+        look: dict[str, Any] = {
+            "mode": "lines+markers",
+            "name": name,
+            "marker": drawing.marker(index),
+            "line": {"color": drawing.colour(index), "width": 2.5, "shape": "hv"},
+        }
+        by_trials.add_scatter(x=np.arange(1, len(history) + 1), y=history["best"], **look)
+        by_hours.add_scatter(x=history["hours"], y=history["best"], **look)
         values = figures_space.scored(search)["value"].sort_values()
-        shares.add_scatter(x=values, y=np.arange(1, len(values) + 1) / max(len(values), 1), name=name, line=line)
+        shares.add_scatter(x=values, y=np.arange(1, len(values) + 1) / max(len(values), 1), **look)
     above = drawing.legend_above()
     blocks = (
         Chart(
@@ -117,8 +123,8 @@ def _importances(searches: Mapping[str, SearchData]) -> tuple[go.Figure | None, 
         subject, values = next(iter(importance.subjects(search).items()))
         table = importance.importances(search, values)
         if len(table):
-            hexcode = drawing.colour(index)
-            bars = {"x": table["importance"], "y": table["key"], "orientation": "h", "marker": {"color": hexcode}}
+            look = drawing.filling(index)
+            bars = {"x": table["importance"], "y": table["key"], "orientation": "h", "marker": look}
             figure.add_bar(**bars, name=f"{name}: {subject}")
     layout = {"yaxis": {"autorange": "reversed", "type": "category"}, "legend": drawing.legend_above()}
     drawn = drawing.layout(figure, "share of variance explained", "", **layout) if figure.data else None

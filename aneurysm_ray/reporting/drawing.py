@@ -8,6 +8,10 @@ import plotly.graph_objects as go
 
 COLOURS = ("#3277c2", "#d9741a", "#1f9e89", "#b5478f", "#8673d6", "#a2882a", "#c94f4f", "#5b8a3c")
 """Told apart by colour-blind readers too, and of middle lightness, so that one set serves both themes."""
+SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star")
+"""Markers beside the colours: seven of them and eight colours tell 56 things apart, and seven without any colour."""
+PATTERNS = ("", "/", "x", ".", "-", "+")
+"""Fillings of bars, for the same reason."""
 GREY = "#8b95a3"
 SCALE = [[0.0, "#2b4c9b"], [0.35, "#3f8fc0"], [0.6, "#58b99f"], [0.8, "#d9c25a"], [1.0, "#e07b2e"]]
 """Low to high, for values on a colour axis."""
@@ -16,6 +20,17 @@ SCALE = [[0.0, "#2b4c9b"], [0.35, "#3f8fc0"], [0.6, "#58b99f"], [0.8, "#d9c25a"]
 def colour(index: int) -> str:
     """Return the colour of the index-th thing."""
     return COLOURS[index % len(COLOURS)]
+
+
+def marker(index: int, size: int = 8) -> dict[str, Any]:
+    """Return the marker of the index-th thing, told from the others by its shape too; a few of them along a line."""
+    return {"color": colour(index), "symbol": SYMBOLS[index % len(SYMBOLS)], "size": size, "maxdisplayed": 7}
+
+
+def filling(index: int, alpha: float = 1.0) -> dict[str, Any]:
+    """Return the filling of the index-th thing's bars, told from the others by its pattern too."""
+    shape = PATTERNS[index % len(PATTERNS)]
+    return {"color": translucent(colour(index), alpha), "pattern": {"shape": shape, "solidity": 0.25}}
 
 
 def translucent(hexcode: str, alpha: float) -> str:

@@ -32,7 +32,8 @@ def draw_loss(table: pd.DataFrame) -> go.Figure:
                 legendgroup=f"fold {fold}",
                 showlegend=dash == "solid",
                 hovertemplate=f"fold {fold}, {name}<br>epoch %{{x}}: %{{y:.3f}}<extra></extra>",
-                mode="lines+markers" if len(part) == 1 else "lines",
+                mode="lines+markers",
+                marker=drawing.marker(int(str(fold)), 7),
                 line={"color": drawing.colour(int(str(fold))), "dash": dash, "width": 2},
             )
     return drawing.layout(figure, "epoch", "loss", legend=drawing.legend_above())
@@ -50,7 +51,8 @@ def draw_score(table: pd.DataFrame) -> go.Figure:
                 legendgroup=f"fold {fold}",
                 showlegend=dash == "solid",
                 hovertemplate=f"fold {fold}, {name}<br>epoch %{{x}}: %{{y:.3f}}<extra></extra>",
-                mode="lines+markers" if len(part) == 1 else "lines",
+                mode="lines+markers",
+                marker=drawing.marker(int(str(fold)), 7),
                 line={"color": drawing.colour(int(str(fold))), "dash": dash, "width": 2},
             )
     figure.add_hline(y=0.5, line={"dash": "dot", "color": drawing.GREY, "width": 1.5})
@@ -185,7 +187,8 @@ def draw_reliability(tables: Mapping[str, tuple[pd.DataFrame, float]]) -> go.Fig
             },
             mode="lines+markers",
             name=f"{name}: Brier {brier:.3f}",
-            line={"color": drawing.colour(index), "width": 2},
+            marker=drawing.marker(index) | {"maxdisplayed": 0},
+            line={"color": drawing.colour(index), "width": 2, "dash": ("solid", "dash")[index % 2]},
             customdata=table["n"],
             hovertemplate="said %{x:.2f}, was %{y:.2f} of %{customdata} series<extra></extra>",
         )
@@ -202,7 +205,7 @@ def draw_probabilities(predictions: pd.DataFrame) -> go.Figure:
             x=predictions.loc[mask, PRESENT],
             name=f"{name} ({int(mask.sum())})",
             xbins={"start": 0, "end": 1.0001, "size": 0.04},
-            marker={"color": drawing.translucent(drawing.colour(index), 0.65)},
+            marker=drawing.filling(index, 0.65),
             hovertemplate="%{x}: %{y} series<extra></extra>",
         )
     return drawing.layout(

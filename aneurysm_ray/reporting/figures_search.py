@@ -9,6 +9,8 @@ import plotly.graph_objects as go
 from aneurysm_ray.reporting import drawing
 from aneurysm_ray.reporting.search_data import STATE_WORDS, STATES, SearchData
 
+STATE_SYMBOLS = {"COMPLETE": "circle", "PRUNED": "circle-open", "FAIL": "x", "RUNNING": "diamond-open"}
+STATE_PATTERNS = {"COMPLETE": "", "PRUNED": "/", "FAIL": "x", "RUNNING": "."}
 STATE_COLOURS = {
     "COMPLETE": drawing.COLOURS[0],
     "PRUNED": drawing.GREY,
@@ -56,7 +58,7 @@ def _draw_progress(table: pd.DataFrame, x: str, y: str) -> go.Figure:
                 marker={
                     "color": STATE_COLOURS[state],
                     "size": 8,
-                    "symbol": "circle" if state == "COMPLETE" else "circle-open",
+                    "symbol": STATE_SYMBOLS[state],
                 },
                 customdata=part["trial"],
                 hovertemplate="trial %{customdata}<br>%{y:.4f}<extra></extra>",
@@ -94,12 +96,17 @@ def draw_curves(search: SearchData) -> go.Figure:
             legendgroup=name,
             showlegend=name not in shown,
             line={"color": hexcode, "width": 3 if trial in emphasis else 1.5},
-            marker={"size": 4},
+            marker={"size": 9 if trial in emphasis else 5, "symbol": _symbol(trial, state, best), "maxdisplayed": 9},
             opacity=0.35 if faint else 1.0 if trial in emphasis else 0.6,
             hovertemplate=f"trial {trial}, {STATE_WORDS[state]}<br>epoch %{{x}}: %{{y:.4f}}<extra></extra>",
         )
         shown.add(name)
     return drawing.layout(figure, "epochs", metric, legend=drawing.legend_above())
+
+
+def _symbol(trial: int, state: str, best: int | None) -> str:
+    """Return the marker of a trial's curve: the best and the default are told by more than colour."""
+    return "star" if trial == best else STATE_SYMBOLS[state]
 
 
 def distributions(search: SearchData) -> "dict[str, pd.Series[float]]":
@@ -125,7 +132,7 @@ def draw_distributions(groups: "Mapping[str, pd.Series[float]]", metric: str) ->
             mode="lines+markers",
             name=f"{name} ({len(values)})",
             line={"shape": "hv", "color": drawing.colour(index), "width": 2},
-            marker={"size": 5},
+            marker=drawing.marker(index, 6),
         )
     return drawing.layout(figure, metric, "share of trials", yaxis_range=[0, 1.03], legend=drawing.legend_above())
 
@@ -165,7 +172,11 @@ def draw_timeline(table: pd.DataFrame) -> go.Figure:
             y=part["lane"],
             orientation="h",
             name=STATE_WORDS[state],
-            marker={"color": STATE_COLOURS[state], "line": {"width": 1, "color": "rgba(127,127,127,0.6)"}},
+            marker={
+                "color": STATE_COLOURS[state],
+                "pattern": {"shape": STATE_PATTERNS[state], "solidity": 0.25},
+                "line": {"width": 1, "color": "rgba(127,127,127,0.6)"},
+            },
             customdata=np.stack([part["trial"], part["seconds"].astype(float).round(1)], axis=1),
             hovertemplate="trial %{customdata[0]}: %{customdata[1]} s<extra></extra>",
         )
@@ -214,7 +225,7 @@ def draw_trade_off(table: pd.DataFrame, names: tuple[str, str]) -> go.Figure:
             y=part["y"],
             mode="lines+markers" if name != "beaten" else "markers",
             name=name,
-            marker={"size": 8, "color": hexcode},
+            marker={"size": 8, "color": hexcode, "symbol": "circle" if name != "beaten" else "x"},
             line={"color": hexcode, "width": 1.5, "dash": "dot"},
             customdata=part["trial"],
             hovertemplate="trial %{customdata}<br>%{x:.4g}, %{y:.4f}<extra></extra>",

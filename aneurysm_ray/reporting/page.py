@@ -5,9 +5,11 @@ goes through Jinja's autoescape; data for scripts travels as JSON in which `<` i
 can end a script element.
 """
 
+import dataclasses
 import importlib.resources
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -203,14 +205,51 @@ def render(page: Page) -> str:
     )
     environment.filters["cell"] = cell
     environment.filters["sort_key"] = sort_key
+    names = names_something(page)
     has_charts = any(isinstance(b, Chart) and b.figure is not None for s in page.sections for b in s.blocks)
     return environment.get_template("page.html.j2").render(
         page=page,
+        names=names,
         version=__version__,
         style=Markup((templates / "page.css").read_text(encoding="utf-8")),
         script=Markup((templates / "page.js").read_text(encoding="utf-8")),
         plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")) if has_charts else "",
     )
+
+
+_NAMES = re.compile(
+    r"(?<![\w<])/[\w.+-]+/[\w.+-]"  # a path
+    r"|\w://"
+    r"|\b[0-2](\.\d+){5,}"  # a UID
+    r"|\b[A-Za-z][\w.-]*:\d{2,}\b|\b\d+\.\d+\.\d+\.\d+\b"  # a host and its process or port; an address
+)
+
+
+def names_something(page: Page) -> bool:
+    """Say whether a page holds a path, a URL, a UID or a machine: what is not to be sent around without a look."""
+
+    def texts(value: Any) -> Iterator[str]:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, go.Figure):
+            yield from (
+                str(text) for trace in value.data for name in ("name", "text", "y", "x") for text in _words(trace[name])
+            )
+        elif dataclasses.is_dataclass(value):
+            for field in dataclasses.fields(value):
+                # Pictures are long, and hold no letters that could be read here.
+                if field.name not in ("plain", "overlaid"):
+                    yield from texts(getattr(value, field.name))
+        elif isinstance(value, Mapping):
+            yield from (text for key, part in value.items() if key != "image" for text in texts(part))
+        elif isinstance(value, Sequence):
+            yield from (text for part in value for text in texts(part))
+
+    return any(_NAMES.search(text) for text in texts(page))
+
+
+def _words(values: Any) -> Iterator[Any]:
+    return (value for value in (values if isinstance(values, Sequence | np.ndarray) else ()) if isinstance(value, str))
 
 
 def cell(value: Any, digits: int | None = 3) -> str:

@@ -24,7 +24,8 @@ PIXELS_PER_MM = 1.4
 GAP = 4
 _FAINT = 0.05  # a heat map that varies by less than this is not blown up to full brightness
 _TRUTH, _GUESS = (66, 230, 149), (255, 92, 120)
-_PLANES = ((0, "axial"), (1, "coronal"), (2, "sagittal"))
+_WORDS = (190, 200, 212)
+_PLANES = ((0, "axial, from the feet"), (1, "coronal, from the front"), (2, "sagittal, from the left"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +188,7 @@ def _panel(
         (max(1, round(pixels.shape[1] * scale[0])), max(1, round(pixels.shape[0] * scale[1]))), Image.Resampling.BICUBIC
     )
     draw = ImageDraw.Draw(panel)
-    draw.text((5, 3), name, fill=(190, 200, 212), font=ImageFont.load_default(size=12))
+    draw.text((5, 3), name, fill=_WORDS, font=ImageFont.load_default(size=12))
     letter(panel, axis, size=12)
 
     def place(voxel: NDArray[np.float64]) -> tuple[float, float]:

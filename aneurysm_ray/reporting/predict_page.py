@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from aneurysm_ray import rundir
+from aneurysm_ray import location, rundir
 from aneurysm_ray.data.dicom import QUALITY
 from aneurysm_ray.data.store import PreparedVolume
 from aneurysm_ray.errors import SERIES_REASONS
@@ -46,7 +46,9 @@ def series_page(result: Mapping[str, Any], prepared: PreparedVolume | None, heat
     calibrated = result["calibrated"][PRESENT]
     tiles = [
         Tile(PRESENT, f"{present:.3f}", "training prevalence" if result["reason"] else "as the model says it"),
-        Tile("calibrated", "–" if calibrated is None else f"{100 * calibrated:.0f} %", "share with an aneurysm"),
+        Tile("calibrated", "–", "no calibration holds for this answer")
+        if calibrated is None
+        else Tile("calibrated", f"{100 * calibrated:.0f} %", "share with an aneurysm"),
     ]
     if read:
         tiles.append(Tile("candidates", str(len(result["candidates"])), "the strongest is pictured first"))
@@ -63,6 +65,8 @@ def series_page(result: Mapping[str, Any], prepared: PreparedVolume | None, heat
 
 def index_page(folder: Path) -> Page:
     """Return the page of a whole prediction. Raises RunDirError when its tables are missing."""
+    if not (folder / rundir.SUMMARY).exists():
+        return _unfinished_page(folder)
     summary = rundir.read_json(folder / rundir.SUMMARY)
     table = rundir.read_csv(folder / rundir.PREDICTIONS)
     candidates = rundir.read_csv(folder / rundir.CANDIDATES)
@@ -107,7 +111,7 @@ def index_page(folder: Path) -> Page:
         missing="Every series was read.",
     )
     return Page(
-        title=folder.resolve().name,
+        title=location.absolute(folder).name,
         kind="prediction",
         subtitle=f"model {summary['model'][:12]} of {summary['run']}, {words.count(summary['models'], 'network')}",
         summary=(
@@ -125,6 +129,39 @@ def index_page(folder: Path) -> Page:
             Section("all", "Series", "", (every,)),
             Section("failures", "Not read", "", (reasons,)),
             provenance_blocks.section(rundir.read_config(folder), rundir.read_json(folder / rundir.PROVENANCE)),
+        ),
+    )
+
+
+def _unfinished_page(folder: Path) -> Page:
+    """Return the page of a prediction that was interrupted: the series that were scored, by their own files."""
+    facts = rundir.read_json(folder / rundir.PROVENANCE)
+    series = location.matching(folder / rundir.SERIES, "*")
+    files = [file for one in series if (file := one / rundir.RESULT).exists()]
+    results = [(file.parent.name, rundir.read_json(file)) for file in files]
+    ordered = sorted(results, key=lambda pair: -pair[1]["probabilities"][PRESENT])
+    links = [
+        Link(_short(result["series_uid"]), quote(f"{rundir.SERIES}/{name}/{SERIES_PAGE}")) for name, result in ordered
+    ]
+    rows = tuple((link, result["probabilities"][PRESENT]) for link, (_, result) in zip(links, ordered, strict=True))
+    scored = words.count(len(rows), "series was", "series were")
+    return Page(
+        title=location.absolute(folder).name,
+        kind="prediction",
+        subtitle=f"model {str(facts.get('model', ''))[:12]} of {facts.get('run', '')}",
+        summary=(
+            f"The prediction has not finished: {scored} scored so far. Its command with --resume goes on with it.",
+            DISCLAIMER,
+        ),
+        tiles=(Tile("series so far", f"{len(rows):,}"),),
+        sections=(
+            Section(
+                "all",
+                "Series",
+                "",
+                (Table("series", "Series so far", "", (Column("series"), Column("present")), rows),),
+            ),
+            provenance_blocks.section(rundir.read_config(folder), facts),
         ),
     )
 
@@ -193,7 +230,10 @@ def _pictures(result: Mapping[str, Any], prepared: PreparedVolume, heatmap: Heat
         _case(f"{rank}. {c['location']}", _facts(c), prepared, voxel, heatmap, voxels[:0], CLOSE_UP_MM)
         for rank, (c, voxel) in enumerate(zip(result["candidates"], voxels[:SHOWN], strict=False), start=1)
     ]
-    caption = "The patient's right is on the left. The heat map is brightest at its own maximum, however low that is."
+    caption = (
+        "R and L are the patient's right and left, A and P front and back. The heat map is brightest at its own "
+        "maximum, however low that is."
+    )
     return Section(
         "pictures",
         "Pictures",
@@ -242,7 +282,8 @@ def _probabilities(result: Mapping[str, Any]) -> Table:
         "probabilities",
         "Probabilities",
         "Calibrated: the share of series that turned out positive among those of the run's own out-of-fold predictions "
-        "with such a value (Platt's line on the logit). A dash: the run had too few to tell.",
+        "with such a value (Platt's line on the logit). A dash: the run had too few to tell, or the answer is not "
+        "of the kind that the line was fitted on: the mean of several networks, or with other inference settings.",
         (Column("label", None), Column("as the model says it"), Column("calibrated")),
         tuple(sorted(rows, key=lambda row: -row[1])),
         wide=False,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from aneurysm_ray import rundir
+from aneurysm_ray import location, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import store
 from aneurysm_ray.errors import AneurysmRayError, RunDirError
@@ -39,22 +39,24 @@ class RunData:
     @property
     def volumes_folder(self) -> Path:
         """The prepared set the run was trained on, wherever it was then."""
-        return Path(self.provenance.get("volumes", ""))
+        return location.place(self.provenance.get("volumes", ""))
 
 
 def read_run(folder: Path) -> RunData:
     """Read a run directory, finished or not. Raises RunDirError when it has no configuration or a damaged file."""
     provenance = rundir.read_json(folder / rundir.PROVENANCE) if (folder / rundir.PROVENANCE).exists() else {}
-    folds = sorted(int(path.name.removeprefix("fold_")) for path in folder.glob("fold_*") if path.is_dir())
+    folds = sorted(
+        int(path.name.removeprefix("fold_")) for path in location.matching(folder, "fold_*") if path.is_dir()
+    )
     finished = (folder / rundir.SUMMARY).exists()
     predictions = _table(folder, folds, rundir.PREDICTIONS, ["series_uid", "patient", "fold", *LABELS])
-    volumes = _volumes(Path(provenance.get("volumes", "")))
+    volumes = _volumes(location.place(provenance.get("volumes", "")))
     points = ignored = pd.DataFrame(columns=["series_uid", "x_mm", "y_mm", "z_mm", "location", "radius_mm"])
     if volumes is not None:
         scored = volumes[volumes["series_uid"].isin(predictions["series_uid"])]
         points, ignored = froc.points_mm(scored), froc.points_mm(scored, "ignored")
     columns = ["series_uid", "x_mm", "y_mm", "z_mm", "probability", "location"]
-    known = truth.lesions(Path(provenance.get("volumes", "")))
+    known = truth.lesions(location.place(provenance.get("volumes", "")))
     return RunData(
         folder=folder,
         config=rundir.read_config(folder),

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from aneurysm_ray import location
 from aneurysm_ray.labels import PRESENT
 from aneurysm_ray.learning import froc, metrics
 from aneurysm_ray.learning.bootstrap import Score
@@ -22,10 +23,13 @@ _FEW = f"With fewer than {run_summary.FEW_POSITIVES} positives an AUC is an anec
 def page(folder: Path) -> Page:
     """Read a run directory and return its page."""
     run = read_run(folder)
-    title, subtitle = folder.resolve().name, _subtitle(run)
+    title, subtitle = location.absolute(folder).name, _subtitle(run)
     how = provenance_blocks.section(run.config, run.provenance)
     if run.predictions.empty:
-        summary = ("No fold has finished an epoch yet, so there is nothing to score.",)
+        summary = (
+            "No fold has finished an epoch yet, so there is nothing to score. The run's command with --resume goes on "
+            "with it.",
+        )
         return Page(title, "training run", subtitle, summary, (), (_training(run), how))
     curve = froc.froc(run.candidates, run.points, run.predictions) if len(run.points) else None
     found = run_summary.results(run.predictions, curve)
@@ -222,7 +226,8 @@ def _wrong(run: RunData) -> Section:
     both = pd.concat([missed.assign(kind="missed"), alarms.assign(kind="false alarm")])
     shown = {"kind": "kind", **{key: name for key, name in names.items() if key in both}}
     text = (
-        "Axial, coronal and sagittal slices through the labelled point, else through the strongest candidate. Green "
+        "Axial, coronal and sagittal slices through the labelled point, else through the strongest candidate; R, L, A "
+        "and P are the patient's right, left, front and back. Green "
         "ring: labelled aneurysm; red cross: candidate; glow: the heat map, from the series' median to its maximum. "
         "Wrong labels and broken volumes end up here too, so look here first."
     )

@@ -43,13 +43,8 @@ def results(predictions: pd.DataFrame, found: Froc | None) -> Results:
     """Compute a run's numbers from its predictions."""
     statistics = metrics.summarise(predictions)
     labels = pd.DataFrame(statistics["labels"]).astype({"auc": float, "low": float, "high": float})
-    score, present = (_score(statistics[name]) for name in ("score", "auc_present"))
+    score, present = (Score.of(statistics[name]) for name in ("score", "auc_present"))
     return Results(statistics, labels, found if found is not None and found.n_points else None, score, present)
-
-
-def _score(numbers: dict[str, float | None]) -> Score:
-    value, low, high = (np.nan if numbers[name] is None else numbers[name] for name in ("value", "low", "high"))
-    return Score(float(value or 0), float(low or 0), float(high or 0))
 
 
 def sentences(run: RunData, found: Results) -> tuple[str, ...]:
@@ -88,10 +83,18 @@ def sentences(run: RunData, found: Results) -> tuple[str, ...]:
             "This is the shuffled-label control: an honest pipeline gives 0.5, and the interval of present AUC "
             f"{'holds' if inside else 'does NOT hold'} it."
         )
+    if run.config.chosen.folds:
+        result.append(words.picked(run.config.chosen.folds, metrics.unpicked(run.predictions, run.config)))
     if statistics["note"]:
         result.append(statistics["note"])
     if not run.finished:
-        result.append("The run has not finished; these are its folds' latest epochs.")
+        done = ", ".join(
+            f"fold {fold} {len(table)} of {run.config.optim.epochs}" for fold, table in run.metrics.items()
+        )
+        result.append(
+            f"The run has not finished; these are its folds' latest epochs ({done}). Its command with --resume goes on "
+            "with it."
+        )
     return tuple(result)
 
 

@@ -63,7 +63,7 @@ class SearchData:
         """Number of the trial of the default configuration."""
         origins = self.trials["origin"] if "origin" in self.trials else pd.Series(dtype=str)
         chosen = self.trials.loc[origins == "default", "trial"] if len(origins) else self.trials["trial"].head(1)
-        return int(chosen.iloc[0]) if len(chosen) else None
+        return int(chosen.iloc[-1]) if len(chosen) else None  # the last, where it failed and was tried again
 
     @property
     def uses_gpus(self) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from aneurysm_ray import location
 from aneurysm_ray.labels import PRESENT
 from aneurysm_ray.reporting import figures_search, figures_space, importance, provenance_blocks, search_summary
 from aneurysm_ray.reporting.page import Block, Chart, Column, Page, Section, Table
@@ -24,7 +25,7 @@ def page(folder: Path) -> Page:
     leading = next(iter(tables.values()), pd.DataFrame(columns=["key", "importance", "low", "high"]))
     found = search_summary.duel(search)
     return Page(
-        title=folder.resolve().name,
+        title=location.absolute(folder).name,
         kind="search",
         subtitle=_subtitle(search),
         summary=search_summary.sentences(search, tables, found),

@@ -56,6 +56,12 @@ def sentences(search: SearchData, importance: Mapping[str, pd.DataFrame], found:
         f"{words.count(len(search.trials), 'trial')} searched {words.listed(search.keys)} for the "
         f"{'highest' if search.signs[0] > 0 else 'lowest'} {metric}: {words.listed(counts)}."
     ]
+    if not search.summary or search.summary.get("interrupted"):
+        ended = int(search.trials["state"].isin(("COMPLETE", "PRUNED", "FAIL")).sum())
+        result.append(
+            f"The search has not finished: {ended} of {words.count(search.config.tune.trials, 'trial')} have ended. "
+            "Its command with --resume goes on with it."
+        )
     best = search.best
     if best is None:
         return (*result, "No trial has run to its end with a value yet, so nothing has won.")
@@ -117,13 +123,10 @@ def _beware(search: SearchData) -> str:
         f"The best of {len(search.trials)} is picked by the number it is reported with, so that number flatters; "
         "the interval does not know of the picking."
     )
-    score = train.get("score") if isinstance(train, dict) else None
-    if isinstance(score, dict) and score.get("value") is not None:
-        numbers = Score(*(float(score[name]) for name in ("value", "low", "high")))
-        return (
-            f"{text} Trained anew on all folds, it scores {numbers} out of fold, a number that nothing was picked by."
-        )
-    return f"{text} Train best.toml on all folds for a number that nothing was picked by."
+    if not isinstance(train, dict) or train.get("score", {}).get("value") is None:
+        return f"{text} Train best.toml on all folds: those that did not choose it have a score that does not flatter."
+    told = words.picked(search.config.tune.folds, train.get("unpicked"))
+    return f"{text} Trained anew on all folds it scores {Score.of(train['score'])} out of fold. {told}"
 
 
 def tiles(search: SearchData, found: Duel | None) -> tuple[Tile, ...]:

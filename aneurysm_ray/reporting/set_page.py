@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from aneurysm_ray import rundir
+from aneurysm_ray import location, rundir
 from aneurysm_ray.data import store
 from aneurysm_ray.data.dicom import QUALITY
 from aneurysm_ray.errors import SERIES_REASONS, AneurysmRayError
@@ -42,7 +42,7 @@ def page(folder: Path) -> Page:
         missing="No series was prepared.",
     )
     return Page(
-        title=folder.resolve().name,
+        title=location.absolute(folder).name,
         kind="prepared set",
         subtitle=_subtitle(facts),
         summary=(*_summary(table, rejected, items), *_state(facts)),
@@ -66,7 +66,8 @@ def _rejected(folder: Path) -> pd.DataFrame:
 def _subtitle(facts: dict[str, Any]) -> str:
     parts: list[str] = []
     if seconds := facts.get("seconds"):
-        parts.append(f"prepared in {words.duration(float(seconds))}")
+        last = f", the last {_of_last_run(facts):,} series" if facts.get("kept") else ""
+        parts.append(f"prepared{last} in {words.duration(float(seconds))}")
     return " · ".join(parts)
 
 
@@ -125,10 +126,15 @@ def _tiles(table: pd.DataFrame, rejected: pd.DataFrame, facts: dict[str, Any]) -
         Tile("On disk", f"{gigabytes:.2f} GB", f"{1e3 * gigabytes / max(len(table), 1):.2f} MB a series"),
     ]
     if seconds := facts.get("seconds"):
-        tiles.append(
-            Tile("Time", words.duration(float(seconds)), f"{len(table) / max(float(seconds), 1e-9):.1f} series/s")
-        )
+        done = _of_last_run(facts) if "kept" in facts else len(table) + len(rejected)
+        speed = f"{done / max(float(seconds), 1e-9):.1f} series/s" + (", the last run" if facts.get("kept") else "")
+        tiles.append(Tile("Time", words.duration(float(seconds)), speed))
     return tuple(tiles)
+
+
+def _of_last_run(facts: dict[str, Any]) -> int:
+    """Return how many series the last run of the preparation did: it goes on where the one before stopped."""
+    return int(facts.get("prepared", 0)) + int(facts.get("rejected", 0)) - int(facts.get("kept", 0))
 
 
 def _contents(table: pd.DataFrame) -> Section:

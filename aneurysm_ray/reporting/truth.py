@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from aneurysm_ray import rundir
+from aneurysm_ray import location, rundir
 from aneurysm_ray.data import identity
 from aneurysm_ray.errors import RunDirError
 
@@ -17,7 +17,8 @@ def lesions(volumes: Path) -> pd.DataFrame | None:
     try:
         source = str(rundir.read_json(volumes / rundir.PREPARE).get("source", ""))
         # Where the data lie is known on the machine that prepared them, and nowhere else.
-        table = rundir.read_csv(Path(identity.read_places(str(volumes)).get(source, "/nowhere")) / TRUTH)
+        there = identity.read_places(str(volumes)).get(source, "/nowhere")
+        table = rundir.read_csv(location.place(there) / TRUTH)
     except (RunDirError, AttributeError):
         return None
     columns = ["series_uid", "location", "diameter_mm"]

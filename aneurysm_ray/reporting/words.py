@@ -1,6 +1,7 @@
 """Numbers as words: durations, counts, names in a row."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from aneurysm_ray.learning.bootstrap import Score
 
@@ -28,6 +29,14 @@ def listed(names: Sequence[str]) -> str:
 def interval(score: Score, digits: int = 3) -> str:
     """Write a value with its interval."""
     return f"{score.value:.{digits}f} [{score.low:.{digits}f}, {score.high:.{digits}f}]"
+
+
+def picked(folds: Sequence[int], unpicked: Mapping[str, Any] | None) -> str:
+    """Say by which folds settings were chosen, and what they score without them (`metrics.unpicked`)."""
+    which = f"{'fold' if len(folds) == 1 else 'folds'} {listed([str(fold) for fold in folds])}"
+    if unpicked is None or unpicked["score"]["value"] is None:
+        return f"The settings were chosen by {which}, and there is no score without what chose them: this one flatters."
+    return f"Without {which}, by which the settings were chosen, it is {Score.of(unpicked['score'])}."
 
 
 def percent(share: float) -> str:

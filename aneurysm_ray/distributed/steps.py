@@ -1,20 +1,25 @@
-"""What a worker does with one series: score it, and write its folder, `result.json` last.
+"""The three steps of a series' prediction: read it (CPU), score it (GPU), write its folder (CPU), `result.json` last.
 
 A folder with a `result.json` is done. The folder holds the page, the heat map, and on request the files for viewers.
+Each step is a function of values, which a process does one after another or three of Ray Data's operators side by side.
 """
 
+import contextlib
+import functools
 import json
 import logging
-import threading
-from dataclasses import dataclass, replace
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from aneurysm_ray import overrides, rundir
-from aneurysm_ray.data import reading
+from aneurysm_ray import location, overrides, rundir
+from aneurysm_ray.config import Config
+from aneurysm_ray.data import places, reading, urls
 from aneurysm_ray.data.guard import Guard
 from aneurysm_ray.data.outputs import viewer
 from aneurysm_ray.data.reading import Reading
@@ -28,8 +33,6 @@ from aneurysm_ray.reporting import page, pictures, predict_page
 
 log = logging.getLogger(__name__)
 
-SERIES = "series"
-RESULT = "result.json"
 HEATMAP = "heatmap.npz"
 CHANGEABLE = ("inference.", "prepare.", "optim.precision")
 """What may be changed of a model's configuration; the rest is what its weights were trained with."""
@@ -44,6 +47,7 @@ class Item:
     name: str
     """Its folder below `series/`."""
     location: str
+    """A path, or the URL of an object store."""
     series_uid: str
     """What a table or the folder's name says; empty where only the files know."""
     bytes: int = 0
@@ -68,112 +72,127 @@ class Order:
 
 def load(order: Order, device: str) -> Ensemble:
     """Load the models of an order with its overrides. Raises RequestError for one that the weights cannot bear."""
-    trained = export.load(Path(order.run), device, fast=order.fast)
-    config = overrides.build(order.changes, base=trained.config)
+    trained = export.load(location.place(order.run), device, fast=order.fast)
+    changed = trained.changed(order.changes)
     for key in order.changes:
-        if overrides.value(config, key) != overrides.value(trained.config, key) and not _is_changeable(key):
+        had = overrides.value(trained.config, key)
+        if overrides.value(changed.config, key) != had and not _is_changeable(key):
             raise RequestError(
-                f"{key} belongs to how {order.run} was trained, which has "
-                f"{json.dumps(overrides.value(trained.config, key))}; predict takes {', '.join(CHANGEABLE)}* settings "
-                f"only, and no {LEARNT}"
+                f"{key} belongs to how {order.run} was trained, which has {json.dumps(had)}; predict takes "
+                f"{', '.join(CHANGEABLE)}* settings only, and no {LEARNT}"
             )
-    return replace(trained, config=config)
+    return changed
 
 
 def _is_changeable(key: str) -> bool:
     return key.startswith(CHANGEABLE) and key != LEARNT
 
 
-class Scorer:
-    """A worker: models on a device and one guarded child per thread. Several threads read while one scores."""
+def folder_of(order: Order, item: Item) -> Path:
+    """Return a series' folder."""
+    return location.place(order.out) / rundir.SERIES / item.name
 
-    def __init__(self, order: Order, device: str) -> None:
-        self.order = order
-        self.device = device
-        self.trained = load(order, device)
-        self._scoring = threading.Lock()
-        self._threads = threading.local()
-        self._guards: list[Guard] = []
 
-    def __call__(self, item: Item) -> dict[str, str]:
-        """Score a series, write its folder and return its name and the reason it could not be read, if any."""
-        config = self.trained.config
-        guard = self._guard()
-        series: Reading | None = None
-        try:
-            timeout_seconds = config.prepare.timeout_seconds
-            path = Path(item.location)
-            series = guard.run(reading.read, path, config.volume, item.deep, timeout_seconds=timeout_seconds)
-            with self._scoring:
-                answer = inference.score(self.trained, series, self.device)
-        except SeriesError as error:
-            answer = inference.fall_back(self.trained, error)
-        # As in the guard: a bug that one series brings out must not end the other thousands.
-        except Exception as error:
-            log.warning("%s: %s", item.location, error, exc_info=True)
-            reason = "memory" if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) else "crash"
-            answer = inference.fall_back(
-                self.trained, SeriesError(reason, f"{item.location}: {type(error).__name__} while it was scored")
-            )
-        self._write(item, series, answer, guard)
-        return {"name": item.name, "reason": answer.reason}
+@functools.cache
+def _guard(memory_mb: int) -> Guard:
+    """Return this process's child for reading, in which no file can crash, hang or exhaust the process itself."""
+    return Guard(memory_mb)
 
-    def close(self) -> None:
-        """End the children."""
-        for guard in self._guards:
-            guard.close()
 
-    def _guard(self) -> Guard:
-        if not hasattr(self._threads, "guard"):
-            self._threads.guard = Guard(self.trained.config.prepare.memory_mb)
-            self._guards.append(self._threads.guard)
-        guard: Guard = self._threads.guard
-        return guard
+def close() -> None:
+    """End the child."""
+    _guard.cache_clear()  # a guard that nobody holds ends its child
 
-    def _write(self, item: Item, series: Reading | None, answer: Answer, guard: Guard) -> None:
-        folder = Path(self.order.out) / SERIES / item.name
-        folder.mkdir(parents=True, exist_ok=True)
-        heat = None
-        notes: list[str] = []
+
+@contextlib.contextmanager
+def _on_this_machine(item: Item) -> Iterator[Path]:
+    """Yield a path of a series on this machine: its own, or a copy fetched from an object store."""
+    if not urls.is_url(item.location) or item.location.endswith(".parquet"):
+        yield location.place(item.location)
+        return
+    with tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as folder:
+        yield places.fetch(item.location, Path(folder), deep=item.deep)
+
+
+def read(item: Item, config: Config) -> Reading | SeriesError:
+    """Read and prepare a series, or say why it cannot be."""
+    guard = _guard(config.prepare.memory_mb)
+    try:
+        with _on_this_machine(item) as path:
+            try:
+                return guard.run(
+                    reading.read, path, config.volume, item.deep, timeout_seconds=config.prepare.timeout_seconds
+                )
+            except SeriesError as error:
+                # A temporary folder's name says nothing to the reader.
+                told, where = (text.replace(str(path), item.location) for text in (error.told, error.where))
+                return SeriesError(error.reason, told, where)
+    except SeriesError as error:
+        return error
+
+
+def score(item: Item, found: Reading | SeriesError, trained: Ensemble, device: str) -> Answer:
+    """Score a series; whatever is wrong with it becomes the fall-back."""
+    try:
+        if isinstance(found, SeriesError):
+            raise found
+        return inference.score(trained, found, device)
+    except SeriesError as error:
+        return inference.fall_back(trained, error)
+    # As in the guard: a bug that one series brings out must not end the other thousands.
+    except Exception as error:
+        log.warning("%s: %s", item.location, error, exc_info=True)
+        reason = "memory" if isinstance(error, MemoryError | torch.OutOfMemoryError) else "crash"
+        told = SeriesError(reason, f"{type(error).__name__} while it was scored", item.location)
+        return inference.fall_back(trained, told)
+
+
+def write(item: Item, found: Reading | SeriesError, answer: Answer, trained: Ensemble, order: Order) -> str:
+    """Write a series' folder and return the reason it could not be read, if any."""
+    heat = None
+    notes: list[str] = []
+    series = None if isinstance(found, SeriesError) else found
+    with location.folder(folder_of(order, item)) as folder:
         if answer.heatmap is not None and series is not None:
             heat = pictures.HeatMap(answer.heatmap.grid.astype(np.float32), answer.heatmap.affine)
             ensemble.write_heatmap(folder / HEATMAP, answer.heatmap)
-            if self.order.dicom and series.slices is not None:
-                notes = self._write_for_viewers(folder, item, series, answer, heat, guard)
-        result = describe(item, series, answer, self.trained, notes)
+            if order.dicom and series.slices is not None:
+                notes = _write_for_viewers(folder, item, series, answer, heat, trained)
+        result = describe(item, series, answer, trained, notes)
         prepared = series.prepared if series is not None and heat is not None else None
         page.write(predict_page.series_page(result, prepared, heat), folder / predict_page.SERIES_PAGE)
-        rundir.write_json(folder / RESULT, result)
+    rundir.write_json(folder_of(order, item) / rundir.RESULT, result)
+    return answer.reason
 
-    def _write_for_viewers(
-        self, folder: Path, item: Item, series: Reading, answer: Answer, heat: pictures.HeatMap, guard: Guard
-    ) -> list[str]:
-        assert series.slices is not None
-        try:
-            return guard.run(
+
+def _write_for_viewers(
+    folder: Path, item: Item, series: Reading, answer: Answer, heat: pictures.HeatMap, trained: Ensemble
+) -> list[str]:
+    assert series.slices is not None
+    settings = trained.config.prepare
+    try:
+        with _on_this_machine(item) as path:
+            return _guard(settings.memory_mb).run(
                 viewer.write_all,
                 folder,
-                Path(item.location),
+                path,
                 series.slices,
                 answer.candidates,
                 heat.grid,
                 heat.affine,
                 float(answer.probabilities[PRESENT_INDEX]),
-                self.trained.digest,
-                _plain(self.trained.calibrated(answer.probabilities)[PRESENT_INDEX]),
-                timeout_seconds=self.trained.config.prepare.timeout_seconds,
+                trained.digest,
+                _plain(trained.calibrated(answer.probabilities)[PRESENT_INDEX]),
+                timeout_seconds=settings.timeout_seconds,
             )
-        except SeriesError as error:
-            return [f"no files for viewers: {error}"]
+    except SeriesError as error:
+        return [f"no files for viewers: {error}"]
 
 
 def lost(item: Item, order: Order, trained: Ensemble) -> None:
-    """Write the folder of a series whose worker died with it."""
-    answer = inference.fall_back(trained, SeriesError("crash", f"{item.location}: the process that scored it died"))
-    folder = Path(order.out) / SERIES / item.name
-    result = describe(item, None, answer, trained, [])
-    page.write(predict_page.series_page(result, None, None), folder / predict_page.SERIES_PAGE)
-    rundir.write_json(folder / RESULT, result)
+    """Write the folder of a series whose worker died with it, again and again."""
+    told = SeriesError("crash", "the process that scored it died", item.location)
+    write(item, told, inference.fall_back(trained, told), trained, order)
 
 
 def describe(item: Item, series: Reading | None, answer: Answer, trained: Ensemble, notes: list[str]) -> dict[str, Any]:

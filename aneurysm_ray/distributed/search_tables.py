@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from aneurysm_ray import overrides, rundir
 from aneurysm_ray.config import Config
-from aneurysm_ray.distributed import search, space, trial
+from aneurysm_ray.distributed import record, space, trial_process
 
 
 def trials_table(
@@ -24,8 +24,8 @@ def trials_table(
     """Return one row per trial that was begun, in order of number.
 
     Columns: trial, state, value (with several objectives `value/<metric>` too), `param/<key>` as the configuration
-    holds it, epochs, started, ended, seconds, gpu_seconds, worker, origin, error. The value of a PRUNED or RUNNING
-    trial is its last one.
+    holds it, epochs, started, ended, seconds, gpu_seconds, worker, origin, retry_of, error. The value of a PRUNED or
+    RUNNING trial is its last one.
     """
     begun = [frozen for frozen in study.get_trials(deepcopy=False) if frozen.state != TrialState.WAITING]
     empty = list(_row(optuna.trial.create_trial(state=TrialState.RUNNING), config, parameters, gpus))
@@ -34,27 +34,29 @@ def trials_table(
 
 def _row(frozen: FrozenTrial, config: Config, parameters: tuple[space.Parameter, ...], gpus: float) -> dict[str, Any]:
     facts = frozen.user_attrs
-    seconds = facts.get(search.SECONDS, 0.0)
+    progress = facts.get(record.PROGRESS, {})
+    seconds = progress.get(record.SECONDS, 0.0)
     drawn = space.decode(frozen.params, parameters)
     return {
         "trial": frozen.number,
         "state": frozen.state.name,
         **values(frozen, config),
         **{f"param/{key}": drawn.get(key, space.field(config, key)) for key in config.tune.space},
-        "epochs": facts.get(search.STEP, 0),
+        "epochs": progress.get(record.STEP, 0),
         "started": facts.get("started"),
         "ended": facts.get("ended"),
         "seconds": seconds,
         "gpu_seconds": seconds * gpus,
-        "worker": facts.get(search.WORKER),
+        "worker": progress.get(record.WORKER),
         "origin": facts.get("origin", "sampler"),
-        "error": frozen.user_attrs.get(search.ERROR, "").strip().partition("\n")[0] or None,
+        "retry_of": facts.get(record.RETRY_OF),
+        "error": frozen.user_attrs.get(record.ERROR, "").strip().partition("\n")[0] or None,
     }
 
 
 def values(frozen: FrozenTrial, config: Config) -> dict[str, float]:
     """Return a trial's objectives as columns; NaN where there are none yet."""
-    names = search.metrics(config.tune)
+    names = record.metrics(config.tune)
     if frozen.state == TrialState.COMPLETE:
         found = frozen.values
     elif frozen.intermediate_values and frozen.state != TrialState.FAIL:
@@ -71,12 +73,41 @@ def curves_table(out: Path, numbers: list[int]) -> pd.DataFrame:
     """Return all epochs of these trials: trial, step, fold, epoch, seconds and the metrics."""
     tables = []
     for number in numbers:
-        path = trial.folder_of(out, number) / rundir.METRICS
+        path = trial_process.folder_of(out, number) / rundir.METRICS
         if path.exists():
             table = rundir.read_csv(path)
             table.insert(0, "trial", number)
             tables.append(table)
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["trial", search.STEP, "epoch"])
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["trial", record.STEP, "epoch"])
+
+
+class Curves:
+    """`curves.csv`, to which a trial's epochs are added as they come: with hundreds of trials it is long."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.path = out / rundir.CURVES
+        table = rundir.read_csv(self.path)
+        self.columns = list(table.columns)
+        self.last = {int(str(number)): int(rows[record.STEP].max()) for number, rows in table.groupby("trial")}
+
+    def steps(self, number: int) -> int:
+        """Return how many epochs of a trial there are."""
+        return self.last.get(number, 0)
+
+    def add(self, number: int) -> None:
+        """Add what the trial's folder holds beyond that."""
+        table = curves_table(self.out, [number])
+        new = table[table[record.STEP] > self.steps(number)]
+        if new.empty:
+            return
+        if new.columns.difference(self.columns).empty:
+            rundir.append_csv(self.path, new.reindex(columns=self.columns))
+        else:  # the first epochs of all, as a rule
+            before = rundir.read_csv(self.path)
+            rundir.write_csv(self.path, joined := pd.concat([before, new] if len(before) else [new], ignore_index=True))
+            self.columns = list(joined.columns)
+        self.last[number] = int(new[record.STEP].max())
 
 
 def write(
@@ -94,24 +125,30 @@ def best_of(table: pd.DataFrame, config: Config) -> int | None:
     complete = table[table["state"] == "COMPLETE"].set_index("trial")["value"].astype(float)
     if complete.empty:
         return None
-    return int(str(complete.idxmax() if search.modes(config.tune)[0] == "max" else complete.idxmin()))
+    return int(str(complete.idxmax() if record.modes(config.tune)[0] == "max" else complete.idxmin()))
 
 
 def write_best(table: pd.DataFrame, config: Config, out: Path) -> int | None:
     """Write the best complete trial's configuration as best.toml; return its number, or None when there is none.
 
-    With several objectives it is the best by the first; the others of the Pareto front are in trials/.
+    It says by which folds it was chosen. With several objectives it is the best by the first; the others of the Pareto
+    front are in trials/.
     """
     best = best_of(table, config)
     if best is not None:
-        rundir.write_text(out / rundir.BEST, overrides.to_toml(rundir.read_config(trial.folder_of(out, best))))
+        folds = sorted({*config.tune.folds, *config.chosen.folds})
+        chosen = {"chosen.folds": folds, "chosen.count": config.folds.count, "chosen.seed": config.folds.seed}
+        settings = overrides.build(chosen, base=rundir.read_config(trial_process.folder_of(out, best)))
+        rundir.write_text(out / rundir.BEST, overrides.to_toml(settings))
     return best
 
 
 def summary(study: optuna.Study, table: pd.DataFrame, config: Config, best: int | None) -> dict[str, Any]:
     """Return what summary.json says of a search."""
     by_number = table.set_index("trial")
-    done = {state: int((table["state"] == state).sum()) for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING")}
+    counted = table[~table["trial"].isin(table["retry_of"].dropna())]
+    done = {state: int((counted["state"] == state).sum()) for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING")}
+    defaults = list(counted.loc[counted["origin"] == "default", "trial"])
     found = {
         "kind": "tune",
         "finished_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -128,9 +165,9 @@ def summary(study: optuna.Study, table: pd.DataFrame, config: Config, best: int 
         "hours": float(table["seconds"].sum() / 3600),
         "gpu_hours": float(table["gpu_seconds"].sum() / 3600),
         "best": None if best is None else _point(by_number, best),
-        "default": _point(by_number, 0) if 0 in by_number.index else None,
+        "default": _point(by_number, defaults[0]) if defaults else None,
     }
-    if len(search.metrics(config.tune)) > 1:
+    if len(record.metrics(config.tune)) > 1:
         found["pareto"] = [_point(by_number, trial.number) for trial in study.best_trials]
     return found
 

@@ -1,0 +1,150 @@
+"""Pages tell no half-truths: sides, colours, what is unfinished, what may be sent."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+import synthetic_runs
+
+from aneurysm_ray import rundir
+from aneurysm_ray.config import Config
+from aneurysm_ray.data import inspection, store
+from aneurysm_ray.reporting import (
+    drawing,
+    figures_run,
+    figures_search,
+    page,
+    pictures,
+    predict_page,
+    run_page,
+    search_data,
+    search_page,
+    set_page,
+)
+
+SIDES = {"R": (-1, 0, 0), "L": (1, 0, 0), "A": (0, -1, 0), "P": (0, 1, 0), "F": (0, 0, -1), "H": (0, 0, 1)}
+"""Where each side of the patient lies (LPS, PS3.3 C.7.6.1.1.1)."""
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("set")
+    synthetic_runs.write_volumes(folder, 24, files=2)
+    return folder
+
+
+@pytest.fixture
+def run(volumes: Path, tmp_path: Path) -> Path:
+    return synthetic_runs.write_run(tmp_path / "run", volumes, store.volumes_table(volumes))
+
+
+def test_pictures_say_from_where_they_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Axial as radiologists hold it, from the feet; coronal from the front; sagittal with the face to the left."""
+    written: list[str] = []
+    monkeypatch.setattr(pictures.ImageDraw.ImageDraw, "text", lambda self, place, text, **_: written.append(text))
+    prepared = synthetic_runs.volume(0, np.random.default_rng(0))
+    pictures.slices(prepared, np.array(synthetic_runs.SHAPE) / 2)
+    seen = {"feet": "F", "front": "A", "left": "L"}
+    for name, left, right, up, down in (written[first : first + 5] for first in (0, 5, 10)):
+        # Right times down points into the picture, away from who looks at it.
+        into = np.cross(np.subtract(SIDES[right], SIDES[left]), np.subtract(SIDES[down], SIDES[up])) / 4
+        assert tuple(-into) == SIDES[seen[name.rsplit(" ", 1)[1]]], name
+    assert [name.split(",")[0] for name in written[::5]] == ["axial", "coronal", "sagittal"]
+
+
+def looks(figure: go.Figure) -> list[tuple[str, str]]:
+    """Return the colour and symbol of each thing that the legend names."""
+    return [(trace.line.color, trace.marker.symbol) for trace in figure.data if trace.showlegend]
+
+
+def test_twenty_folds_are_told_apart_and_eight_without_colour() -> None:
+    table = figures_run.epochs({fold: synthetic_runs.epoch_metrics(6, fold) for fold in range(20)})
+    for draw in (figures_run.draw_loss, figures_run.draw_score):
+        found = looks(draw(table))
+        assert len(found) == len(set(found)) == 20
+        assert len({symbol for _, symbol in found[:7]}) == 7
+    assert len({(drawing.colour(i), drawing.marker(i)["symbol"]) for i in range(56)}) == 56
+
+
+def test_bars_and_curves_of_a_search_differ_by_more_than_colour(volumes: Path, tmp_path: Path) -> None:
+    search = search_data.read_search(synthetic_runs.write_search(tmp_path / "s", store.volumes_table(volumes)))
+    bars = figures_search.draw_timeline(figures_search.timeline(search)).data
+    assert len({bar.marker.pattern.shape for bar in bars}) == len(bars) > 2
+    curves = figures_search.draw_curves(search).data
+    assert len({trace.marker.symbol for trace in curves}) >= 3
+
+
+def test_an_unfinished_run_says_so(run: Path) -> None:
+    assert not any("not finished" in text for text in run_page.page(run).summary)
+    (run / rundir.SUMMARY).unlink()
+    text = " ".join(run_page.page(run).summary)
+    assert "The run has not finished" in text and "fold 0 12 of 12" in text and "--resume" in text
+    facts = inspection.inspect(run)
+    assert (facts["kind"], facts["finished"], facts["epochs"]["fold_1"]) == ("train", False, 12)
+
+
+def test_an_unfinished_search_says_so(volumes: Path, tmp_path: Path) -> None:
+    search = synthetic_runs.write_search(tmp_path / "s", store.volumes_table(volumes))
+    assert not any("not finished" in text for text in search_page.page(search).summary)
+    for left in ({"kind": "tune", "interrupted": True}, None):
+        (search / rundir.SUMMARY).unlink()
+        if left:
+            rundir.write_json(search / rundir.SUMMARY, left)
+        assert any(
+            "The search has not finished: 24 of 24 trials have ended" in t for t in search_page.page(search).summary
+        )
+        assert inspection.inspect(search)["finished"] is False
+
+
+def test_an_unfinished_prediction_has_a_page_of_what_is_there(tmp_path: Path) -> None:
+    rundir.create(tmp_path, Config(), {"kind": "predict", "model": "abc", "run": "runs/a"})
+    empty = predict_page.index_page(tmp_path)
+    assert "0 series were scored so far" in empty.summary[0] and "--resume" in empty.summary[0]
+    result = {"series_uid": "1.2.3", "probabilities": {"Aneurysm Present": 0.25}}
+    rundir.write_json(tmp_path / "series" / "1.2.3-aa" / "result.json", result)
+    assert "1 series was scored so far" in predict_page.index_page(tmp_path).summary[0]
+
+
+def test_speed_is_that_of_the_last_run_alone(volumes: Path) -> None:
+    facts = {"kind": "volumes", "source": "/d", "seconds": 10.0, "prepared": 24, "rejected": 7, "kept": 0}
+    for kept, speed, subtitle in (
+        (0, "3.1 series/s", "prepared in 10 s"),
+        (26, "0.5 series/s, the last run", "last 5 series"),
+    ):
+        rundir.write_json(volumes / rundir.PREPARE, {**facts, "kept": kept})
+        found = set_page.page(volumes)
+        assert next(tile.note for tile in found.tiles if tile.label == "Time") == speed
+        assert subtitle in found.subtitle
+
+
+def bare(*rows: tuple[str, ...], title: str = "three runs") -> page.Page:
+    table = page.Table("t", "T", "", (page.Column("a", None),), rows)
+    return page.Page(title, "comparison", "", ("All is well: 3/4 of 12.",), (), (page.Section("s", "S", "", (table,)),))
+
+
+@pytest.mark.parametrize(
+    "said", ["/data/rsna/volumes", "s3://bucket/x", "1.2.826.0.1.3680043.8.498.1", "node3:4711", "in /home/jane/runs"]
+)
+def test_a_page_that_names_something_is_not_called_fit_to_be_sent(said: str) -> None:
+    assert page.names_something(bare((said,)))
+    assert "look through it before it is sent" in page.render(bare((said,)))
+    assert page.names_something(bare(title=said))
+
+
+def test_a_page_that_names_nothing_may_be_sent() -> None:
+    clean = bare(("loss.name = focal",), ("0.5/0.6 at 10:30",), ("resnet3d18, 3/4 folds",))
+    assert not page.names_something(clean)
+    assert "may be sent" in page.render(clean)
+
+
+def test_pages_of_runs_name_their_files(run: Path, volumes: Path) -> None:
+    for found in (run_page.page(run), set_page.page(volumes)):
+        assert page.names_something(found)
+
+
+def test_looks_of_fillings_differ() -> None:
+    shapes = [drawing.filling(i)["pattern"]["shape"] for i in range(6)]
+    assert len(set(shapes)) == 6
+    assert all(a != b for a, b in itertools.pairwise(shapes))
