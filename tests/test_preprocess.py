@@ -68,7 +68,7 @@ def test_a_click_on_an_image_becomes_a_point_at_the_same_place_in_space(name: st
     row, column = volume.affine[:3, 1], volume.affine[:3, 2]
     offset = MARK_MM - volume.origins_mm[k]
     click = Localizer(f"1.2.{k}", offset @ column / (column @ column), offset @ row / (row @ row), None, LABELS[4])
-    prepared = prepare_series(volume, SMALL, localizers=[click], targets=np.eye(14, dtype=np.float32)[4])
+    prepared = prepare_series(volume, SMALL, localizers=[click], targets=np.eye(14, dtype=np.float32)[[4, 13]].sum(0))
     (point,) = prepared.points
     assert np.linalg.norm(to_mm(prepared.affine, np.array([point.z, point.y, point.x])) - MARK_MM) < 1.6
     assert point.location == LABELS[4]
