@@ -143,13 +143,13 @@ def test_the_same_words_work_as_a_module() -> None:
         [sys.executable, "-m", "aneurysm_ray.cli", "config", "optim.lr"], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0
-    assert result.stdout.startswith("optim.lr = 0.0003")
+    assert result.stdout.startswith("optim.lr = 0.0007")
 
 
 def test_a_file_of_settings_can_be_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("[optim]\nlr = 0.5\n")
     assert cli.main(["config", "--check", str(file)]) == 0
-    assert capsys.readouterr().out.startswith("optim.lr = 0.5   (default 0.0003)")
+    assert capsys.readouterr().out.startswith("optim.lr = 0.5   (default 0.0007)")
     file.write_text("[optim]\nlearning_rate = 0.5\n")
     assert cli.main(["config", "--check", str(file)]) == 2
