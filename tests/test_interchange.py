@@ -13,7 +13,13 @@ from aneurysm_ray.errors import AneurysmRayError, RequestError
 from aneurysm_ray.labels import LABELS
 from aneurysm_ray.learning import ensemble, export, interchange, models
 
-SMALL = {"model.name": "small3d", "model.width": 4, "patch.size": [16, 16, 16], "inference.flip": True}
+SMALL = {
+    "model.name": "small3d",
+    "model.width": 4,
+    "patch.size": [16, 16, 16],
+    "inference.flip": True,
+    "optim.precision": "float32",
+}
 
 
 def _ensemble(head: str, count: int = 2) -> export.Ensemble:
