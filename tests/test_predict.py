@@ -249,7 +249,7 @@ def test_close_up_is_centred_on_the_candidate() -> None:
         ("volume.spacing_mm", [3.0, 3.0, 3.0]),
         ("volume.dtype", "int16"),
         ("model.width", 8),
-        ("model.output_stride", 4),
+        ("model.output_stride", 8),
         ("patch.size", [24, 24, 24]),
         ("optim.lr", 1.0),
         ("inference.top_k", 3),

@@ -57,7 +57,7 @@ CASES: list[tuple[Any, dict[str, Any], str]] = [
     (lambda table: table.head(1), {}, "one patient"),
     (lambda table: table.head(3), {"folds.count": 5}, r"3 patients cannot be split into 5 folds; use folds\.count=3"),
     (None, {"model.name": "resnet3d"}, r"model\.name = 'resnet3d' is unknown; did you mean"),
-    (None, {"model.head": "grid", "patch.size": [20, 24, 24]}, r"must be multiples of the grid's stride"),
+    (None, {"model.head": "grid", "patch.size": [22, 24, 24]}, r"must be multiples of the grid's stride"),
     (None, {"resources.workers": 9}, r"optim\.batch_size = 8 is fewer than one patch for each"),
     (None, {"init": "/no/such/file.pth"}, r"/no/such/file\.pth: cannot be read"),
 ]
@@ -103,7 +103,7 @@ def test_labels_that_no_trial_is_judged_by_are_said(
     ("space", "words"),
     [
         ({"model.name": {"choice": ["small3d", "resnet3d81"]}}, r"tune\.space: model\.name = 'resnet3d81': .*unknown"),
-        ({"patch.size": {"choice": [[24, 24, 24], [20, 20, 20]]}}, r"tune\.space: patch\.size = \[20, 20, 20\]"),
+        ({"patch.size": {"choice": [[24, 24, 24], [22, 22, 22]]}}, r"tune\.space: patch\.size = \[22, 22, 22\]"),
     ],
 )
 def test_a_search_whose_samples_could_not_run_is_refused(
