@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from learning_sets import small_config, write_set
+from learning_sets import describe_set, small_config, write_set
 
 from aneurysm_ray import overrides, rundir
 from aneurysm_ray.config import Config
@@ -136,6 +136,7 @@ def test_a_finished_run_is_neither_repeated_nor_overwritten(straight: Path, volu
 def test_a_set_without_labels_is_refused(volumes: Path, tmp_path: Path) -> None:
     frame = store.volumes_table(volumes)
     store.write_table(tmp_path, frame.assign(**{LABELS[-1]: np.nan}).to_dict("records"))
+    describe_set(tmp_path, Config())
     with pytest.raises(
         RequestError, match=r"no volume has labels to train on; prepare a data set that has a train\.csv"
     ):
