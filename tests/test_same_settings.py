@@ -74,7 +74,7 @@ def test_predictions_from_dicom_equal_the_folds_own_scores(
     data, volumes = prepared
     run, model = tmp_path / "run", tmp_path / "model.safetensors"
     assert main(["train", str(volumes), "--out", str(run), *words(SHARED)]) == 0
-    learnt = checkpoint.load_model(rundir.fold_dir(run, 0) / rundir.CHECKPOINT_BEST)[1]
+    learnt = checkpoint.load_model(rundir.fold_dir(run, 0) / rundir.CHECKPOINT_LAST)[1]
     assert learnt.volume == rundir.read_config(run).volume == overrides.build(VOLUME).volume
     assert main(["export", str(run), str(model)]) == 0
     own = probabilities(rundir.fold_dir(run, 0) / rundir.PREDICTIONS)
