@@ -10,7 +10,7 @@ from learning_sets import small_config, volume, write_set
 
 from aneurysm_ray import overrides, rundir
 from aneurysm_ray.config import Config
-from aneurysm_ray.data import store
+from aneurysm_ray.data import identity, store
 from aneurysm_ray.distributed import begin
 from aneurysm_ray.errors import RunDirError
 
@@ -121,3 +121,17 @@ def test_a_run_that_was_killed_before_it_had_folds_can_go_on(volumes: Path, tmp_
     again.check(resume=True)
     again.open()
     pd.testing.assert_frame_equal(rundir.read_csv(tmp_path / "run" / rundir.FOLDS), folds)
+
+
+def test_folds_of_ones_own_are_kept_by_a_run(volumes: Path, tmp_path: Path) -> None:
+    table = begin.labelled(volumes)
+    key = identity.patient_key(str(volumes))
+    names = [f"sub-{number}" for number in range(len(table))]
+    table["patient"] = [identity.patient_hash(key, name, "") for name in names]
+    rewrite(volumes, table)
+    splits = tmp_path / "splits.csv"
+    splits.write_text("patient,fold\n" + "".join(f"{name},{number % 2}\n" for number, name in enumerate(names)))
+    config = small_config(Path("/nowhere"), folds__count=2, folds__file=str(splits))
+    folds = begun(volumes, tmp_path / "run", config)
+    assert list(folds["fold"]) == [number % 2 for number in range(len(table))]
+    assert list(folds["series_uid"]) == list(table["series_uid"])

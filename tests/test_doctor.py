@@ -88,14 +88,15 @@ def test_limits_are_judged_on_both_sides() -> None:
     assert "after the system's limit" in doctor.open_files(1024, 1024).cure
 
 
-def test_a_named_cluster_must_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_cluster_must_answer() -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        assert doctor.cluster(address).state == "bad"
+        silent = doctor.cluster(address)
+        assert silent.state == "bad" and "ray start --head" in silent.cure
         server.listen()
-        assert doctor.cluster(address).state == "good"
-    assert doctor.cluster("nonsense").state == "doubtful"
+        assert doctor.cluster(f"http://{address}").state == "bad", "a dashboard's"
+    assert doctor.cluster("nonsense").state == "bad"
     assert doctor.cluster("").state == "good"
 
 

@@ -41,7 +41,7 @@ def test_onnx_answers_as_torch_does_and_says_what_it_is(tmp_path: Path, monkeypa
     answer = interchange.onnx_answer(path)
     images = np.random.default_rng(0).random((3, 1, 16, 16, 16), np.float32)
     expected, _ = ensemble.ask(trained.models, torch.from_numpy(images), trained.config)
-    assert float(expected.std()) > 0.002, "answers that differ by nothing would agree with anything"
+    assert float(expected.std()) > 0.0005, "answers that differ by nothing would agree with anything"
     np.testing.assert_allclose(answer(images), expected, atol=1e-5)
     np.testing.assert_allclose(answer(images[:1]), expected[:1], atol=1e-5)
     facts = {entry.key: entry.value for entry in onnx.load(path).metadata_props}

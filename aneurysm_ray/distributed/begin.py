@@ -17,7 +17,7 @@ import pandas as pd
 
 from aneurysm_ray import location, provenance, rundir
 from aneurysm_ray.config import Config
-from aneurysm_ray.data import doubts, store, urls
+from aneurysm_ray.data import doubts, identity, store, urls
 from aneurysm_ray.data import folds as fold_tables
 from aneurysm_ray.errors import RequestError, RunDirError
 from aneurysm_ray.labels import LABELS
@@ -38,7 +38,7 @@ def labelled(volumes: Path) -> pd.DataFrame:
     kept = table[table[LABELS[-1]].notna()]
     if kept.empty:
         raise RequestError(
-            f"{volumes}: no volume has labels to train on; prepare a data set that has a train.csv beside its series"
+            f"{volumes}: no volume has labels to train on; prepare a data set that has a train.csv, series.csv or masks"
         )
     if len(kept) < len(table):
         log.info("* %d of %d volumes have no labels and are left out", len(table) - len(kept), len(table))
@@ -65,8 +65,12 @@ def unseen_positives(table: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def deal(volumes: Path, table: pd.DataFrame, config: Config) -> pd.DataFrame:
-    """Return folds.csv of a set's labelled rows. Raises RequestError when there are fewer patients than folds."""
-    return fold_tables.assign(table, config.folds).assign(**{CONTENT: _contents(volumes, table)})
+    """Return folds.csv of a set's labelled rows, dealt out or as `folds.file` says.
+
+    Raises RequestError when there are fewer patients than folds, or the file is wrong.
+    """
+    hashed = identity.hash_of_patients(str(volumes), config.prepare.patient_key_file) if config.folds.file else None
+    return fold_tables.assign(table, config.folds, hashed).assign(**{CONTENT: _contents(volumes, table)})
 
 
 def _contents(volumes: Path, table: pd.DataFrame) -> list[str]:

@@ -22,7 +22,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import Version
 
 from aneurysm_ray.data import urls
-from aneurysm_ray.errors import AneurysmRayError
+from aneurysm_ray.errors import AneurysmRayError, RequestError
 
 PACKAGE = "aneurysm-ray"
 GB = 10**9
@@ -193,15 +193,15 @@ def cluster(address: str) -> Finding:
     """Judge the cluster that RAY_ADDRESS names; none means a Ray of the command's own."""
     if not address:
         return Finding("ray", "good", "RAY_ADDRESS is not set: every command starts and ends a Ray of its own")
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if address == "auto" or not host or not port.isdigit():
-        return Finding("ray", "doubtful", f"RAY_ADDRESS={address} is not host:port", "name the head, as host:6379")
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
-        cure = "start it with `ray start --head`, or unset RAY_ADDRESS to use this machine alone"
-        return Finding("ray", "bad", f"no Ray cluster answers at {address} ({error})", cure)
-    return Finding("ray", "good", f"something answers at {address}")
+        from aneurysm_ray.distributed import addresses
+
+        return Finding("ray", "good", f"the head of a Ray cluster answers at {addresses.checked(address, 5.0)}")
+    except ImportError as error:
+        return Finding("ray", "bad", f"cannot be imported: {error}", "install ray again, as constraints.txt has it")
+    except RequestError as error:
+        told, _, cure = str(error).partition("; ")
+        return Finding("ray", "bad", told, cure or "name the head as host:6379, or unset RAY_ADDRESS")
 
 
 def token(environment: Mapping[str, str], home: Path) -> Finding:
