@@ -53,7 +53,7 @@ def test_the_default_space_is_the_designs_and_holds_the_default_configuration():
     ]
     inside, outside = space.point({}, parameters, Config())
     assert outside == []
-    assert inside["model.name"] == "resnet3d18" and inside["optim.lr"] == 3e-4
+    assert inside["model.name"] == "resnet3d18" and inside["optim.lr"] == Config().optim.lr
 
 
 def test_quantised_logarithmic_draws_are_multiples_within_their_bounds():

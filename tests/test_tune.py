@@ -66,7 +66,7 @@ def test_a_search_ends_with_true_states_and_all_its_files(ray_session, tmp_path)
     best = overrides.build(overrides.read_toml(tmp_path / "s" / rundir.BEST))
     assert best.optim.lr == pytest.approx(summary["best"]["param/optim.lr"])
     assert (best.chosen.folds, best.chosen.count, best.chosen.seed) == ((0,), 5, 0), "it says by what it was chosen"
-    default = {"optim.lr": 3e-4, "loss.focal_gamma": 2.0, "sampler.positive_fraction": 0.5}
+    default = {"optim.lr": Config().optim.lr, "loss.focal_gamma": 2.0, "sampler.positive_fraction": 0.5}
     nobody = {"chosen.folds": [], "chosen.count": 0}
     assert overrides.build(default, nobody, base=best) == config
     assert not list((tmp_path / "s").glob("trials/*/fold_*")) and not (tmp_path / "s" / "ray").exists()
