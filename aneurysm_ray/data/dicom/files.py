@@ -1,5 +1,6 @@
 """Files of a series, listed and opened so that nothing blocks; links of the user's own file system are followed."""
 
+import errno
 import filecmp
 import os
 import resource
@@ -131,14 +132,22 @@ class OpenFiles:
     def open(self, path: str) -> RegularFile:
         """Return a file, open; the oldest is closed where half of the descriptors a process may have are taken.
 
-        Raises BadFile where it cannot be opened.
+        So it is where others have taken the rest. Raises BadFile where it cannot be opened.
         """
         file = self._open.get(path)
-        if file is None:
+        while file is None:
             if len(self._open) >= self._most:
-                self._open.pop(next(iter(self._open))).close()
-            file = self._open[path] = RegularFile(path)
+                self._close_oldest()
+            try:
+                file = self._open[path] = RegularFile(path)
+            except BadFile as error:
+                if not (self._open and getattr(error.__cause__, "errno", None) in (errno.EMFILE, errno.ENFILE)):
+                    raise
+                self._close_oldest()
         return file
+
+    def _close_oldest(self) -> None:
+        self._open.pop(next(iter(self._open))).close()
 
     def __enter__(self) -> Self:
         return self
