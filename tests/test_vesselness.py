@@ -43,3 +43,10 @@ def test_nothing_has_no_vessels() -> None:
     nothing = np.zeros((20, 20, 20), np.uint8)
     assert len(vesselness.vessel_places(nothing, SPACING_MM, "CTA", None)) == 0
     assert len(vesselness.vessel_places(nothing, SPACING_MM, "CTA", nothing)) == 0
+
+
+def test_blocks_are_the_means_of_their_voxels() -> None:
+    voxels = np.random.default_rng(0).integers(0, 256, (7, 12, 10), dtype=np.uint8)
+    padded = np.pad(voxels, [(0, 1), (0, 0), (0, 2)], mode="edge")
+    expected = padded.reshape(4, 2, 4, 3, 3, 4).mean((1, 3, 5))
+    np.testing.assert_allclose(vesselness._block_means(voxels, (2, 3, 4)), expected, rtol=1e-6)

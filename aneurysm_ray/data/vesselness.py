@@ -6,6 +6,7 @@ hold a third to two thirds of the vessel voxels, which is plenty to draw from an
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +30,7 @@ def vessel_map(voxels: NDArray[np.uint8], spacing_mm: Sequence[float], modality:
     In T2 flowing blood is dark, in all other scans bright.
     """
     factor = factors(spacing_mm)
-    padded = np.pad(voxels, [(0, -n % f) for n, f in zip(voxels.shape, factor, strict=True)], mode="edge")
-    z, y, x = (n // f for n, f in zip(padded.shape, factor, strict=True))
-    blocks = padded.reshape(z, factor[0], y, factor[1], x, factor[2]).mean((1, 3, 5), dtype=np.float32)
+    blocks = _block_means(voxels, factor)
     size = tuple(2 * round(THIN_MM / 2 / (f * s)) + 1 for f, s in zip(factor, spacing_mm, strict=True))
     dark = "T2" in modality
     hat = ndimage.black_tophat(blocks, size) if dark else ndimage.white_tophat(np.minimum(blocks, CLIP), size)
@@ -41,6 +40,17 @@ def vessel_map(voxels: NDArray[np.uint8], spacing_mm: Sequence[float], modality:
     threshold = np.quantile(hat[head], 1 - SHARE)
     found: NDArray[np.bool_] = (hat > threshold) & head
     return found
+
+
+def _block_means(voxels: NDArray[np.uint8], factor: tuple[int, int, int]) -> NDArray[np.float32]:
+    # Whole planes are added, in a tenth of the time that numpy's mean over three axes takes.
+    sums: NDArray[Any] = np.pad(voxels, [(0, -n % f) for n, f in zip(voxels.shape, factor, strict=True)], mode="edge")
+    for axis, count in enumerate(factor):
+        parts = [sums[(slice(None),) * axis + (slice(first, None, count),)] for first in range(count)]
+        sums = parts[0].astype(np.uint32)
+        for part in parts[1:]:
+            sums += part
+    return sums.astype(np.float32) / np.float32(np.prod(factor))
 
 
 def factors(spacing_mm: Sequence[float]) -> tuple[int, int, int]:
