@@ -79,7 +79,7 @@ def test_a_worker_tells_how_far_it_is_but_not_too_often(monkeypatch: pytest.Monk
     monkeypatch.setattr(news.time, "monotonic", lambda: clock[0])
     sent: list[news.Letter] = []
     monkeypatch.setattr(news, "post", lambda handle, letter: sent.append(letter))
-    tell = news.teller(None, {"fold": 3})
+    tell = news.teller(object(), {"fold": 3})
     for done in range(1, 11):
         clock[0] += 0.5
         tell("training", done, 10)

@@ -71,7 +71,7 @@ def test_a_run_is_resumed_only_when_asked_and_only_as_it_was(tmp_path: Path) -> 
         rundir.check(folder, Config())
     rundir.check(folder, Config(), resume=True)
     other = overrides.load(None, None, ["optim.lr=0.5"])
-    with pytest.raises(RunDirError, match=r"started with optim\.lr=0\.0003, not 0\.5"):
+    with pytest.raises(RunDirError, match=r"started with optim\.lr=0\.0007, not 0\.5"):
         rundir.check(folder, other, resume=True)
     rundir.check(folder, other, resume=True, freed=("optim.lr",))
     rundir.create(folder, other, {"kind": "tune"})
