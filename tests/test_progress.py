@@ -65,6 +65,9 @@ def test_lines_of_folds_say_where_each_is(caplog: pytest.LogCaptureFixture) -> N
     step = {"fold": 0, "kind": "step", "what": "training", "done": 30, "total": 90, "seconds": 60.0}
     lines.read([step])
     assert lines.status()[0] == "fold 0  epoch   7/9  training 30/90  2:00 left  2 patches/s"
+    lines.read([{**step, "done": 1, "seconds": 0.0}])
+    assert "patches/s" not in lines.status()[0]  # no time has passed
+    lines.read([step])
     row = {"epoch": 6.0, "train/loss": 0.1, "val/loss": 0.2, "val/score": 0.6, "patches_per_s": 8.0, "lr": 1e-3}
     lines.read([{"fold": 0, "kind": "epoch", "metrics": {**row, "seconds": 100.0}}])
     assert "fold 0  epoch   7/9  loss 0.100/0.200  score 0.600 (best 0.700)  8 patches/s" in caplog.text

@@ -66,10 +66,9 @@ class FoldLines:
         return [*lines, *([f"fold {', '.join(waiting)}  {self.waits()}"] if waiting else [])]
 
     def _how_far(self, step: Letter) -> str:
-        training = step["what"] == "training"
-        rate = (
-            f"  {step['done'] * self.optim.batch_size / max(step['seconds'], 1e-9):.0f} patches/s" if training else ""
-        )
+        rate = ""
+        if step["what"] == "training" and step["seconds"] > 0:
+            rate = f"  {step['done'] * self.optim.batch_size / step['seconds']:.0f} patches/s"
         return f"{how_far(step)}{rate}"
 
     def _begin(self, letter: Letter, fold: _Fold) -> None:
