@@ -67,7 +67,7 @@ def test_vessels_are_equally_wide_where_they_meet_but_for_their_own_share() -> N
                 assert abs(changed) < 5 * max(0.12, apart)
 
 
-def test_calibres_vary_about_four_fifths() -> None:
+def test_calibres_vary_about_the_plain_ones() -> None:
     ratio = []
     for seed in range(60):
         rng = np.random.default_rng([seed, 7])
@@ -77,8 +77,8 @@ def test_calibres_vary_about_four_fifths() -> None:
         of_head = [wide[t.name] / np.median(t.radii_mm) for t in plain if t.name.startswith(("ICA", "M1", "basilar"))]
         ratio.append(np.exp(np.mean(np.log(of_head))))
         assert all(tube.radii_mm.min() >= 0.18 and tube.radii_mm.max() <= 3.5 for tube in varied)
-    # Heads differ by a fifth, so that the mean of sixty is known to 0.03.
-    assert np.exp(np.mean(np.log(ratio))) == pytest.approx(0.8, abs=0.09)
+    # Heads differ by a quarter, so that the mean of sixty is known to 0.04.
+    assert np.exp(np.mean(np.log(ratio))) == pytest.approx(0.95, abs=0.1)
     assert np.std(ratio) > 0.1
 
 

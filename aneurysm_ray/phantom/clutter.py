@@ -18,7 +18,9 @@ from aneurysm_ray.phantom.vessels import Tube
 Array = NDArray[np.float64]
 
 CLEAR_MM = 2.5
-"""Room between a spot or a spur and the wall of an artery: nearer, it would be a dome to anybody."""
+"""Room between a thing that may look like blood and the wall of an artery: nearer, it would be a dome to anybody."""
+CLINOIDS = ("ICA siphon", "ICA supra")
+"""Beginnings of the names of arteries that bone touches."""
 
 _LARGE = ("ICA siphon", "ICA supra", "ICA petrous", "V4", "M1", "basilar")
 # Pineal gland, choroid plexus of both sides, falx, basal ganglia of both sides; mm of head coordinates.
@@ -57,8 +59,8 @@ def draw_clutter(
 ) -> Clutter:
     """Draw what lies about in a head. A varied one has more of it, in more places and greys.
 
-    Spots and spurs keep clear of the arteries and of `blood`, (N, 3) points in an artery that is given as such, whose
-    walls bear no plaques.
+    Spots keep clear of the arteries and of `blood`, (N, 3) points in an artery that is given as such, whose walls bear
+    no plaques. Spurs of compact bone and air cells may touch them, as the clinoid processes do.
     """
     rate = 2.0 if varied else 1.0
     plaques = _plaques(rng, look, arteries, rate) if modality == "CTA" else []
@@ -66,7 +68,7 @@ def draw_clutter(
     stones = _stones(rng, modality, look, varied=varied)
     free = _Room(arteries, blood)
     spots = _spots(rng, modality, look, free, 0.7 * rate)
-    spurs = _spurs(rng, look, free, 3 * rate) if varied and not look.without_bone else []
+    spurs = _spurs(rng, look, free, arteries, 3 * rate) if varied and not look.without_bone else []
     return Clutter(tuple(bulbs + spots + spurs), tuple(plaques + stones))
 
 
@@ -79,9 +81,9 @@ class _Room:
         self._tree = cKDTree(np.concatenate(points))
         self._radii = np.concatenate(radii)
 
-    def is_clear(self, point: Array, radius_mm: float) -> bool:
+    def is_clear(self, point: Array, radius_mm: float, clear_mm: float = CLEAR_MM) -> bool:
         distances, indices = self._tree.query(point, k=min(8, len(self._radii)))
-        return bool(np.all(distances - self._radii[indices] > radius_mm + CLEAR_MM))
+        return bool(np.all(distances - self._radii[indices] > radius_mm + clear_mm))
 
 
 def _plaques(rng: np.random.Generator, look: Appearance, arteries: Sequence[Tube], rate: float) -> list[Blob]:
@@ -144,16 +146,26 @@ def _spots(rng: np.random.Generator, modality: str, look: Appearance, free: _Roo
     return blobs
 
 
-def _spurs(rng: np.random.Generator, look: Appearance, free: _Room, rate: float) -> list[Blob]:
-    """Knobs of bone and air cells about the skull base."""
+def _spurs(
+    rng: np.random.Generator, look: Appearance, free: _Room, arteries: Sequence[Tube], rate: float
+) -> list[Blob]:
+    """Knobs of bone and air cells about the skull base, and beside the carotids."""
+    beside = [tube for tube in arteries if tube.name.startswith(CLINOIDS)]
     blobs = []
     for _ in range(int(rng.poisson(rate))):
-        centre = np.array((0, 0, -16)) + rng.normal(0, (26, 24, 12))
         radius = float(np.exp(rng.uniform(np.log(0.8), np.log(4.5))))
-        value = look.cortical_bone if rng.random() < 0.6 else look.marrow
+        if beside and rng.random() < 0.4:
+            tube = beside[int(rng.integers(len(beside)))]
+            index = int(rng.integers(len(tube.points)))
+            aside = rng.normal(size=3)
+            aside *= (tube.radii_mm[index] + radius + rng.uniform(0.2, 2.5)) / np.linalg.norm(aside)
+            centre = tube.points[index] + aside
+        else:
+            centre = np.array((0, 0, -16)) + rng.normal(0, (26, 24, 12))
+        value, clear_mm = (look.cortical_bone, 0.0) if rng.random() < 0.6 else (look.marrow, CLEAR_MM)
         if rng.random() < 0.15:
-            value = look.tissue["air"]
-        if free.is_clear(centre, radius):
+            value, clear_mm = look.tissue["air"], 0.0
+        if free.is_clear(centre, radius, clear_mm):
             blobs.append(_blob(rng, centre, radius, value))
     return blobs
 
