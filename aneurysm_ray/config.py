@@ -160,6 +160,9 @@ class AugmentConfig(Section):
 
     flip: Fraction = 0.5
     """Probability of a left-right flip; left and right labels change places with it."""
+    turn: Fraction = 0.0
+    """Probability of a turn into any of the 48 orientations of a cube, for patches that are cubes of equal spacing: few
+    aneurysms then teach many shapes, but of a turned patch no location is learnt."""
     rotate_deg: Annotated[float, Field(ge=0, le=45)] = 12.0
     """Largest rotation about each axis, degrees."""
     scale: Annotated[float, Field(ge=0, le=0.5)] = 0.1

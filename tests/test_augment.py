@@ -236,3 +236,32 @@ def test_left_and_right_vessels_change_places_with_a_mirrored_head() -> None:
 def test_training_without_masks_makes_none() -> None:
     done = augment.apply(_batch(4), augment.draw(AugmentConfig(affine_probability=1), (0, 0, 0), np.arange(4)))
     assert done.vessels_BZYX is None and done.domes_BZYX is None
+
+
+@pytest.mark.parametrize("orientation", range(48))
+def test_a_turned_patch_keeps_points_masks_and_faces_where_they_were_in_its_image(orientation: int) -> None:
+    batch = _batch(1, (20, 20, 20))
+    blob = (batch.image_BZYX > 60).to(torch.uint8)
+    mark = torch.zeros_like(blob)
+    mark[:, 0, 5, 7] = 1  # on the first face along z, which cuts the head alone
+    faces = torch.zeros(1, 3, 2, dtype=torch.bool)
+    faces[:, 0, 0] = True
+    batch = replace(batch, vessels_BZYX=blob, domes_BZYX=mark, cut_B32=faces)
+    done = augment.turn(batch, np.array([orientation]))
+    assert done.vessels_BZYX is not None and done.domes_BZYX is not None
+    np.testing.assert_allclose(_brightest(done.image_BZYX[0]), done.points_BP3[0, 0], atol=0.4)
+    torch.testing.assert_close(done.vessels_BZYX, (done.image_BZYX > 60).to(torch.uint8))
+    ((axis, side),) = done.cut_B32[0].nonzero().tolist()
+    assert done.domes_BZYX[0].nonzero()[0, axis] == (19 if side else 0)
+    assert done.labels_BP.item() == (PRESENT_INDEX if orientation else LEFT)
+    assert bool(done.base_BL[0, :-1].isnan().all()) == (orientation > 0) and done.base_BL[0, -1] == 0
+
+
+def test_turns_are_as_frequent_as_asked_and_go_into_every_orientation() -> None:
+    draws = augment.draw(NOTHING.model_copy(update={"turn": 0.5}), (0, 0, 0), np.arange(4000))
+    assert np.mean(draws.turn > 0) == pytest.approx(0.5 * 47 / 48, abs=0.03)  # standard error 0.008
+    assert set(draws.turn.tolist()) == set(range(48))
+    images = [
+        tuple(augment.turn(_batch(1, (10, 10, 10)), np.array([k])).image_BZYX.flatten().tolist()) for k in range(48)
+    ]
+    assert len(set(images)) == 48

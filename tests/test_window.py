@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from learning_sets import describe_set
+from learning_sets import volume as stored_volume
 from numpy.typing import NDArray
 from scans import BRAIN, HEAD_RADII_MM, VESSEL, VESSEL_MM, head_hu, mr_head, scan
 
@@ -17,8 +19,9 @@ from aneurysm_ray.data import store
 from aneurysm_ray.data.preprocess import prepare_series
 from aneurysm_ray.data.store import PreparedVolume
 from aneurysm_ray.data.volume import Volume
-from aneurysm_ray.data.window import Window, brain_median, to_uint8
+from aneurysm_ray.data.window import Window, brain_median, bright_blood, to_uint8
 from aneurysm_ray.errors import ConfigError
+from aneurysm_ray.learning import ensemble, models
 from aneurysm_ray.learning.cache import VolumeCache
 from aneurysm_ray.learning.cases import from_table
 from aneurysm_ray.learning.patches import cut
@@ -35,6 +38,34 @@ def test_values_are_windowed_by_hand() -> None:
     assert to_uint8(hounsfield.astype(np.float32), Window(-100, 700)).tolist() == [0, 0, 0, 128, 255, 255, 255]
     seen = np.array([3, 200], np.uint8)
     assert to_uint8(seen, Window(0, 1)) is seen
+
+
+def test_networks_are_shown_a_negative_of_scans_whose_blood_is_dark() -> None:
+    greys = np.array([0, 51, 76, 77, 200], np.uint8)
+    assert bright_blood(greys, "MRI T2").tolist() == [153, 51, 1, 0, 0]
+    for modality in ("CTA", "MRA", "MRI T1post", ""):
+        assert bright_blood(greys, modality).tolist() == greys.tolist()
+
+
+def test_training_and_scoring_are_shown_the_same_negative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A T2 series cut as one patch for training, against what a network is asked when the series is scored."""
+    config = overrides.build(
+        {"patch.size": (32, 40, 40), "model.width": 4, "model.name": "small3d", "model.head": "grid"},
+        {"inference.window": 1},
+    )
+    prepared = replace(stored_volume(0, True), modality="MRI T2")
+    path = store.write_volume(tmp_path, prepared, overrides.volume_identity(config))
+    store.write_table(tmp_path, [store.table_row(prepared, path.stat().st_size)])
+    describe_set(tmp_path, config)
+    asked: list[torch.Tensor] = []
+    network = models.build(config.model).eval()
+    network.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[0]))
+    ensemble.score_volume([network], prepared, config, "cpu")
+    cases = from_table(store.volumes_table(tmp_path), tmp_path)
+    plan = Plan(np.zeros(1, np.int64), np.zeros((1, 3), np.int64), np.zeros(1, np.int64))
+    batch = cut(cases, plan, np.arange(1), config.patch.size, VolumeCache(tmp_path / "cache", 0).patch)
+    torch.testing.assert_close(asked[0][0, 0], batch.image_BZYX[0] / 255)
+    assert (batch.image_BZYX[0].numpy() == bright_blood(prepared.voxels, "MRI T2")).all()
 
 
 def test_the_brains_median_is_that_of_the_values_around_it() -> None:

@@ -5,6 +5,7 @@ same however it is split over workers. Points move with the image; left and righ
 head. Shapes: B patches, P points, axes (z, y, x).
 """
 
+import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,10 +16,12 @@ from torch import Tensor
 
 from aneurysm_ray.config import AugmentConfig
 from aneurysm_ray.data.masks import MIRRORED_CLASSES, UNKNOWN
-from aneurysm_ray.labels import MIRRORED
+from aneurysm_ray.labels import LOCATIONS, MIRRORED, PRESENT_INDEX
 from aneurysm_ray.learning.patches import Batch
 
 _MIRRORED_LABELS = [MIRRORED_CLASSES[label] if label < len(MIRRORED_CLASSES) else label for label in range(256)]
+
+_ORDERS = [list(order) for order in itertools.permutations(range(3))]
 
 DARKEST = 1e-4
 """What black is taken for before an exponent, whose slope at 0 is infinite."""
@@ -29,6 +32,9 @@ class Draws:
     """What is to happen to each patch of a batch; arrays start with B."""
 
     flip: NDArray[np.bool_]
+    turn: NDArray[np.int64]
+    """One of the 48 orientations of a cube: 8 times the order of its axes plus the axes that are mirrored; 0 is as it
+    was."""
     move: NDArray[np.bool_]
     """Whether the affine move is made."""
     angles_deg: NDArray[np.float64]
@@ -58,11 +64,14 @@ def draw(config: AugmentConfig, seed: tuple[int, ...], chosen: NDArray[np.int64]
         rng = np.random.default_rng((*seed, int(index), 0xA6))
         u = rng.uniform(-1, 1, 15)
         share = float(rng.beta(0.4, 0.4)) if rng.random() < config.mixup else 1.0
-        rows.append((*u, max(share, 1 - share), float(rng.integers(2**53))))
-    table = np.array(rows, np.float64).reshape(-1, 17)
+        noise_seed = float(rng.integers(2**53))
+        turn = int(rng.integers(48)) if rng.random() < config.turn else 0
+        rows.append((*u, max(share, 1 - share), noise_seed, turn))
+    table = np.array(rows, np.float64).reshape(-1, 18)
     unit = (table[:, :2] + 1) / 2
     return Draws(
         flip=unit[:, 0] < config.flip,
+        turn=table[:, 17].astype(np.int64),
         move=unit[:, 1] < config.affine_probability,
         angles_deg=table[:, 2:5] * config.rotate_deg,
         scale=1 + table[:, 5] * config.scale,
@@ -80,6 +89,7 @@ def draw(config: AugmentConfig, seed: tuple[int, ...], chosen: NDArray[np.int64]
 def apply(batch: Batch, draws: Draws) -> Batch:
     """Return the changed batch, its image float32 in [0, 1]."""
     batch = mirror(batch, np.flatnonzero(draws.flip))
+    batch = turn(batch, draws.turn)
     batch = batch.with_image(batch.image_BZYX / 255)
     batch = move(batch, np.flatnonzero(draws.move), draws)
     _change_intensity(batch.image_BZYX, draws)
@@ -113,6 +123,35 @@ def mirror(batch: Batch, chosen: NDArray[np.int64]) -> Batch:
         batch, image_BZYX=image, points_BP3=points, labels_BP=labels, base_BL=base, cut_B32=faces,
         vessels_BZYX=vessels, domes_BZYX=domes,
     )  # fmt: skip
+
+
+def turn(batch: Batch, orientation: NDArray[np.int64]) -> Batch:
+    """Turn patches, cubes of equal spacing, into orientations as `Draws.turn` counts them, with points, faces, masks.
+
+    A patch that stands otherwise than in a head teaches what an aneurysm looks like, not on which vessel one is: its
+    points have no location any more, and nothing is said of the locations.
+    """
+    if not orientation.any():
+        return batch
+    turned: dict[str, Tensor] = {}
+    for name in ("image_BZYX", "vessels_BZYX", "domes_BZYX", "points_BP3", "labels_BP", "base_BL", "cut_B32"):
+        if (tensor := getattr(batch, name)) is not None:
+            turned[name] = tensor.clone()
+    last = batch.image_BZYX.shape[-1] - 1
+    for b in np.flatnonzero(orientation):
+        order, mirrored = _ORDERS[orientation[b] // 8], [axis for axis in range(3) if orientation[b] >> axis & 1]
+        for name, tensor in turned.items():
+            if name.endswith("ZYX"):
+                tensor[b] = getattr(batch, name)[b].permute(order).flip(mirrored)
+        points, faces = batch.points_BP3[b][:, order], batch.cut_B32[b][order]
+        for axis in mirrored:
+            points[:, axis] = last - points[:, axis]
+            faces[axis] = faces[axis].flip(-1)
+        turned["points_BP3"][b], turned["cut_B32"][b] = points, faces
+        labels = turned["labels_BP"][b]
+        turned["labels_BP"][b] = torch.where(labels >= 0, PRESENT_INDEX, labels)
+        turned["base_BL"][b, : len(LOCATIONS)] = torch.nan
+    return replace(batch, **turned)  # type: ignore[arg-type]
 
 
 def move(batch: Batch, chosen: NDArray[np.int64], draws: Draws) -> Batch:

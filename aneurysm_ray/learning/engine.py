@@ -166,6 +166,11 @@ def check(config: Config) -> None:
     """Build the network once and look whether model and patch fit. Raises ConfigError where they do not."""
     if config.stage == "vessels" and config.model.head != "grid":
         raise ConfigError('stage = "vessels" needs model.head = "grid", whose cells can say what is vessel')
+    if config.augment.turn and len({*config.patch.size}) * len({*config.volume.spacing_mm}) > 1:
+        raise ConfigError(
+            f"augment.turn = {config.augment.turn:g} needs patches that are cubes: patch.size = "
+            f"{list(config.patch.size)} with volume.spacing_mm = {list(config.volume.spacing_mm)} are none"
+        )
     with torch.device("meta"):
         network = models.build(config.model)
     if not network.pooled and any(length % network.stride for length in config.patch.size):

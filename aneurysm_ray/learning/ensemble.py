@@ -26,7 +26,7 @@ from torch import Tensor
 from aneurysm_ray import rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.data.store import PreparedVolume
-from aneurysm_ray.data.window import to_uint8
+from aneurysm_ray.data.window import bright_blood, to_uint8
 from aneurysm_ray.labels import LABELS, LOCATIONS, MIRRORED, PRESENT_INDEX
 from aneurysm_ray.learning import windows
 from aneurysm_ray.learning.models import Answer, Network, lesion_probabilities
@@ -85,7 +85,8 @@ def score_volume(
     z, y, x = prepared.voxels.shape
     size = windows.size((z, y, x), config.patch.size, 1 if network.pooled else config.inference.window, network.stride)
     layout = windows.layout((z, y, x), size, config.inference.overlap, network.stride, pooled=network.pooled)
-    answers = _answer(models, to_uint8(prepared.voxels, prepared.window), layout, size, config, device)
+    seen = bright_blood(to_uint8(prepared.voxels, prepared.window), prepared.modality)
+    answers = _answer(models, seen, layout, size, config, device)
     heat = answers.grid.max(0)
     return SeriesScore(
         probabilities=pool(answers.grid, config.inference.top_k),

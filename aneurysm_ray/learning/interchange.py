@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from aneurysm_ray import overrides, rundir
 from aneurysm_ray.config import Config
+from aneurysm_ray.data.window import BRAIN, DARK_BLOOD
 from aneurysm_ray.errors import AneurysmRayError, RequestError
 from aneurysm_ray.labels import LABELS
 from aneurysm_ray.learning import ensemble, export
@@ -78,6 +79,7 @@ def facts(config: Config) -> dict[str, str]:
         "patch_size_zyx": json.dumps(config.patch.size),
         "spacing_mm_zyx": json.dumps(config.volume.spacing_mm),
         "input": "patches (B, 1, z, y, x) of a prepared volume, uint8 / 255: z to the head, y to the back, x to left",
+        "input_of_dark_blood": f"of {', '.join(DARK_BLOOD)}: clip({3 * BRAIN} - 2 * uint8, 0, 255) / 255 in its place",
         "output": "probabilities (B, 14, cz, cy, cx) in the order of labels; cells share the patch evenly",
         "config": overrides.to_toml(config),
     }

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aneurysm_ray.data.masks import UNKNOWN
+from aneurysm_ray.data.window import bright_blood
 from aneurysm_ray.learning.cache import Patch
 from aneurysm_ray.learning.cases import Case
 from aneurysm_ray.learning.sampler import Plan
@@ -28,8 +29,8 @@ class Batch:
     """Patches with all that their targets are made of; see `targets`."""
 
     image_BZYX: Tensor
-    """uint8, 0-255 over the window, float32 in [0, 1] once changed; zeros where a patch reaches past the end of its
-    volume."""
+    """uint8, 0-255 over the window (`bright_blood`), float32 in [0, 1] once changed; zeros where a patch reaches past
+    the end of its volume."""
     points_BP3: Tensor
     """float32, voxels of the patch."""
     labels_BP: Tensor
@@ -107,7 +108,7 @@ def cut(
         case, start = cases[plan.case[i]], plan.start[i]
         patch = patch_of(case, start, size, masks=masks)
         z, y, x = patch.voxels.shape
-        image[b, :z, :y, :x] = patch.voxels
+        image[b, :z, :y, :x] = bright_blood(patch.voxels, case.modality)
         for name, array in shown.items():
             if (mask := getattr(patch, name)) is not None:
                 array[b, :z, :y, :x] = mask
