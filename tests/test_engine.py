@@ -1,6 +1,7 @@
 import copy
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from aneurysm_ray.config import Config
 from aneurysm_ray.data import store
 from aneurysm_ray.errors import AneurysmRayError, ConfigError, RequestError, RunDirError
 from aneurysm_ray.labels import LABELS, PRESENT
-from aneurysm_ray.learning import checkpoint, engine, models, objective
+from aneurysm_ray.learning import checkpoint, engine, models, objective, validation
 from aneurysm_ray.learning.cases import from_table
 from aneurysm_ray.learning.engine import EpochResult, fit
 from aneurysm_ray.learning.sampler import KINDS
@@ -358,3 +359,34 @@ def test_only_the_last_validation_is_full(volumes: Path, monkeypatch: pytest.Mon
     assert asked == [(0.25, True)] * 3
     assert _same(_numbers(quick[-1]), _numbers(full[-1]))
     assert quick[0].metrics["val/loss"] != full[0].metrics["val/loss"]
+
+
+def test_a_part_is_validated_at_times_and_all_series_at_the_end(volumes: Path) -> None:
+    """validation.series and validation.every change what is looked at, and nothing that is learnt."""
+    changes = {"optim__epochs": 4, "sampler__hard_negative_fraction": 0.0}
+    all_along = _run(small_config(volumes, **changes), volumes)
+    part = _run(small_config(volumes, **changes, validation__series=2, validation__every=2), volumes)
+    looked_at = [set(result.predictions["series_uid"]) for result in part]
+    assert [len(uids) for uids in looked_at] == [0, 2, 0, len(all_along[-1].predictions)]
+    assert looked_at[1] < looked_at[3]
+    assert [bool(result.heatmaps) for result in part] == [False, False, False, True]
+    assert [math.isnan(result.metrics["val/loss"]) for result in part] == [True, False, True, False]
+    assert [r.metrics["train/loss"] for r in part] == [r.metrics["train/loss"] for r in all_along]
+    assert _same(_numbers(part[-1]), _numbers(all_along[-1]))
+
+
+def test_the_part_that_is_validated_holds_every_kind_by_its_share(volumes: Path) -> None:
+    (case,) = from_table(store.volumes_table(volumes).head(1), volumes)
+    kinds = [("CTA", 1), ("CTA", 0), ("MRA", 1), ("MRA", 0)]
+    cases = [
+        replace(case, series_uid=f"{kind}{i}", modality=kind[0], targets=np.full(14, kind[1], np.float32))
+        for kind, count in zip(kinds, (60, 20, 13, 7), strict=True)
+        for i in range(count)
+    ]
+    chosen = validation.part(cases, 20, (0, 0))
+    counts = [sum((c.modality, int(c.targets[-1])) == kind for c in chosen) for kind in kinds]
+    for count, wanted in zip(counts, (12, 4, 2.6, 1.4), strict=True):
+        assert abs(count - wanted) <= 1
+    assert [c.series_uid for c in chosen] == [c.series_uid for c in validation.part(cases, 20, (0, 0))]
+    assert {c.series_uid for c in chosen} != {c.series_uid for c in validation.part(cases, 20, (0, 1))}
+    assert validation.part(cases, 0, (0, 0)) == validation.part(cases, 200, (0, 0)) == cases

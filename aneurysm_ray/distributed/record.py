@@ -218,7 +218,8 @@ def queue_start(study: optuna.Study, config: Config, parameters: tuple[space.Par
 
 def grace(config: Config) -> int:
     """Return the epochs before which no trial is stopped."""
-    return min(config.tune.grace_epochs, config.optim.epochs * len(config.tune.folds))
+    first = max(config.tune.grace_epochs, config.validation.every)
+    return min(first, config.optim.epochs * len(config.tune.folds))
 
 
 class Halving(BasePruner):

@@ -255,8 +255,9 @@ def _write_epoch(folder: Path, result: Any, saver: Any) -> None:
     from aneurysm_ray.learning import ensemble
 
     rundir.write_csv(folder / rundir.METRICS, pd.DataFrame(result.state["history"]))
-    rundir.write_csv(folder / rundir.PREDICTIONS, result.predictions)
-    rundir.write_csv(folder / rundir.CANDIDATES, result.candidates)
+    if len(result.predictions):
+        rundir.write_csv(folder / rundir.PREDICTIONS, result.predictions)
+        rundir.write_csv(folder / rundir.CANDIDATES, result.candidates)
     for uid, heatmap in result.heatmaps.items():
         ensemble.write_heatmap(folder / rundir.HEATMAPS / f"{uid}.npz", heatmap)
     saver.save(result.state)

@@ -159,7 +159,8 @@ def epochs(
             # A kill between the row and the checkpoint makes the epoch come again; its row is then replaced.
             rows = [*(earlier for earlier in rows if earlier[record.STEP] < row[record.STEP]), row]
             if write:
-                _write_predictions(folder, fold, result.predictions)
+                if len(result.predictions):
+                    _write_predictions(folder, fold, result.predictions)
                 rundir.write_csv(folder / rundir.METRICS, pd.DataFrame(rows))
                 if result.epoch + 1 < config.optim.epochs:
                     saver.save(result.state)
@@ -182,8 +183,12 @@ def count_parameters(state: dict[str, Any]) -> int:
 
 
 def objectives(rows: list[dict[str, Any]], config: Config) -> dict[str, float]:
-    """Return each objective after a trial's last row: the mean over its folds so far of the fold's last epoch."""
-    last_of_fold = {row["fold"]: row for row in rows}
+    """Return each objective after a trial's last row: the mean over its folds so far of the fold's last epoch that was
+    validated."""
+    from aneurysm_ray.learning import validation
+
+    validated = [row for row in rows if validation.due(config, int(row["epoch"]))] or rows[:1]
+    last_of_fold = {row["fold"]: row for row in validated}
     return {
         name: sum(row.get(name, float("nan")) for row in last_of_fold.values()) / len(last_of_fold)
         for name in record.metrics(config.tune)

@@ -151,7 +151,7 @@ def turn(batch: Batch, orientation: NDArray[np.int64]) -> Batch:
         labels = turned["labels_BP"][b]
         turned["labels_BP"][b] = torch.where(labels >= 0, PRESENT_INDEX, labels)
         turned["base_BL"][b, : len(LOCATIONS)] = torch.nan
-    return replace(batch, **turned)  # type: ignore[arg-type]
+    return replace(batch, **turned)
 
 
 def move(batch: Batch, chosen: NDArray[np.int64], draws: Draws) -> Batch:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from aneurysm_ray.config import Config
 from aneurysm_ray.errors import AneurysmRayError, ConfigError, RunDirError
-from aneurysm_ray.learning import augment, checkpoint, models, objective, optim
+from aneurysm_ray.learning import augment, checkpoint, models, objective, optim, validation
 from aneurysm_ray.learning.arithmetic import arithmetic
 from aneurysm_ray.learning.augment import Draws
 from aneurysm_ray.learning.cache import VolumeCache, open_cache
@@ -29,7 +29,7 @@ from aneurysm_ray.learning.ensemble import HeatMap
 from aneurysm_ray.learning.objective import Weights
 from aneurysm_ray.learning.patches import Batch, cut, prefetch
 from aneurysm_ray.learning.sampler import KINDS, HardNegative, Plan, plan_epoch, rank_batches
-from aneurysm_ray.learning.validation import find_hard_negatives, quick, score_cases, validate
+from aneurysm_ray.learning.validation import find_hard_negatives, score_cases, validate
 
 SKIPPED = 0.05
 """Largest share of an epoch's steps that may come to no finite gradient."""
@@ -50,12 +50,12 @@ class EpochResult:
     gradient), val/loss, val/score, val/dice (of vessels, where masks are known), val/auc_present, val/auc/<label>, lr,
     seconds, patches_per_s, data_wait_fraction, epoch; NaN where a value is not defined."""
     predictions: pd.DataFrame
-    """One row per validation series: series_uid, patient, fold, modality, plane, 14 probabilities, 14
+    """One row per series that was validated: series_uid, patient, fold, modality, plane, 14 probabilities, 14
     target/<label>."""
     candidates: pd.DataFrame
     """series_uid, x_mm, y_mm, z_mm, probability, location."""
     heatmaps: dict[str, HeatMap]
-    """By series UID."""
+    """By series UID; none where not all series were validated in full."""
     state: dict[str, Any]
     """All that going on needs, in tensors and plain values. The tensors are the live ones: save or copy them before
     asking for the next epoch."""
@@ -92,7 +92,7 @@ def fit(
     init: Mapping[str, Tensor] | None = None,
     tell: Tell = lambda what, done, total: None,
 ) -> Iterator[EpochResult]:
-    """Train on some rows of a prepared set's table and validate on others after every epoch.
+    """Train on some rows of a prepared set's table and validate on others, as `config.validation` says.
 
     `volumes` is the set's folder. With several workers each calls this with its rank, torch.distributed is initialised,
     and `wrap` makes the network data-parallel. `resume` is the state of an earlier epoch; the epochs after it are
@@ -105,6 +105,7 @@ def fit(
     cases, valid_cases = objective.teachable(from_table(train, volumes), config), from_table(valid, volumes)
     if config.control == "shuffle":
         cases = shuffled(cases, np.random.default_rng((config.seed, fold, 0x5F)))
+    some_cases = validation.part(valid_cases, config.validation.series, (config.seed, fold))
     cache = open_cache(volumes, config.feed)
     if config.optim.batch_size < world_size:
         raise ConfigError(f"optim.batch_size = {config.optim.batch_size} is fewer than one patch per worker")
@@ -130,12 +131,14 @@ def fit(
 
             scored = [learner.average.network if config.optim.ema_decay else learner.network]
             scored[0].eval()
-            share = valid_cases[rank::world_size]
+            full = validation.in_full(config, epoch)
+            looked_at = valid_cases if full else some_cases if validation.due(config, epoch) else []
+            share = looked_at[rank::world_size]
             # By series UID: a series that two workers scored counts once.
-            ways = config if _is_full(config, epoch) else quick(config)
+            ways = config if full else validation.quick(config)
             mine_scored = _counted(score_cases(scored, share, cache, ways, device), "validation", len(share), tell)
             scores = dict(gather(list(mine_scored), world_size))
-            validation = validate(valid_cases, scores, fold, config.stage)
+            validated = validate(looked_at, scores, fold, config.stage)
             if config.sampler.hard_negative_fraction and (epoch + 1) % config.sampler.hard_negative_every == 0:
                 seed, part = (config.seed, fold, epoch), (rank, world_size)
                 mine = find_hard_negatives(scored, cases, cache, config, device, seed, part)
@@ -144,7 +147,7 @@ def fit(
             metrics = {
                 "epoch": float(epoch),
                 **_of_training(losses, taught.skipped),
-                **validation.metrics,
+                **validated.metrics,
                 "lr": taught.rate,
                 "seconds": time.perf_counter() - started,
                 "patches_per_s": len(plan) / seconds,
@@ -152,14 +155,8 @@ def fit(
             }
             learner.history.append(metrics)
             learner.next_epoch = epoch + 1
-            tables = (validation.predictions, validation.candidates, validation.heatmaps)
+            tables = (validated.predictions, validated.candidates, validated.heatmaps if full else {})
             yield EpochResult(epoch, metrics, *tables, _state(learner, config, fold))
-
-
-def _is_full(config: Config, epoch: int) -> bool:
-    """Return whether the validation after an epoch is made as prediction is."""
-    every = config.validation.full_every
-    return epoch == config.optim.epochs - 1 or (every > 0 and (epoch + 1) % every == 0)
 
 
 def check(config: Config) -> None:

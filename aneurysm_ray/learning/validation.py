@@ -63,6 +63,31 @@ def quick(config: Config) -> Config:
     return config.model_copy(update={"inference": config.inference.model_copy(update={"flip": False, "overlap": 0.0})})
 
 
+def due(config: Config, epoch: int) -> bool:
+    """Return whether a fold is validated after an epoch."""
+    return in_full(config, epoch) or (epoch + 1) % config.validation.every == 0
+
+
+def in_full(config: Config, epoch: int) -> bool:
+    """Return whether the validation after an epoch is of all series, scored as prediction scores them."""
+    every = config.validation.full_every
+    return epoch == config.optim.epochs - 1 or (every > 0 and (epoch + 1) % every == 0)
+
+
+def part(cases: Sequence[Case], count: int, seed: tuple[int, ...]) -> list[Case]:
+    """Return `count` of the cases in their order, every modality with and without aneurysm by its share to within one.
+
+    0 or more than there are: all. `seed` is (seed, fold), so that all epochs and workers look at the same ones.
+    """
+    if not 0 < count < len(cases):
+        return list(cases)
+    shuffled = np.random.default_rng((*seed, 0x56)).permutation(len(cases))
+    stratum = [(cases[i].modality, str(cases[i].targets[PRESENT_INDEX])) for i in shuffled]
+    in_strata = shuffled[sorted(range(len(cases)), key=lambda k: stratum[k])]
+    chosen = np.sort(in_strata[((np.arange(count) + 0.5) * len(cases) / count).astype(int)])
+    return [cases[i] for i in chosen]
+
+
 def vessel_dice(probabilities: NDArray[np.float16], mask: NDArray[np.uint8], stride: int) -> float:
     """Return the Dice overlap of cells above 1/2 with a mask (Z, Y, X) brought to their grid; NaN where both are empty.
 
