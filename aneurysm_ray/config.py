@@ -280,8 +280,10 @@ class ValidationConfig(Section):
 class FeedConfig(Section):
     """How volumes reach the training loop."""
 
-    cache_gb: Annotated[float, Field(ge=0)] = 16.0
-    """Largest size of the cache of decompressed volumes that the workers of a node share, in GB."""
+    cache_gb: Annotated[float, Field(ge=-1)] = -1.0
+    """Largest size in GB of the cache on disk that the workers of a node share, from which patches are cut: a volume
+    takes about two thirds of its voxels' bytes. -1: half of what is free there; 0: none. Of a set that is larger than
+    what is given here, patches of a volume are drawn close together in an epoch."""
     cache_dir: str = ""
     """Folder of the cache; empty: a folder in the system's temporary directory, named by the volumes."""
     threads: Annotated[int, Field(ge=0)] = 2

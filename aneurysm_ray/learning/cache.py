@@ -1,16 +1,19 @@
-"""Decompressed volumes as memory maps in a bounded folder that all workers of a node share.
+"""Volumes as files of small cubes, of which a patch reads its part, in a bounded folder that a node's workers share.
 
-A volume file must be decompressed as a whole, 10-40 ms; a patch of a memory map costs a copy of its own size. The
-folder holds one .npy per volume, written under another name and renamed, so processes need not agree on who decodes
-what; when it grows past its limit the least recently used files go. A map that is open stays valid when its file is
-removed.
+A volume of a prepared set must be decompressed as a whole, 40-60 ms; a patch of `bricks` takes one or two. The folder
+holds a file for each volume, and for its mask where that was asked for, written under another name and renamed, so
+processes need not agree on who writes what; when it grows past its limit the least recently opened files go. One that
+is open stays readable when its name is removed.
 """
 
 import fcntl
 import getpass
 import hashlib
 import os
+import shutil
 import tempfile
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +26,17 @@ from aneurysm_ray.config import FeedConfig
 from aneurysm_ray.data import store
 from aneurysm_ray.data.window import to_uint8
 from aneurysm_ray.errors import RunDirError
+from aneurysm_ray.learning.bricks import Bricks, Damaged, write
 from aneurysm_ray.learning.cases import Case
 
-HEADER_BYTES = 128
-"""Size of an .npy header, counted with each file."""
+OPEN_FILES = 256
+"""Files of the folder that a process holds open: most systems let it have 1,024."""
+
+SLACK = 0.01
+"""Share of its limit that a process adds to the folder before it looks again whether the limit is kept."""
+
+SHARE_OF_DISK = 0.5
+"""Share of what is free on the disk that the folder may take where nothing is said."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,78 +45,125 @@ class Patch:
 
     voxels: NDArray[np.uint8]
     vessels: NDArray[np.uint8] | None = None
-    """Classes and 255 as `PreparedVolume` has them; None where not asked for or not known. The same for domes."""
-    domes: NDArray[np.uint8] | None = None
+    """Classes and 255 as `PreparedVolume` has them; None where not asked for or not known."""
+
+
+@dataclass
+class Traffic:
+    """What a cache was asked for and what that took."""
+
+    asked: int = 0
+    """Arrays of which a part was asked for."""
+    missed: int = 0
+    """Those of them that had to be read from the set."""
+    bytes_read: int = 0
+    """From the folder's files."""
 
 
 class VolumeCache:
-    """Voxels of prepared volumes as uint8, and their masks, decompressed once per node. Safe to share between threads
-    and processes."""
+    """Voxels of prepared volumes as uint8, and the masks of their vessels, cut up once per node. Safe to share between
+    threads and processes."""
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         """Use `folder`, made when the first volume is kept; a limit of 0 keeps none."""
         self.folder = folder
         self.limit_bytes = limit_bytes
+        self.traffic = Traffic()
+        self._open: OrderedDict[Path, Bricks] = OrderedDict()
+        self._keys: dict[Path, str] = {}
+        self._lock = threading.Lock()
+        self._added = 0
 
     def patch(self, case: Case, start: NDArray[np.int64], size: tuple[int, int, int], *, masks: bool = False) -> Patch:
-        """Return a part of a series, read-only, with its masks only if asked; `start` is its first voxel.
+        """Return a part of a series, with its mask only if asked; `start` is its first voxel.
 
+        A series that is read as a whole, as validation does, takes no room from those that patches are cut from.
         Raises RunDirError when its volume cannot be read.
         """
-        z, y, x = (slice(first, first + length) for first, length in zip(start, size, strict=True))
-        names = ["voxels", *(["vessels"] * case.has_vessels + ["domes"] * case.has_domes) * masks]
-        return Patch(**{name: array[z, y, x] for name, array in self._arrays(case, names).items()})
-
-    def voxels(self, case: Case) -> NDArray[np.uint8]:
-        """Return a series' voxels (Z, Y, X), read-only. Raises RunDirError when its volume cannot be read."""
-        return self._arrays(case, ["voxels"])["voxels"]
-
-    def _arrays(self, case: Case, names: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
-        paths = {name: self._path(case, name) for name in names}
+        names = ["voxels", *["vessels"] * (case.has_vessels and masks)]
         found: dict[str, NDArray[np.uint8]] = {}
+        for name in names:
+            if (part := self._kept(self._path(case, name), start, size)) is not None:
+                found[name] = part
+        if missing := [name for name in names if name not in found]:
+            arrays = _read(case, names)
+            may_evict = any(length < n for length, n in zip(size, case.shape, strict=True))
+            self._keep({self._path(case, name): arrays[name] for name in missing}, may_evict=may_evict)
+            z, y, x = (slice(first, first + length) for first, length in zip(start, size, strict=True))
+            found = {name: array[z, y, x] for name, array in arrays.items()}
+        with self._lock:
+            self.traffic.asked += len(names)
+            self.traffic.missed += len(missing)
+        return Patch(**found)
+
+    def _kept(self, path: Path, start: NDArray[np.int64], size: tuple[int, int, int]) -> NDArray[np.uint8] | None:
+        """Return a part of a file of the folder; None where it was never kept, is evicted, or was damaged."""
+        with self._lock:
+            bricks = self._open.get(path)
+            if bricks is not None:
+                self._open.move_to_end(path)
         try:
-            for name, path in paths.items():
-                found[name] = np.load(path, mmap_mode="r")
+            if bricks is None:
+                bricks = Bricks(path)
                 os.utime(path)
-            return found
-        except (FileNotFoundError, ValueError):  # never kept, evicted a moment ago, or damaged by a full disk
-            found = _read(case, names)
-            for name, array in found.items():
-                if array.nbytes + HEADER_BYTES <= self.limit_bytes:
-                    self._keep(paths[name], array)
-            return found
+                with self._lock:
+                    self._open[path] = bricks
+                    while len(self._open) > OPEN_FILES:
+                        self._open.popitem(last=False)
+            part, taken = bricks.read(start, size)
+        except (OSError, Damaged):
+            with self._lock:
+                self._open.pop(path, None)
+            return None
+        with self._lock:
+            self.traffic.bytes_read += taken
+        return part
 
     def _path(self, case: Case, name: str = "voxels") -> Path:
-        try:
-            source = case.path.stat()
-        except OSError as error:
-            raise RunDirError(
-                f"{case.path}: cannot be read ({error.strerror or error}); prepare the set again"
-            ) from error
-        key = f"{case.path}|{source.st_mtime_ns}|{source.st_size}|{name}"
-        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+        """Return the file of a volume as it was when this cache first met it."""
+        key = self._keys.get(case.path)
+        if key is None:
+            try:
+                source = case.path.stat()
+            except OSError as error:
+                raise RunDirError(
+                    f"{case.path}: cannot be read ({error.strerror or error}); prepare the set again"
+                ) from error
+            key = f"{case.path}|{source.st_mtime_ns}|{source.st_size}"
+            self._keys[case.path] = key
+        return self.folder / f"{hashlib.sha256(f'{key}|{name}'.encode()).hexdigest()[:32]}.bricks"
 
-    def _keep(self, path: Path, array: NDArray[np.uint8]) -> None:
-        """Write a volume if there is room on the disk: a full disk costs speed, not the run."""
-        handle = -1
+    def _keep(self, arrays: dict[Path, NDArray[np.uint8]], *, may_evict: bool) -> None:
+        """Write arrays if there is room on the disk: a full disk costs speed, not the run."""
+        if not self.limit_bytes:
+            return
         temporary = ""
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
-            with os.fdopen(handle, "wb") as file:
-                np.save(file, array)
-            os.replace(temporary, path)
+            if not may_evict and self._size() + sum(array.nbytes for array in arrays.values()) > self.limit_bytes:
+                return
+            for path, array in arrays.items():
+                handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
+                with os.fdopen(handle, "wb") as file:
+                    write(file, array)
+                self._added += os.path.getsize(temporary)
+                os.replace(temporary, path)
         except OSError:
             if temporary:
                 Path(temporary).unlink(missing_ok=True)
             return
-        self._evict()
+        if self._added > SLACK * self.limit_bytes:
+            self._evict()
+            self._added = 0
+
+    def _size(self) -> int:
+        return sum(entry.stat().st_size for entry in os.scandir(self.folder) if entry.name.endswith(".bricks"))
 
     def _evict(self) -> None:
-        """Remove the least recently used files until the rest fit; one process at a time."""
+        """Remove the least recently opened files until the rest fit; one process at a time."""
         with open(self.folder / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            kept = sorted((f.stat().st_mtime_ns, f.stat().st_size, f) for f in self.folder.glob("*.npy"))
+            kept = sorted((f.stat().st_mtime_ns, f.stat().st_size, f) for f in self.folder.glob("*.bricks"))
             excess = sum(size for _, size, _ in kept) - self.limit_bytes
             for _, size, file in kept:
                 if excess <= 0:
@@ -131,7 +188,15 @@ def open_cache(volumes: Path, feed: FeedConfig) -> VolumeCache:
     """Return the cache of a prepared set, in `feed.cache_dir` or a folder of this user named by the set."""
     name = hashlib.sha256(str(location.absolute(volumes)).encode()).hexdigest()[:16]
     parent = Path(feed.cache_dir) if feed.cache_dir else Path(tempfile.gettempdir()) / f"aneurysm_ray_{_user()}"
-    return VolumeCache(parent / name, int(feed.cache_gb * 1e9))
+    folder = parent / name
+    return VolumeCache(folder, _room(folder) if feed.cache_gb < 0 else int(feed.cache_gb * 1e9))
+
+
+def _room(folder: Path) -> int:
+    """Return the bytes that a folder may take: a share of what is free beside what it has."""
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    held = VolumeCache(folder, 0)._size() if folder.exists() else 0
+    return int(SHARE_OF_DISK * (shutil.disk_usage(there).free + held))
 
 
 def _user() -> str:
