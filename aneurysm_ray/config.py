@@ -332,6 +332,9 @@ class TuneConfig(Section):
     """False: every trial runs to its end."""
     concurrent: Annotated[int, Field(ge=0)] = 0
     """Trials at a time; 0: as many as the cluster's resources allow."""
+    save_seconds: Annotated[float, Field(ge=0)] = 20.0
+    """A trial writes its state no more often: with many at a time, epochs of seconds would write gigabytes each. After
+    a loss the epochs since are trained again, to the same digits."""
     storage: str = ""
     """Optuna storage URL; empty: a journal file in the run directory."""
     points: tuple[dict[str, Any], ...] = ()
@@ -372,7 +375,7 @@ class Config(Section):
     control: Literal["", "shuffle"] = ""
     """shuffle: labels are permuted among the training patients, so an honest score must come out at 0.5."""
     init: str = ""
-    """Checkpoint whose matching weights training starts from."""
+    """Checkpoint or exported model whose matching weights training starts from; starter: the package's own."""
     tensorboard: bool = False
     """Also write every epoch's metrics as TensorBoard files, in `tensorboard/` of each fold."""
     volume: VolumeConfig = VolumeConfig()

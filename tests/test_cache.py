@@ -81,10 +81,10 @@ def test_an_open_file_stays_readable_when_it_is_evicted(volumes: Path, tmp_path:
     cache, cases = VolumeCache(tmp_path / "cache", BYTES), _cases(volumes)
     for _ in range(2):
         _part(cache, cases[0])
-    _part(cache, cases[1])
+    _part(VolumeCache(tmp_path / "cache", BYTES), cases[1])  # another process
     assert _kept(cache) == {cache._path(cases[1]).name}
     np.testing.assert_array_equal(_part(cache, cases[0]), store.read_volume(cases[0].path).voxels[:31])
-    assert cache.traffic.missed == 2
+    assert cache.traffic.missed == 1
 
 
 def test_whole_volumes_take_room_that_is_free_and_none_from_patches(volumes: Path, tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import object_store
 import optuna
-import numpy as np
 import pandas as pd
 import pytest
 import torch

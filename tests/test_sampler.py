@@ -1,13 +1,17 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from learning_sets import volume
+from learning_sets import volume, write_set
 
-from aneurysm_ray.config import SamplerConfig
+from aneurysm_ray.config import FeedConfig, SamplerConfig
+from aneurysm_ray.data import store
 from aneurysm_ray.labels import LOCATIONS
 from aneurysm_ray.learning import sampler
-from aneurysm_ray.learning.cases import IGNORED, Case
+from aneurysm_ray.learning.cache import VolumeCache, groups_of
+from aneurysm_ray.learning.cases import IGNORED, Case, from_table
+from aneurysm_ray.learning.patches import cut
 from aneurysm_ray.learning.sampler import ANYWHERE, HARD, POINT, SITE, VESSEL, HardNegative, plan_epoch, rank_batches
 
 SIZE, BORDER_MM = (16, 16, 16), 2.0
@@ -208,3 +212,40 @@ def test_systematic_draws_are_within_one_of_their_expectation() -> None:
 
 def test_locations_of_the_sets_exist() -> None:
     assert {point.location for i in range(10) for point in volume(i, True).points} <= set(LOCATIONS)
+
+
+def test_a_gathered_plan_draws_the_same_patches_each_volumes_close_together() -> None:
+    cases = _cases()
+    plan = plan_epoch(cases, SamplerConfig(patches_per_volume=16), SIZE, 0.0, 8, (0, 0, 0))
+    done = sampler.gathered(plan, cases, 5, (0, 0, 0))
+
+    def patches(p: sampler.Plan) -> list[tuple[int, ...]]:
+        return sorted(zip(p.case.tolist(), *p.start.T.tolist(), p.kind.tolist(), strict=True))
+
+    assert patches(done) == patches(plan)
+    where = [np.flatnonzero(done.case == i) for i in range(len(cases))]
+    assert all(np.ptp(at) < len(plan) * 0.27 for at in where if len(at))  # a fifth, but for chance
+    assert len({tuple(sampler.gathered(plan, cases, 5, (0, 0, e)).case.tolist()) for e in range(3)}) == 3
+    assert sampler.gathered(plan, cases, 1, (0, 0, 0)) is plan
+    # Batches hold as many patches around points as before, on average and in how much that varies.
+    counts = [(p.kind == POINT).reshape(-1, 8).sum(1) for p in (plan, done)]
+    assert counts[0].mean() == counts[1].mean()
+    assert np.std(counts[1]) == pytest.approx(np.std(counts[0]), abs=0.3)  # standard error 0.09
+    parts = np.array([part.mean() for part in np.array_split(done.kind == POINT, 5)])
+    assert np.abs(parts - 0.5).max() < 0.12
+
+
+def test_volumes_are_gathered_where_a_cache_is_too_small_for_them(tmp_path: Path) -> None:
+    """Each volume is then read once an epoch, in place of once a patch."""
+    folder = write_set(tmp_path / "set", 24)
+    cases = from_table(store.volumes_table(folder), folder)
+    plan = plan_epoch(cases, SamplerConfig(patches_per_volume=12), SIZE, 0.0, 8, (0, 0, 0))
+    volume_gb = 32 * 40 * 40 / 1e9
+    missed = {}
+    for name, drawn in (("scattered", plan), ("gathered", sampler.gathered(plan, cases, 4, (0, 0, 0)))):
+        cache = VolumeCache(tmp_path / name, int(9 * volume_gb * 1e9))
+        cut(cases, drawn, np.arange(len(drawn)), SIZE, cache.patch)
+        missed[name] = cache.traffic.missed
+    assert missed["gathered"] <= 1.3 * 24 < 120 < missed["scattered"]
+    for cache_gb, groups in ((-1, 1), (0, 1), (24 * volume_gb / 0.7, 1), (24 * volume_gb / 0.7 / 3.5, 4)):
+        assert groups_of(cases, FeedConfig(cache_gb=cache_gb), masks=True) == groups

@@ -16,6 +16,7 @@ from aneurysm_ray import overrides, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.distributed import launch, record, search_tables, trial_process, tune
 from aneurysm_ray.errors import ConfigError, RunDirError
+from aneurysm_ray.learning import checkpoint
 
 # Ray's workers do not have the tests on their path.
 cloudpickle.register_pickle_by_value(surrogates)
@@ -29,6 +30,7 @@ SPACE = {
 
 def settings(**keys) -> Config:
     base = {"tune.space": SPACE, "tune.trials": 6, "optim.epochs": 9, "tune.startup_trials": 3, "tune.grace_epochs": 1}
+    base["tune.save_seconds"] = 0.0
     return overrides.build(base, {key.replace("__", "."): value for key, value in keys.items()})
 
 
@@ -200,6 +202,27 @@ def test_a_result_that_died_on_its_way_to_tune_comes_with_the_next_process(tmp_p
     assert totals == [2, 2, 3, 4]
 
 
+def test_a_trial_writes_its_state_by_time_and_repeats_what_it_lost_to_the_same_rows(tmp_path, monkeypatch):
+    config = settings(optim__epochs=6, tune__save_seconds=3.0)
+    clock = iter(float(second) for second in range(10_000))
+    monkeypatch.setattr(trial_process.time, "monotonic", lambda: next(clock))
+    written = []
+    original = checkpoint.Saver.save
+    monkeypatch.setattr(
+        checkpoint.Saver, "save", lambda self, state: written.append(state["epoch"]) or original(self, state)
+    )
+    results = trial_process.epochs(config, tmp_path / "t", fit)
+    for _ in range(5):
+        next(results)
+    results.close()
+    assert written[0] == 0 and 1 < len(written) < 5
+    seen = [result["step"] for result in trial_process.epochs(config, tmp_path / "t", fit)]
+    assert seen[:5] == [1, 2, 3, 4, 5] and seen[-1] == 6
+    rows = trial_process.read_rows(tmp_path / "t")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["val/score"] for row in rows] == pytest.approx([curve(config, 0, epoch) for epoch in range(6)])
+
+
 @pytest.mark.parametrize("lost", ["metrics", "checkpoint"])
 def test_a_kill_between_two_files_loses_no_epoch_and_repeats_no_row(tmp_path, lost):
     config = settings(optim__epochs=4)
@@ -208,8 +231,6 @@ def test_a_kill_between_two_files_loses_no_epoch_and_repeats_no_row(tmp_path, lo
     results.close()
     if lost == "checkpoint":
         # As if the process had died after the second row was written and before its checkpoint.
-        from aneurysm_ray.learning import checkpoint
-
         checkpoint.save(tmp_path / "t" / "fold_0" / rundir.CHECKPOINT_LAST, epoch_result(config, 0, 0).state)
     list(trial_process.epochs(config, tmp_path / "t", fit))
     rows = trial_process.read_rows(tmp_path / "t")
@@ -279,5 +300,5 @@ def test_a_search_asks_for_so_few_trials_at_a_time_that_each_learns_from_others(
 
 
 def test_objectives_skip_nothing_that_is_not_a_number():
-    rows = [{"fold": 0, "val/score": 0.5}, {"fold": 1, "val/score": math.nan}]
+    rows = [{"fold": 0, "epoch": 0, "val/score": 0.5}, {"fold": 1, "epoch": 0, "val/score": math.nan}]
     assert math.isnan(trial_process.objectives(rows, settings())["val/score"])

@@ -136,8 +136,9 @@ class Run:
 
 
 def _weights_file(init: Path) -> Path:
-    from aneurysm_ray.learning import checkpoint
+    from aneurysm_ray.learning import checkpoint, starter
 
+    init = starter.resolved(init)
     return init / checkpoint.STATE if init.is_dir() else init
 
 

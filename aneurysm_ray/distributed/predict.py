@@ -31,6 +31,7 @@ from aneurysm_ray.distributed.room import Cluster
 from aneurysm_ray.distributed.steps import Item, Order
 from aneurysm_ray.errors import DatasetError, RequestError
 from aneurysm_ray.labels import LABELS, PRESENT
+from aneurysm_ray.learning import starter
 from aneurysm_ray.learning.export import Ensemble
 from aneurysm_ray.learning.inference import CANDIDATE_COLUMNS
 from aneurysm_ray.reporting import page, predict_page
@@ -61,11 +62,20 @@ def predict(
     items, notes = find(paths)
     for note in notes:
         log.info("%s", note)
-    run, out = location.absolute(run), location.absolute(out)
+    # The starter lies where each node has the package.
+    run, out = run if str(run) == starter.NAME else location.absolute(run), location.absolute(out)
     order = Order(str(run), str(out), dict(changes), fast, dicom)
     trained = steps.load(order, "cpu")
+    if trained.note:
+        log.info("* %s", trained.note)
     _check_volumes(items, trained)
-    facts = {"run": str(run), "model": trained.digest, "models": len(trained.models), "paths": [str(p) for p in paths]}
+    facts = {
+        "run": str(run),
+        "model": trained.digest,
+        "models": len(trained.models),
+        "note": trained.note,
+        "paths": [str(p) for p in paths],
+    }
     with driver.alone(out):
         _begin(out, trained, facts, resume=resume)
         left = _left(items, order)

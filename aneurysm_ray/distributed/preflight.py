@@ -57,7 +57,7 @@ def unjudged(table: pd.DataFrame, dealt: pd.DataFrame, folds: Iterable[int]) -> 
 
 def check_network(config: Config) -> None:
     """Raise ConfigError for a network that cannot be, RunDirError for first weights that do not fit it."""
-    from aneurysm_ray.learning import checkpoint, engine, models
+    from aneurysm_ray.learning import checkpoint, engine, models, starter
 
     engine.check(config)
     if config.optim.batch_size < config.resources.workers:
@@ -68,6 +68,11 @@ def check_network(config: Config) -> None:
     if config.init:
         found = checkpoint.transfer(models.build(config.model), checkpoint.read_weights(location.place(config.init)))
         log.info("* %s: %s", config.init, found)
+        if config.init == starter.NAME and found.missing:
+            raise ConfigError(
+                f"init = starter fits the network of --preset starter alone, and not model.name = {config.model.name}; "
+                "prepare the set and train with --preset starter"
+            )
 
 
 def check_samples(config: Config, probes: Iterable[tuple[str, Any]]) -> None:
@@ -94,8 +99,14 @@ def check_states(out: Path, folds: Sequence[int]) -> None:
 
 def settled(config: Config) -> Config:
     """Return a configuration whose paths do not depend on where they are read: workers run in folders of their own."""
+    from aneurysm_ray.learning import starter
+
     places: Mapping[str, str] = {"init": config.init, "feed.cache_dir": config.feed.cache_dir}
     return overrides.build(
-        {key: str(Path(path).expanduser().absolute()) for key, path in places.items() if path and "://" not in path},
+        {
+            key: str(Path(path).expanduser().absolute())
+            for key, path in places.items()
+            if path and "://" not in path and path != starter.NAME
+        },
         base=config,
     )

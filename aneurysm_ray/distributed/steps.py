@@ -206,6 +206,7 @@ def describe(item: Item, series: Reading | None, answer: Answer, trained: Ensemb
         "series_uid": _uid(item, prepared),
         "path": printable(item.location),
         "model": trained.digest,
+        "note": trained.note,
         "reason": answer.reason,
         "message": answer.message,
         "probabilities": dict(zip(LABELS, answer.probabilities.tolist(), strict=True)),

@@ -17,6 +17,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 import aneurysm_ray
 from aneurysm_ray.errors import RequestError, did_you_mean
+from aneurysm_ray.learning import starter
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def check_paths(job: str, args: Sequence[str]) -> None:
     files = [path for name in ("--config", "--init", "init", "feed.cache_dir") for path in _given(args, name)]
     databases = [url.partition(":///")[2] for url in _given(args, "tune.storage") if url.startswith("sqlite:///")]
     for path in (*leading, *outs, *files, *databases):
-        if path and not path.startswith("/") and "://" not in path:
+        if path and path != starter.NAME and not path.startswith("/") and "://" not in path:
             raise RequestError(
                 f"{path} is relative, and a job starts in a folder that is thrown away; give an absolute path on "
                 "storage that every node sees"

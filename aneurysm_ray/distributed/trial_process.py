@@ -6,6 +6,7 @@ trial's process - a crash, a lost node, the end of the search - the next process
 
 import contextlib
 import json
+import math
 import os
 import socket
 import tempfile
@@ -145,7 +146,7 @@ def epochs(
         if rows and rows[-1][record.STEP] >= first_step + config.optim.epochs - 1:
             continue
         last = rundir.fold_dir(folder, fold) / rundir.CHECKPOINT_LAST
-        saver = checkpoint.Saver(last)
+        saver, saved = checkpoint.Saver(last), -math.inf
         for result in fit(config, fold, checkpoint.load(last) if (last / checkpoint.STATE).exists() else None, tell):
             row = {
                 record.STEP: first_step + result.epoch,
@@ -162,8 +163,9 @@ def epochs(
                 if len(result.predictions):
                     _write_predictions(folder, fold, result.predictions)
                 rundir.write_csv(folder / rundir.METRICS, pd.DataFrame(rows))
-                if result.epoch + 1 < config.optim.epochs:
+                if result.epoch + 1 < config.optim.epochs and time.monotonic() - saved >= config.tune.save_seconds:
                     saver.save(result.state)
+                    saved = time.monotonic()
             yield _result(rows, config)
         saver.wait()
         if write:

@@ -9,6 +9,7 @@ is open stays readable when its name is removed.
 import fcntl
 import getpass
 import hashlib
+import math
 import os
 import shutil
 import tempfile
@@ -29,11 +30,14 @@ from aneurysm_ray.errors import RunDirError
 from aneurysm_ray.learning.bricks import Bricks, Damaged, write
 from aneurysm_ray.learning.cases import Case
 
-OPEN_FILES = 256
-"""Files of the folder that a process holds open: most systems let it have 1,024."""
+OPEN_FILES = 64
+"""Files of the folder that a process holds open; the disk is free of one that was evicted when all have closed it."""
 
 SLACK = 0.01
 """Share of its limit that a process adds to the folder before it looks again whether the limit is kept."""
+
+HELD = 0.7
+"""Share of its limit that a cache needs for what is drawn from: the rest holds what comes next and what was."""
 
 SHARE_OF_DISK = 0.5
 """Share of what is free on the disk that the folder may take where nothing is said."""
@@ -71,6 +75,7 @@ class VolumeCache:
         self.traffic = Traffic()
         self._open: OrderedDict[Path, Bricks] = OrderedDict()
         self._keys: dict[Path, str] = {}
+        self._touched: set[Path] = set()
         self._lock = threading.Lock()
         self._added = 0
 
@@ -105,8 +110,10 @@ class VolumeCache:
         try:
             if bricks is None:
                 bricks = Bricks(path)
-                os.utime(path)
+                if path not in self._touched:  # once a run is enough to know what is in use
+                    os.utime(path)
                 with self._lock:
+                    self._touched.add(path)
                     self._open[path] = bricks
                     while len(self._open) > OPEN_FILES:
                         self._open.popitem(last=False)
@@ -170,6 +177,9 @@ class VolumeCache:
                     break
                 file.unlink(missing_ok=True)
                 excess -= size
+                with self._lock:
+                    self._open.pop(file, None)
+                    self._touched.discard(file)
 
 
 def _read(case: Case, names: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
@@ -182,6 +192,17 @@ def _read(case: Case, names: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
     if missing := [name for name in names if name not in arrays]:
         raise RunDirError(f"{case.path}: holds no {missing[0]}, though the set's table says so; prepare the set again")
     return arrays
+
+
+def groups_of(cases: Sequence[Case], feed: FeedConfig, *, masks: bool) -> int:
+    """Return into how many parts of an epoch volumes are gathered so that those of a part fit into the cache.
+
+    By what was asked for alone, and not by what a disk has: all workers must draw alike, today and after a resume.
+    """
+    if feed.cache_gb <= 0:
+        return 1
+    needed = sum(math.prod(case.shape) * (1 + (masks and case.has_vessels)) for case in cases)
+    return max(1, math.ceil(needed / (HELD * feed.cache_gb * 1e9)))
 
 
 def open_cache(volumes: Path, feed: FeedConfig) -> VolumeCache:

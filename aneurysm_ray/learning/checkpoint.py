@@ -4,7 +4,6 @@ A checkpoint is a folder with `state.pt`, the `state` of an `EpochResult`. Loadi
 which accepts tensors and plain values and nothing that runs.
 """
 
-import io
 import pickle
 import re
 import zipfile
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from aneurysm_ray import location, overrides, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.errors import RunDirError
-from aneurysm_ray.learning import models
+from aneurysm_ray.learning import models, starter
 
 STATE = "state.pt"
 
@@ -41,7 +40,10 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 class Saver:
-    """Writes the states of a training one after another; to an object store while the next epoch is trained."""
+    """Writes the states of a training one after another, while the next epoch is trained.
+
+    A kill in between costs one epoch more than it would otherwise, which is then repeated to the same digits.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -49,15 +51,10 @@ class Saver:
         self.writing: Future[None] | None = None
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Write a state, or begin to. Raises OutputError, also for the state before."""
+        """Begin to write a state. Raises OutputError for the state before."""
         self.wait()
-        if not location.is_remote(self.folder):
-            save(self.folder, state)
-            return
         # The state's tensors change with the next step: what is written in the background is a copy.
-        draft = io.BytesIO()
-        torch.save(dict(state), draft)
-        self.writing = self.pool.submit(self._write, draft.getbuffer())
+        self.writing = self.pool.submit(save, self.folder, _copied(state))
 
     def wait(self) -> None:
         """Return when all is written. Raises OutputError."""
@@ -65,9 +62,16 @@ class Saver:
             writing, self.writing = self.writing, None
             writing.result()
 
-    def _write(self, draft: memoryview) -> None:
-        with rundir.atomic(self.folder / STATE, "wb") as file:
-            file.write(draft)
+
+def _copied(value: Any) -> Any:
+    """Return a state, or a part of one, whose tensors are copies in memory."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _copied(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_copied, value))
+    return value
 
 
 def check(folder: Path) -> None:
@@ -139,14 +143,16 @@ class Transfer:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read named tensors from a checkpoint folder, a `.safetensors` file, or a torch file such as MedicalNet's.
 
-    Raises RunDirError when there are none, or the file is damaged or holds code.
+    Of an exported model, the starter's among them, the first fold's are read. Raises RunDirError when there are none,
+    or the file is damaged or holds code.
     """
+    path = starter.resolved(path)
     if path.is_dir():
         path = path / STATE
     if path.suffix == ".safetensors":
         try:
             with location.fetched(path) as here:
-                return dict(load_file(here))
+                return _of_first_fold(load_file(here))
         except (OSError, SafetensorError) as error:
             raise RunDirError(f"{path}: not a safetensors file ({error})") from error
     found: Any = _read(path)
@@ -158,6 +164,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not weights:
         raise RunDirError(f"{path} holds no named tensors; give a checkpoint folder or a file of a state dict")
     return weights
+
+
+def _of_first_fold(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the first fold's tensors of an exported model under their own names; those of any other file as they are.
+
+    See `export`.
+    """
+    folds = sorted({int(match[1]) for name in tensors if (match := re.match(r"fold_(\d+)/", name))})
+    if not folds:
+        return dict(tensors)
+    first = f"fold_{folds[0]}/"
+    return {name.removeprefix(first): tensor for name, tensor in tensors.items() if name.startswith(first)}
 
 
 def transfer(network: nn.Module, weights: Mapping[str, Tensor]) -> Transfer:

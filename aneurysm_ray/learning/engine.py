@@ -23,12 +23,12 @@ from aneurysm_ray.errors import AneurysmRayError, ConfigError, RunDirError
 from aneurysm_ray.learning import augment, checkpoint, models, objective, optim, validation
 from aneurysm_ray.learning.arithmetic import arithmetic
 from aneurysm_ray.learning.augment import Draws
-from aneurysm_ray.learning.cache import VolumeCache, open_cache
+from aneurysm_ray.learning.cache import VolumeCache, groups_of, open_cache
 from aneurysm_ray.learning.cases import Case, from_table, shuffled
 from aneurysm_ray.learning.ensemble import HeatMap
 from aneurysm_ray.learning.objective import Weights
 from aneurysm_ray.learning.patches import Batch, cut, prefetch
-from aneurysm_ray.learning.sampler import KINDS, HardNegative, Plan, plan_epoch, rank_batches
+from aneurysm_ray.learning.sampler import KINDS, HardNegative, Plan, gathered, plan_epoch, rank_batches
 from aneurysm_ray.learning.validation import find_hard_negatives, score_cases, validate
 
 SKIPPED = 0.05
@@ -107,6 +107,7 @@ def fit(
         cases = shuffled(cases, np.random.default_rng((config.seed, fold, 0x5F)))
     some_cases = validation.part(valid_cases, config.validation.series, (config.seed, fold))
     cache = open_cache(volumes, config.feed)
+    groups = groups_of(cases, config.feed, masks=objective.needs_masks(config, cases))
     if config.optim.batch_size < world_size:
         raise ConfigError(f"optim.batch_size = {config.optim.batch_size} is fewer than one patch per worker")
 
@@ -118,6 +119,7 @@ def fit(
             started = time.perf_counter()
             torch.manual_seed(_torch_seed(config.seed, fold, epoch + 1, rank))
             plan = _plan(cases, config, fold, epoch, learner.hard)
+            plan = gathered(plan, cases, groups, (config.seed, fold, epoch))
             feed = _feed(cases, plan, cache, config, (config.seed, fold, epoch), (rank, world_size), device)
             taught = _train_epoch(learner, feed, len(plan), config, world_size, device, tell)
             seconds = time.perf_counter() - started

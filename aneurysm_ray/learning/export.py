@@ -4,7 +4,8 @@ A fold's model is that of its last epoch, whose predictions are the ones that th
 
 The file is data only: reading it runs no code from it, and needs no Ray. Metadata, all text: `format`, `config` (TOML),
 `folds` (JSON list), `prevalence` (JSON, each label's share of positive training series), `calibration` (JSON, each
-label's Platt slope and intercept from the out-of-fold predictions, or null). Tensors are named `fold_<k>/<name>`.
+label's Platt slope and intercept from the out-of-fold predictions, or null), and `note` where the model has something
+to say of itself. Tensors are named `fold_<k>/<name>`.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ from aneurysm_ray import location, overrides, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.errors import RunDirError
 from aneurysm_ray.labels import LABELS
-from aneurysm_ray.learning import calibration, checkpoint, metrics, models
+from aneurysm_ray.learning import calibration, checkpoint, metrics, models, starter
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ class Ensemble:
     the lines were fitted on something else than what these models answer: see `calibration_holds`."""
     digest: str
     """SHA-256 over configuration and weights: the same for a run and for its exported file."""
+    note: str = ""
+    """What whoever made the models wants every user of them to know."""
 
     def calibrated(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return (14,) probabilities as shares of series that would turn out positive; NaN where that is unknown."""
@@ -78,19 +81,25 @@ def calibration_holds(models: int, fitted: Config, asked: Config) -> bool:
     return models == 1 and there == now
 
 
-def export_run(run: Path, out: Path) -> None:
-    """Write a training run's models as one file. Raises RunDirError when the run has no checkpoint."""
+def export_run(run: Path, out: Path, note: str = "") -> None:
+    """Write a training run's models as one file, with a note to all who use them.
+
+    Raises RunDirError when the run has no checkpoint.
+    """
     tensors, metadata = _collect(run)
+    if note:
+        metadata["note"] = note
     with rundir.atomic(out, "wb") as file:
         file.write(save(tensors, metadata))
 
 
 def load(source: Path, device: str | torch.device = "cpu", *, fast: bool = False) -> Ensemble:
-    """Load the models of a training run, of a search that trained its best, or of an exported file.
+    """Load the models of a training run, of a search that trained its best, of an exported file, or the starter's.
 
     fast: only the first fold's model, without mirrored passes. Raises RunDirError when the source is none of these or
     is damaged.
     """
+    source = starter.resolved(source)
     tensors, metadata = _collect(source) if source.is_dir() else _read(source)
     if missing := [key for key in _KEYS if key not in metadata]:
         raise RunDirError(f"{source} is no exported model: its metadata has no {missing[0]!r}")
@@ -102,7 +111,7 @@ def load(source: Path, device: str | torch.device = "cpu", *, fast: bool = False
     built = [_restore(source, config, _of_fold(tensors, fold)).to(device) for fold in folds]
     if not calibration_holds(len(folds), config, config):
         platt = _UNCALIBRATED
-    trained = Ensemble(tuple(built), config, prevalence, platt, digest)
+    trained = Ensemble(tuple(built), config, prevalence, platt, digest, metadata.get("note", ""))
     return trained.changed({"inference.flip": False}) if fast else trained
 
 
@@ -216,7 +225,7 @@ def _restore(source: Path, config: Config, weights: dict[str, Tensor]) -> models
 
 
 def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    sha = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    sha = hashlib.sha256(json.dumps({key: metadata[key] for key in _KEYS}, sort_keys=True).encode())
     for name in sorted(tensors):
         sha.update(name.encode())
         sha.update(tensors[name].contiguous().numpy().tobytes())

@@ -118,6 +118,24 @@ def plan_epoch(
     return Plan(np.array(case_index)[order], np.array(start, np.int64)[order], np.array(kind)[order])
 
 
+def gathered(plan: Plan, cases: Sequence[Case], groups: int, seed: tuple[int, ...]) -> Plan:
+    """Return a plan in which the patches of a volume come close together: in one of so many parts of the epoch.
+
+    For sets that do not fit into the cache: a volume is then read once an epoch, and not once a patch. Volumes are
+    dealt to the parts anew in every epoch, those with points and those without by turns, so that each part draws as
+    the whole does; within a part the order stays what it was.
+    """
+    if groups <= 1:
+        return plan
+    rng = np.random.default_rng((*seed, 0x6A))
+    shuffled = rng.permutation(len(cases))
+    by_kind = shuffled[np.argsort([len(cases[i].points) > 0 for i in shuffled], kind="stable")]
+    part = np.empty(len(cases), np.int64)
+    part[by_kind] = np.arange(len(cases)) % groups
+    order = np.argsort(part[plan.case], kind="stable")
+    return Plan(plan.case[order], plan.start[order], plan.kind[order])
+
+
 def rank_batches(plan: Plan, batch_size: int, rank: int, world_size: int) -> list[NDArray[np.int64]]:
     """Return, for each step, the positions in the plan that a rank works on: its part of each global batch."""
     steps = np.arange(len(plan)).reshape(-1, batch_size)

@@ -57,7 +57,7 @@ def series_page(result: Mapping[str, Any], prepared: PreparedVolume | None, heat
         title=result["series_uid"],
         kind="prediction",
         subtitle=f"{result['path']} · model {result['model'][:12]}",
-        summary=(*_sentences(result), DISCLAIMER),
+        summary=(*_sentences(result), *_note(result), DISCLAIMER),
         tiles=tuple(tiles),
         sections=tuple(sections),
     )
@@ -117,6 +117,7 @@ def index_page(folder: Path) -> Page:
         summary=(
             f"{len(table):,} series were scored"
             + (f", {len(failed):,} of them could not be read." if len(failed) else "."),
+            *_note(summary),
             DISCLAIMER,
         ),
         tiles=(
@@ -131,6 +132,11 @@ def index_page(folder: Path) -> Page:
             provenance_blocks.section(rundir.read_config(folder), rundir.read_json(folder / rundir.PROVENANCE)),
         ),
     )
+
+
+def _note(facts: Mapping[str, Any]) -> Sequence[str]:
+    """Return what the model says of itself, if anything."""
+    return [f"{facts['note'][0].upper()}{facts['note'][1:]}."] if facts.get("note") else []
 
 
 def _unfinished_page(folder: Path) -> Page:
