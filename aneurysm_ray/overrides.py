@@ -57,6 +57,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.head": "grid",
         "loss.name": "bce",
         "loss.positive_weight": 5.0,
+        "inference.overlap": 0.25,
         "inference.flip": True,
     },
     # The networks of the starter weights, small enough for a core to teach in an hour. Voxels of 0.8 mm, since most

@@ -23,6 +23,7 @@ SMALL: dict[str, Any] = {
     "model.width": 8,
     "patch.size": (24, 24, 24),
     "patch.border_mm": 2.0,
+    "sampler.patches_per_volume": 4,
     "patch.radius_mm": 4.0,
     "patch.ignore_mm": 7.0,
     "augment.affine_probability": 0.0,

@@ -1,8 +1,11 @@
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from learning_sets import SMALL, volume
 from torch import Tensor, nn
 
@@ -190,3 +193,32 @@ def test_pooling_by_hand() -> None:
     grid[3] = [[[0.1, 0.9], [0.5, 0.2]]]
     assert ensemble.pool(grid, 2)[3] == pytest.approx(0.7)
     assert ensemble.pool(grid, 100)[3] == pytest.approx(0.425)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    whole=st.integers(1, 300),
+    patch=st.integers(1, 6),
+    factor=st.integers(1, 4),
+    stride=st.sampled_from([1, 2, 4, 8]),
+    overlap=st.sampled_from([0.0, 0.25, 0.5, 0.625]),
+)
+def test_windows_share_an_axis_evenly_and_are_no_more_than_the_longest_would_be(
+    whole: int, patch: int, factor: int, stride: int, overlap: float
+) -> None:
+    length = patch * 8
+    (window, *_) = windows.size((whole,) * 3, (length,) * 3, factor, stride, overlap)
+    assert length <= window <= max(length, factor * length) and window % stride == 0
+    shared, longest = (
+        windows.layout((whole,) * 3, (n,) * 3, overlap, stride, pooled=False) for n in (window, factor * length)
+    )
+    starts = shared.starts[0]
+    assert starts[0] == 0 and starts[-1] + window >= whole
+    assert all(b - a <= max(stride, window * (1 - overlap) + 1e-6) for a, b in itertools.pairwise(starts))
+    assert len(starts) <= len(longest.starts[0]) + (overlap > 0)
+
+
+def test_real_series_are_asked_in_windows_without_waste() -> None:
+    assert windows.size((200, 400, 320), (40, 64, 64), 3, 4, 0.0) == (100, 136, 160)
+    assert windows.size((200, 400, 320), (40, 64, 64), 1, 4, 0.5) == (40, 64, 64)
+    assert windows.size((30, 50, 70), (40, 64, 64), 3, 4, 0.25) == (40, 64, 72)

@@ -83,8 +83,9 @@ def score_volume(
     device = torch.device(device)
     network = models[0]
     z, y, x = prepared.voxels.shape
-    size = windows.size((z, y, x), config.patch.size, 1 if network.pooled else config.inference.window, network.stride)
-    layout = windows.layout((z, y, x), size, config.inference.overlap, network.stride, pooled=network.pooled)
+    factor, overlap = 1 if network.pooled else config.inference.window, config.inference.overlap
+    size = windows.size((z, y, x), config.patch.size, factor, network.stride, overlap)
+    layout = windows.layout((z, y, x), size, overlap, network.stride, pooled=network.pooled)
     seen = bright_blood(to_uint8(prepared.voxels, prepared.window), prepared.modality)
     answers = _answer(models, seen, layout, size, config, device)
     heat = answers.grid.max(0)

@@ -3,6 +3,7 @@
 Axes are (z, y, x). A volume smaller than a window is padded with zeros at its end, as patches are in training.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,13 +39,25 @@ class Layout:
         return np.asarray(voxel_to_mm @ to_voxel)
 
 
-def size(shape: tuple[int, int, int], patch: tuple[int, int, int], factor: int, stride: int) -> tuple[int, int, int]:
-    """Return the size of windows: so many patches long along each axis, and no longer than a volume needs."""
+def size(
+    shape: tuple[int, int, int], patch: tuple[int, int, int], factor: int, stride: int, overlap: float
+) -> tuple[int, int, int]:
+    """Return the size of windows: at most so many patches long along each axis, and no longer than a volume needs.
+
+    As many windows as the longest would take share an axis evenly, so that none reaches over what its neighbours do
+    anyway: at the size of real series this saves half of all voxels asked.
+    """
     z, y, x = (
-        max(length, min(factor * length, -(-whole // stride) * stride))
+        max(length, min(factor * length, _shared(whole, factor * length, stride, overlap)))
         for whole, length in zip(shape, patch, strict=True)
     )
     return z, y, x
+
+
+def _shared(whole: int, longest: int, stride: int, overlap: float) -> int:
+    """Return the least multiple of the stride with which as many windows as the longest would take cover an axis."""
+    count = 1 + max(0, math.ceil((whole - longest) / (longest * (1 - overlap)) - 1e-9))
+    return math.ceil(whole / (1 + (count - 1) * (1 - overlap)) / stride - 1e-9) * stride
 
 
 def layout(
