@@ -377,6 +377,9 @@ class Config(Section):
     """shuffle: labels are permuted among the training patients, so an honest score must come out at 0.5."""
     init: str = ""
     """Checkpoint or exported model whose matching weights training starts from; starter: the package's own."""
+    profile: bool = False
+    """Look closely at some steps of each fold: `profile/` in its folder has a table of where their time went, and a
+    trace."""
     tensorboard: bool = False
     """Also write every epoch's metrics as TensorBoard files, in `tensorboard/` of each fold."""
     volume: VolumeConfig = VolumeConfig()

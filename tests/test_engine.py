@@ -1,4 +1,5 @@
 import copy
+import json
 import math
 import os
 from dataclasses import replace
@@ -18,7 +19,7 @@ from aneurysm_ray.config import Config
 from aneurysm_ray.data import store
 from aneurysm_ray.errors import AneurysmRayError, ConfigError, RequestError, RunDirError
 from aneurysm_ray.labels import LABELS, PRESENT
-from aneurysm_ray.learning import checkpoint, engine, models, objective, validation
+from aneurysm_ray.learning import checkpoint, engine, epoch, models, objective, profiling, validation
 from aneurysm_ray.learning.cases import from_table
 from aneurysm_ray.learning.engine import EpochResult, fit
 from aneurysm_ray.learning.sampler import KINDS
@@ -65,7 +66,8 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other) or (isinstance(one, float) and math.isnan(one) and math.isnan(other))
 
 
-CLOCK = ("seconds", "patches_per_s", "data_wait_fraction")
+PARTS = ("feed", "steps", "validation", "mining", "writing")
+CLOCK = ("seconds", "patches_per_s", "data_wait_fraction", *(f"seconds/{part}" for part in PARTS))
 
 
 def _numbers(result: EpochResult) -> dict[str, float]:
@@ -110,7 +112,8 @@ def test_threads_do_not_change_results(volumes: Path) -> None:
 def test_changes_made_as_on_a_gpu_are_those_made_ahead(volumes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_config(volumes, **WIDE)
     ahead = _run(config, volumes)[-1]
-    monkeypatch.setattr(engine, "changes_ahead", lambda device: False)
+    for room in (engine, epoch):
+        monkeypatch.setattr(room, "changes_ahead", lambda device: False)
     late = _run(config, volumes)[-1]
     assert _same(ahead.state["model"], late.state["model"]) and _same(_numbers(ahead), _numbers(late))
 
@@ -390,3 +393,26 @@ def test_the_part_that_is_validated_holds_every_kind_by_its_share(volumes: Path)
     assert [c.series_uid for c in chosen] == [c.series_uid for c in validation.part(cases, 20, (0, 0))]
     assert {c.series_uid for c in chosen} != {c.series_uid for c in validation.part(cases, 20, (0, 1))}
     assert validation.part(cases, 0, (0, 0)) == validation.part(cases, 200, (0, 0)) == cases
+
+
+def test_the_parts_of_an_epoch_make_up_its_seconds(volumes: Path) -> None:
+    for result in _run(small_config(volumes, sampler__hard_negative_every=1), volumes):
+        parts = {part: result.metrics[f"seconds/{part}"] for part in PARTS}
+        within = sum(seconds for part, seconds in parts.items() if part != "writing")
+        assert 0.9 * result.metrics["seconds"] < within <= result.metrics["seconds"] + 1e-6
+        assert min(parts["steps"], parts["validation"], parts["mining"]) > 0
+
+
+def test_a_profile_tells_the_parts_of_a_step(volumes: Path, tmp_path: Path) -> None:
+    config = small_config(volumes, optim__epochs=1, sampler__patches_per_volume=60)
+    told: list[int] = []
+    with profiling.profiled(tmp_path / "profile", lambda what, done, total: told.append(done)) as tell:
+        table = store.volumes_table(volumes)
+        list(fit(config, volumes, table[2:], table[:2], tell=tell))
+    assert len(told) > profiling.WARM_UP + profiling.STEPS
+    found = pd.read_csv(tmp_path / "profile" / profiling.TABLE)
+    assert list(found["part"]) == [part for part in epoch.PARTS if part in set(found["part"])]
+    assert {"forward", "backward", "optimizer"} <= set(found["part"]) and (found["host_ms"] > 0).all()
+    assert found["share"].sum() == pytest.approx(1)
+    events = json.loads((tmp_path / "profile" / profiling.TRACE).read_text())["traceEvents"]
+    assert sum(event.get("name") == "backward" for event in events) >= profiling.STEPS

@@ -6,6 +6,7 @@ is one way to go on. Ray's own retries decide when; nothing is kept in Ray's sna
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import logging
 import math
@@ -163,7 +164,7 @@ def _run_fold(
 
 def _worker(settings: dict[str, Any]) -> None:
     """Run one rank of one fold, from where its last checkpoint stands to its end."""
-    from aneurysm_ray.learning import checkpoint
+    from aneurysm_ray.learning import checkpoint, profiling
 
     config = Config.model_validate(settings["config"])
     fold, volumes, out = settings["fold"], location.place(settings["volumes"]), location.place(settings["out"])
@@ -176,7 +177,9 @@ def _worker(settings: dict[str, Any]) -> None:
         news.post(settings["box"], {**about, "kind": "begin", **_whereabouts(resume)})
     tell = news.teller(settings["box"] if first else None, about)
     saver = checkpoint.Saver(last)
-    with failures.kept(folder):
+    with failures.kept(folder), contextlib.ExitStack() as closing:
+        if config.profile and first:
+            tell = closing.enter_context(profiling.profiled(folder / rundir.PROFILE, tell))
         for result in fit_fold(config, fold, resume, tell, volumes=volumes, folds=out / rundir.FOLDS):
             if first:
                 _write_epoch(folder, result, saver)

@@ -5,10 +5,9 @@ generator's state, one worker and two train on the same batches, and a run that 
 of one that never stopped.
 """
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,22 +21,18 @@ from aneurysm_ray.config import Config
 from aneurysm_ray.errors import AneurysmRayError, ConfigError, RunDirError
 from aneurysm_ray.learning import augment, checkpoint, models, objective, optim, validation
 from aneurysm_ray.learning.arithmetic import arithmetic
-from aneurysm_ray.learning.augment import Draws
 from aneurysm_ray.learning.cache import VolumeCache, groups_of, open_cache
 from aneurysm_ray.learning.cases import Case, from_table, shuffled
 from aneurysm_ray.learning.ensemble import HeatMap
-from aneurysm_ray.learning.objective import Weights
-from aneurysm_ray.learning.patches import Batch, cut, prefetch
+from aneurysm_ray.learning.epoch import Learner, MicroBatches, Tell, changes_ahead, train_epoch
+from aneurysm_ray.learning.patches import cut, prefetch
 from aneurysm_ray.learning.sampler import KINDS, HardNegative, Plan, gathered, plan_epoch, rank_batches
 from aneurysm_ray.learning.validation import find_hard_negatives, score_cases, validate
 
 SKIPPED = 0.05
 """Largest share of an epoch's steps that may come to no finite gradient."""
 
-MicroBatches = list[tuple[Batch, Draws]]
 Thing = TypeVar("Thing")
-Tell = Callable[[str, int, int], None]
-"""Is told what is being done, how much of it is, and of how much: steps of an epoch's training, series validated."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +43,8 @@ class EpochResult:
     metrics: dict[str, float]
     """train/loss, train/loss/<kind> and train/drawn/<kind> of each kind of patch, train/skipped (steps without a finite
     gradient), val/loss, val/score, val/dice (of vessels, where masks are known), val/auc_present, val/auc/<label>, lr,
-    seconds, patches_per_s, data_wait_fraction, epoch; NaN where a value is not defined."""
+    seconds, patches_per_s, data_wait_fraction, epoch, and where its seconds went: seconds/feed, seconds/steps,
+    seconds/validation, seconds/mining, and seconds/writing of the epoch before. NaN where a value is not defined."""
     predictions: pd.DataFrame
     """One row per series that was validated: series_uid, patient, fold, modality, plane, 14 probabilities, 14
     target/<label>."""
@@ -59,22 +55,6 @@ class EpochResult:
     state: dict[str, Any]
     """All that going on needs, in tensors and plain values. The tensors are the live ones: save or copy them before
     asking for the next epoch."""
-
-
-@dataclass(eq=False)
-class Learner:
-    """What changes during training."""
-
-    network: models.Network
-    replica: nn.Module
-    """The network as a step calls it: compiled, data-parallel, or itself."""
-    average: optim.Ema
-    optimizer: torch.optim.Optimizer
-    weights: Weights
-    step: int = 0
-    next_epoch: int = 0
-    hard: list[HardNegative] = field(default_factory=list)
-    history: list[dict[str, float]] = field(default_factory=list)
 
 
 def fit(
@@ -115,13 +95,14 @@ def fit(
         learner = _start(config, cases, fold, device, wrap, init)
         if resume is not None:
             _restore(learner, resume)
+        writing = 0.0
         for epoch in range(learner.next_epoch, config.optim.epochs):
             started = time.perf_counter()
             torch.manual_seed(_torch_seed(config.seed, fold, epoch + 1, rank))
             plan = _plan(cases, config, fold, epoch, learner.hard)
             plan = gathered(plan, cases, groups, (config.seed, fold, epoch))
             feed = _feed(cases, plan, cache, config, (config.seed, fold, epoch), (rank, world_size), device)
-            taught = _train_epoch(learner, feed, len(plan), config, world_size, device, tell)
+            taught = train_epoch(learner, feed, len(plan), config, world_size, device, tell)
             seconds = time.perf_counter() - started
             losses = np.sum(gather([taught.losses], world_size), axis=0)
             steps = len(plan) // config.optim.batch_size
@@ -138,9 +119,11 @@ def fit(
             share = looked_at[rank::world_size]
             # By series UID: a series that two workers scored counts once.
             ways = config if full else validation.quick(config)
+            training_done = time.perf_counter()
             mine_scored = _counted(score_cases(scored, share, cache, ways, device), "validation", len(share), tell)
             scores = dict(gather(list(mine_scored), world_size))
             validated = validate(looked_at, scores, fold, config.stage)
+            validation_done = time.perf_counter()
             if config.sampler.hard_negative_fraction and (epoch + 1) % config.sampler.hard_negative_every == 0:
                 seed, part = (config.seed, fold, epoch), (rank, world_size)
                 mine = find_hard_negatives(scored, cases, cache, config, device, seed, part)
@@ -154,11 +137,18 @@ def fit(
                 "seconds": time.perf_counter() - started,
                 "patches_per_s": len(plan) / seconds,
                 "data_wait_fraction": taught.waited_s / seconds,
+                "seconds/feed": taught.waited_s,
+                "seconds/steps": seconds - taught.waited_s,
+                "seconds/validation": validation_done - training_done,
+                "seconds/mining": time.perf_counter() - validation_done,
+                "seconds/writing": writing,
             }
             learner.history.append(metrics)
             learner.next_epoch = epoch + 1
             tables = (validated.predictions, validated.candidates, validated.heatmaps if full else {})
+            yielded = time.perf_counter()
             yield EpochResult(epoch, metrics, *tables, _state(learner, config, fold))
+            writing = time.perf_counter() - yielded
 
 
 def check(config: Config) -> None:
@@ -176,11 +166,6 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"patch.size = {list(config.patch.size)} must be multiples of the grid's stride, {network.stride} voxels"
         )
-
-
-def changes_ahead(device: torch.device) -> bool:
-    """Return whether the threads that cut a batch also make its random changes; a GPU makes them faster itself."""
-    return device.type == "cpu"
 
 
 def gather(mine: Sequence[Thing], world_size: int) -> list[Thing]:
@@ -238,81 +223,6 @@ def _start(
     optimizer = optim.adamw(network, config.optim)
     replica = wrap(torch.compile(network) if config.optim.compile else network)  # type: ignore[arg-type]
     return Learner(network, replica, average, optimizer, weights.to(device))
-
-
-@dataclass(frozen=True, eq=False)
-class _Taught:
-    """What an epoch's steps came to on this worker."""
-
-    losses: np.ndarray
-    """(K, 2): sum of the losses and number of the patches of each of `sampler.KINDS`."""
-    skipped: int
-    """Steps without a finite gradient, the same on all workers."""
-    waited_s: float
-    """For batches."""
-    rate: float
-    """Of the last step."""
-
-
-def _train_epoch(
-    learner: Learner,
-    feed: Iterator[MicroBatches],
-    patches: int,
-    config: Config,
-    world_size: int,
-    device: torch.device,
-    tell: Tell,
-) -> _Taught:
-    """Make the steps of an epoch."""
-    of_epoch = patches // config.optim.batch_size
-    steps, done = config.optim.epochs * of_epoch, 0
-    losses, skipped = torch.zeros(len(KINDS), 2, device=device), torch.zeros((), device=device)
-    waited, rate = 0.0, 0.0
-    clip_norm = config.optim.clip_norm or float("inf")
-    learner.network.train()
-    while True:
-        asked = time.perf_counter()
-        micro_batches = next(feed, None)
-        waited += time.perf_counter() - asked
-        if micro_batches is None:
-            break
-        rate = optim.learning_rate(learner.step, steps, config.optim)
-        for group in learner.optimizer.param_groups:
-            group["lr"] = rate
-        for number, (batch, draws) in enumerate(micro_batches, 1):
-            with contextlib.nullcontext() if number == len(micro_batches) else _no_sync(learner.replica):
-                batch = batch.to(device)
-                if not changes_ahead(device):
-                    batch = augment.apply(batch, draws)
-                loss = _losses(learner, batch, draws, config)
-                # Data-parallel gradients are means over workers: this makes them the mean over the global batch.
-                (loss.sum() * (world_size / config.optim.batch_size)).backward()  # type: ignore[no-untyped-call]
-            loss = loss.detach()
-            known = torch.isfinite(loss)
-            losses.index_add_(0, batch.kind_B, torch.stack([torch.where(known, loss, 0.0), known.float()], 1))
-        norm = nn.utils.clip_grad_norm_(learner.network.parameters(), clip_norm)
-        # The fused optimiser leaves all as it was where this is 1, without anybody having to wait for the answer.
-        is_lost = (~torch.isfinite(norm)).float()
-        learner.optimizer.found_inf = is_lost  # type: ignore[attr-defined]
-        skipped += is_lost
-        learner.optimizer.step()
-        learner.optimizer.zero_grad(set_to_none=True)
-        if config.optim.ema_decay:
-            learner.average.update(learner.network, learner.step)
-        learner.step += 1
-        done += 1
-        tell("training", done, of_epoch)
-    return _Taught(losses.double().cpu().numpy(), int(skipped.item()), waited, rate)
-
-
-def _losses(learner: Learner, batch: Batch, draws: Draws, config: Config) -> Tensor:
-    """Return (B,) losses of patches."""
-    goals = objective.wanted(batch, config, learner.network)
-    image, goals = augment.mix(batch.image_BZYX.unsqueeze(1), goals, draws)
-    image = image.to(memory_format=torch.channels_last_3d)
-    with optim.autocast(config.optim, image.device):
-        answer = learner.replica(image)
-    return objective.patch_losses(answer, goals, config, learner.network, learner.weights)
 
 
 def _plan(cases: Sequence[Case], config: Config, fold: int, epoch: int, hard: Sequence[HardNegative]) -> Plan:
@@ -379,12 +289,6 @@ def _restore(learner: Learner, state: Mapping[str, Any]) -> None:
         learner.history = [dict(metrics) for metrics in state["history"]]
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
         raise RunDirError(f"the checkpoint does not fit this configuration ({error}); start a new run") from error
-
-
-def _no_sync(replica: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Return the context in which a data-parallel network keeps its gradients to itself."""
-    context: contextlib.AbstractContextManager[None] = getattr(replica, "no_sync", contextlib.nullcontext)()
-    return context
 
 
 def _torch_seed(*words: int) -> int:

@@ -33,6 +33,7 @@ def draw_loss(table: pd.DataFrame) -> go.Figure:
                 showlegend=dash == "solid",
                 hovertemplate=f"fold {fold}, {name}<br>epoch %{{x}}: %{{y:.3f}}<extra></extra>",
                 mode="lines+markers",
+                connectgaps=True,
                 marker=drawing.marker(int(str(fold)), 7),
                 line={"color": drawing.colour(int(str(fold))), "dash": dash, "width": 2},
             )
@@ -52,11 +53,38 @@ def draw_score(table: pd.DataFrame) -> go.Figure:
                 showlegend=dash == "solid",
                 hovertemplate=f"fold {fold}, {name}<br>epoch %{{x}}: %{{y:.3f}}<extra></extra>",
                 mode="lines+markers",
+                connectgaps=True,
                 marker=drawing.marker(int(str(fold)), 7),
                 line={"color": drawing.colour(int(str(fold))), "dash": dash, "width": 2},
             )
     figure.add_hline(y=0.5, line={"dash": "dot", "color": drawing.GREY, "width": 1.5})
     return drawing.layout(figure, "epoch", "weighted score and present AUC", legend=drawing.legend_above())
+
+
+TIME: Mapping[str, str] = {
+    "feed": "waiting for patches", "steps": "training steps", "validation": "validation",
+    "mining": "search for hard negatives", "writing": "writing",
+}  # fmt: skip
+"""What an epoch's seconds are spent on, by its name in the metrics."""
+
+
+def draw_time(table: pd.DataFrame) -> go.Figure:
+    """Draw what the hours of each fold were spent on; runs of earlier versions do not say."""
+    figure = go.Figure()
+    sums = table.groupby("fold").sum(numeric_only=True)
+    for index, (name, words) in enumerate(TIME.items()):
+        hours = sums[f"seconds/{name}"] / 3600
+        figure.add_bar(
+            y=[f"fold {fold}" for fold in sums.index],
+            x=hours,
+            name=words,
+            orientation="h",
+            marker=drawing.filling(index),
+            customdata=100 * sums[f"seconds/{name}"] / sums[[f"seconds/{part}" for part in TIME]].sum(axis=1),
+            hovertemplate=f"{words}<br>%{{x:.3f}} h, %{{customdata:.0f}} %<extra>%{{y}}</extra>",
+        )
+    figure.update_layout(barmode="stack")
+    return drawing.layout(figure, "hours", "", legend=drawing.legend_above())
 
 
 def label_curves(predictions: pd.DataFrame) -> dict[str, tuple[Curve, Curve]]:
