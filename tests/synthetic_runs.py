@@ -115,6 +115,11 @@ def epoch_metrics(epochs: int, fold: int) -> pd.DataFrame:
             "seconds": 12.5,
             "patches_per_s": 40.0,
             "data_wait_fraction": 0.01,
+            "seconds/feed": 0.1,
+            "seconds/steps": 9.9,
+            "seconds/validation": 2.0,
+            "seconds/mining": 0.5,
+            "seconds/writing": 0.2,
         }
     )
 

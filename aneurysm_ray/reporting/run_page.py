@@ -177,16 +177,16 @@ def _training(run: RunData) -> Section:
         Chart(
             "score",
             "Score on held-out patients",
-            "Solid: weighted score. Dotted: Aneurysm Present AUC. The grey line is chance. Before the last epoch a part "
-            "of the series is validated, quickly (validation.*): points there scatter more.",
+            "Solid: weighted score. Dotted: Aneurysm Present AUC. The grey line is chance. Before the last epoch a "
+            "part of the series is validated, quickly (validation.*): points there scatter more.",
             figures.draw_score(table) if len(table) else None,
             missing,
         ),
         Chart(
             "time",
             "Where the time went",
-            "All epochs together. Where much of it is waiting for patches, give the workers more threads (feed.threads) "
-            "or a faster disk (feed.cache_dir).",
+            "All epochs together. Where much of it is waiting for patches, give the workers more threads "
+            "(feed.threads) or a faster disk (feed.cache_dir).",
             figures.draw_time(table) if "seconds/steps" in table else None,
             missing,
         ),
