@@ -5,7 +5,7 @@ The text under a field is its meaning, shown by `aneurysm-ray config`.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 def _rising(window: tuple[float, float]) -> tuple[float, float]:
@@ -239,8 +239,15 @@ class OptimConfig(Section):
     AMX), and float32 on others."""
     compile: bool = False
     """Pass the network through torch.compile: a minute or more at the start, faster steps after."""
-    deterministic: bool = True
-    """Use deterministic algorithms where torch has them; equal seeds then give equal results on one device."""
+    deterministic: Literal["auto", "always", "never"] = "auto"
+    """Use deterministic algorithms where torch has them; equal seeds then give equal results on one device, and a run
+    that goes on the numbers of one that never stopped. auto: on CPUs, where they cost nothing; on GPUs they forbid the
+    fastest convolutions."""
+
+    @field_validator("deterministic", mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, value: Any) -> Any:
+        return {True: "always", False: "never"}.get(value, value) if isinstance(value, bool) else value
 
 
 class InferenceConfig(Section):

@@ -15,11 +15,13 @@ import torch.multiprocessing
 from learning_sets import small_config, write_set
 from torch import nn
 
+from aneurysm_ray import overrides
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import store
 from aneurysm_ray.errors import AneurysmRayError, ConfigError, RequestError, RunDirError
 from aneurysm_ray.labels import LABELS, PRESENT
 from aneurysm_ray.learning import checkpoint, engine, epoch, models, objective, profiling, validation
+from aneurysm_ray.learning.arithmetic import arithmetic
 from aneurysm_ray.learning.cases import from_table
 from aneurysm_ray.learning.engine import EpochResult, fit
 from aneurysm_ray.learning.sampler import KINDS
@@ -332,6 +334,18 @@ def test_determinism_settings_are_put_back(volumes: Path) -> None:
     assert torch.are_deterministic_algorithms_enabled() and not memory.fill_uninitialized_memory
     stream.close()  # type: ignore[attr-defined]
     assert (torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory) == before
+
+
+@pytest.mark.parametrize(
+    ("asked", "on_cpu", "on_gpu"),
+    [("auto", True, False), ("always", True, True), (True, True, True), (False, False, False)],
+)
+def test_determinism_is_for_cpus_and_for_who_asks(asked: str | bool, on_cpu: bool, on_gpu: bool) -> None:
+    config = overrides.build({"optim.deterministic": asked})
+    for device, wanted in (("cpu", on_cpu), ("cuda", on_gpu)):
+        with arithmetic(config.optim.deterministic, torch.device(device)):
+            assert torch.are_deterministic_algorithms_enabled() == wanted
+            assert torch.backends.cudnn.benchmark != wanted
 
 
 def test_frequencies_are_those_of_the_targets(volumes: Path) -> None:

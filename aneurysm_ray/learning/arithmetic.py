@@ -8,13 +8,16 @@ import torch
 
 
 @contextlib.contextmanager
-def arithmetic(deterministic: bool) -> Iterator[None]:
+def arithmetic(asked: str, device: torch.device) -> Iterator[None]:
     """Choose deterministic algorithms, or else the fastest convolutions by trial, and put back what was set before.
+
+    `asked` is `optim.deterministic`.
 
     Operations without a deterministic form (3D pooling backwards on CUDA) only warn. Memory that an operation is about
     to write is not filled with NaN first, as torch would in this mode: it costs 3 to 7 % of a step and guards only
     against reading what nobody wrote.
     """
+    deterministic = asked == "always" or (asked == "auto" and device.type == "cpu")
     memory: Any = torch.utils.deterministic  # its switch is a property that type checkers do not see
     before = (
         torch.are_deterministic_algorithms_enabled(),

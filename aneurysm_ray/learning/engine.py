@@ -91,7 +91,7 @@ def fit(
     if config.optim.batch_size < world_size:
         raise ConfigError(f"optim.batch_size = {config.optim.batch_size} is fewer than one patch per worker")
 
-    with arithmetic(config.optim.deterministic):
+    with arithmetic(config.optim.deterministic, device):
         learner = _start(config, cases, fold, device, wrap, init)
         if resume is not None:
             _restore(learner, resume)
