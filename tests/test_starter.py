@@ -2,17 +2,13 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from learning_sets import write_set
 
 from aneurysm_ray import overrides
-from aneurysm_ray.config import Config
 from aneurysm_ray.distributed import preflight, submit
 from aneurysm_ray.errors import ConfigError, RequestError
-from aneurysm_ray.learning import checkpoint, export, inference, models, starter
-from aneurysm_ray.phantom import PhantomOptions, write_dataset
+from aneurysm_ray.learning import checkpoint, export, models, starter
 
 
 def test_the_starter_is_small_and_says_what_it_is() -> None:
