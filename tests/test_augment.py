@@ -162,14 +162,15 @@ def _masked(seed: int, count: int = 3, size: tuple[int, int, int] = (18, 26, 30)
     """Patches of a few balls, each of a class of its own, a dome among them; the last patch has no mask."""
     rng = np.random.default_rng(seed)
     grid = np.indices(size).transpose(1, 2, 3, 0)
-    vessels = np.zeros((count, *size), np.uint8)
+    vessels, domes = np.zeros((2, count, *size), np.uint8)
     for b in range(count):
         for label in rng.permutation(np.arange(1, 14))[:4]:
             far = np.linalg.norm((grid - rng.uniform(4, np.array(size) - 5)) * (1.5, 1, 1), axis=-1)
             vessels[b][far < rng.uniform(3.5, 6)] = label
-    vessels[-1] = 255
+        domes[b] = np.linalg.norm((grid - rng.uniform(4, np.array(size) - 5)) * (1.5, 1, 1), axis=-1) < 4.5
+    vessels[-1], domes[-1] = 255, 255
     batch = _batch(count, size)
-    return replace(batch, vessels_BZYX=torch.from_numpy(vessels))
+    return replace(batch, vessels_BZYX=torch.from_numpy(vessels), domes_BZYX=torch.from_numpy(domes))
 
 
 @settings(max_examples=60, deadline=None)
@@ -190,9 +191,9 @@ def test_a_mask_moves_as_the_image_of_it_does(
     batch = _masked(seed)
     draws = augment.draw(config, (seed, 0, 0), np.arange(len(batch)))
     done = augment.apply(batch, draws)
-    assert done.vessels_BZYX is not None
-    assert (done.vessels_BZYX[-1] == 255).all()
-    for name, labels in (("vessels_BZYX", range(14)),):
+    assert done.vessels_BZYX is not None and done.domes_BZYX is not None
+    assert (done.vessels_BZYX[-1] == 255).all() and (done.domes_BZYX[-1] == 255).all()
+    for name, labels in (("vessels_BZYX", range(14)), ("domes_BZYX", range(2))):
         before, after = getattr(batch, name)[:-1], getattr(done, name)[:-1]
         assert after.dtype == torch.uint8
         assert set(after.unique().tolist()) <= {*labels, 255}
@@ -219,9 +220,11 @@ def test_left_and_right_vessels_change_places_with_a_mirrored_head() -> None:
     vessels = torch.zeros(2, 4, 5, 6, dtype=torch.uint8)
     vessels[:, :, :, 0], vessels[:, :, :, 5], vessels[:, 0] = right, left, 13
     vessels[:, 3, 4] = 255
-    batch = replace(_batch(2).with_image(vessels), vessels_BZYX=vessels)
+    batch = replace(_batch(2).with_image(vessels), vessels_BZYX=vessels, domes_BZYX=(vessels == left).to(torch.uint8))
     done = augment.mirror(batch, np.array([1]))
     torch.testing.assert_close(done.vessels_BZYX, vessels)  # left lies left again: the head is its own mirror image
+    torch.testing.assert_close(done.domes_BZYX[1], batch.domes_BZYX[1].flip(-1))
+    torch.testing.assert_close(done.domes_BZYX[0], batch.domes_BZYX[0])
     lopsided = vessels.clone()
     lopsided[:, 1, :, 0] = 0
     once = augment.mirror(replace(batch, vessels_BZYX=lopsided), np.array([1])).vessels_BZYX
@@ -232,23 +235,24 @@ def test_left_and_right_vessels_change_places_with_a_mirrored_head() -> None:
 
 def test_training_without_masks_makes_none() -> None:
     done = augment.apply(_batch(4), augment.draw(AugmentConfig(affine_probability=1), (0, 0, 0), np.arange(4)))
-    assert done.vessels_BZYX is None
+    assert done.vessels_BZYX is None and done.domes_BZYX is None
 
 
 @pytest.mark.parametrize("orientation", range(48))
 def test_a_turned_patch_keeps_points_masks_and_faces_where_they_were_in_its_image(orientation: int) -> None:
     batch = _batch(1, (20, 20, 20))
     blob = (batch.image_BZYX > 60).to(torch.uint8)
-    blob[:, 0, 5, 7] = 2  # on the first face along z, which alone cuts the head
+    mark = torch.zeros_like(blob)
+    mark[:, 0, 5, 7] = 1  # on the first face along z, which cuts the head alone
     faces = torch.zeros(1, 3, 2, dtype=torch.bool)
     faces[:, 0, 0] = True
-    batch = replace(batch, vessels_BZYX=blob, cut_B32=faces)
+    batch = replace(batch, vessels_BZYX=blob, domes_BZYX=mark, cut_B32=faces)
     done = augment.turn(batch, np.array([orientation]))
-    assert done.vessels_BZYX is not None
+    assert done.vessels_BZYX is not None and done.domes_BZYX is not None
     np.testing.assert_allclose(_brightest(done.image_BZYX[0]), done.points_BP3[0, 0], atol=0.4)
-    torch.testing.assert_close(done.vessels_BZYX == 1, done.image_BZYX > 60)
+    torch.testing.assert_close(done.vessels_BZYX, (done.image_BZYX > 60).to(torch.uint8))
     ((axis, side),) = done.cut_B32[0].nonzero().tolist()
-    assert (done.vessels_BZYX[0] == 2).nonzero()[0, axis] == (19 if side else 0)
+    assert done.domes_BZYX[0].nonzero()[0, axis] == (19 if side else 0)
     assert done.labels_BP.item() == (PRESENT_INDEX if orientation else LEFT)
     assert bool(done.base_BL[0, :-1].isnan().all()) == (orientation > 0) and done.base_BL[0, -1] == 0
 

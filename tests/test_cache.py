@@ -111,16 +111,16 @@ def test_masks_cost_nothing_until_they_are_asked_for(tmp_path: Path) -> None:
     cache, cases = VolumeCache(tmp_path / "cache", 10**9), _cases(folder)
     start, size = np.array([4, 30, 30]), (16, 16, 16)
     plain = cache.patch(cases[0], start, size)
-    assert plain.vessels is None and plain.voxels.shape == (16, 10, 10)
+    assert plain.vessels is None and plain.domes is None and plain.voxels.shape == (16, 10, 10)
     assert _kept(cache) == {cache._path(cases[0]).name}
     prepared = store.read_volume(cases[0].path)
     for _ in range(2):
         patch = cache.patch(cases[0], start, size, masks=True)
-        for name in ("voxels", "vessels"):
+        for name in ("voxels", "vessels", "domes"):
             np.testing.assert_array_equal(getattr(patch, name), getattr(prepared, name)[4:20, 30:, 30:])
-    assert _kept(cache) == {cache._path(cases[0], name).name for name in ("voxels", "vessels")}
+    assert _kept(cache) == {cache._path(cases[0], name).name for name in ("voxels", "vessels", "domes")}
     without = cache.patch(cases[1], start, size, masks=True)
-    assert without.vessels is None
+    assert without.vessels is None and without.domes is None
 
 
 def test_a_table_that_promises_a_mask_that_is_not_there_is_told(tmp_path: Path) -> None:

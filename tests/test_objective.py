@@ -88,7 +88,9 @@ def test_a_rare_location_does_not_outweigh_the_lesion(cases: tuple[Case, ...], t
 def test_masks_are_asked_for_only_where_they_teach(cases: tuple[Case, ...], tmp_path: Path) -> None:
     masked = [*cases[:-1], replace(cases[-1], has_vessels=True)]
     grid = small_config(tmp_path, model__head="grid")
-    assert objective.needs_masks(grid, masked)
-    assert not objective.needs_masks(grid, cases)
+    assert objective.learns_vessels(grid, masked) and objective.needs_masks(grid, masked)
+    assert not objective.learns_vessels(grid, cases) and not objective.needs_masks(grid, cases)
     assert not objective.needs_masks(small_config(tmp_path), masked)
-    assert not objective.needs_masks(small_config(tmp_path, model__head="grid", loss__vessel_weight=0.0), masked)
+    unasked = small_config(tmp_path, model__head="grid", loss__vessel_weight=0.0)
+    assert not objective.learns_vessels(unasked, masked)
+    assert objective.needs_masks(unasked, masked) == any(case.has_domes for case in masked)

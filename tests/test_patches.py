@@ -34,25 +34,26 @@ def test_patches_are_the_volumes_own_voxels_points_and_labels(tmp_path: Path) ->
     assert batch.cut_B32[1].tolist() == [[False, False], [True, False], [True, False]]
     np.testing.assert_allclose(batch.spacing_B3, 1)
     assert len(batch) == 2
-    assert batch.vessels_BZYX is None
+    assert batch.vessels_BZYX is None and batch.domes_BZYX is None
 
 
 def test_masks_are_cut_with_their_patch_and_unknown_elsewhere(tmp_path: Path) -> None:
     volumes = write_set(tmp_path, 3, shape=(20, 40, 40), masks=(0, 1))
     cases = from_table(store.volumes_table(volumes), volumes)
-    assert [case.has_vessels for case in cases] == [True, True, False]
+    assert [case.has_vessels for case in cases] == [case.has_domes for case in cases] == [True, True, False]
     plan = Plan(np.arange(3), np.array([[0, 3, 7], [0, 16, 16], [0, 0, 0]]), np.zeros(3, np.int64))
     door = VolumeCache(tmp_path / "cache", 10**9).patch
     for _ in range(2):  # decoded, then from the cache
         batch = cut(cases, plan, np.arange(3), (24, 24, 24), door, masks=True)
-        assert batch.vessels_BZYX is not None and batch.vessels_BZYX.dtype == torch.uint8
+        assert batch.vessels_BZYX is not None and batch.domes_BZYX is not None
+        assert batch.vessels_BZYX.dtype == batch.domes_BZYX.dtype == torch.uint8
         for b, start in enumerate(plan.start[:2]):
             prepared = store.read_volume(cases[b].path)
-            assert prepared.vessels is not None
-            z, y, x = (slice(first, first + 24) for first in start)
-            np.testing.assert_array_equal(batch.vessels_BZYX[b, :20], prepared.vessels[z, y, x])
-            assert (batch.vessels_BZYX[b, 20:] == 255).all()
-        assert (batch.vessels_BZYX[2] == 255).all()
+            for mask, stored in ((batch.vessels_BZYX, prepared.vessels), (batch.domes_BZYX, prepared.domes)):
+                z, y, x = (slice(first, first + 24) for first in start)
+                np.testing.assert_array_equal(mask[b, :20], stored[z, y, x])
+                assert (mask[b, 20:] == 255).all()
+        assert (batch.vessels_BZYX[2] == 255).all() and (batch.domes_BZYX[2] == 255).all()
     plain = cut(cases, plan, np.arange(3), (24, 24, 24), door)
     for name in ("image_BZYX", "points_BP3", "labels_BP", "base_BL", "cut_B32", "spacing_B3"):
         torch.testing.assert_close(getattr(plain, name), getattr(batch, name), equal_nan=True)

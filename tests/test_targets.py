@@ -3,6 +3,7 @@ import math
 import numpy as np
 import torch
 
+from aneurysm_ray.data.masks import UNKNOWN
 from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
 from aneurysm_ray.learning import targets
 from aneurysm_ray.learning.cases import IGNORED, base_labels
@@ -195,3 +196,35 @@ def test_base_is_unknown_where_a_lesion_may_be_anywhere() -> None:
     only_present = np.full(14, np.nan, np.float32)
     only_present[PRESENT_INDEX] = 0
     assert base_labels(only_present, np.array([], np.int64))[PRESENT_INDEX] == 0
+
+
+def test_a_known_dome_is_the_lesion_and_the_vessel_beside_it_is_none() -> None:
+    """4 cells a side of 4 voxels: a dome that fills a cell, half of the next one, and an eighth of a third."""
+    domes = torch.zeros(2, 16, 16, 16, dtype=torch.uint8)
+    domes[0, 4:8, 4:8, 4:8] = 1
+    domes[0, 4:8, 4:8, 8:10] = 1
+    domes[0, 4:6, 8:10, 4:6] = 1
+    domes[1] = UNKNOWN
+    points = torch.tensor([[[6.0, 6, 7]], [[6.0, 6, 7]]])
+    labels, radii = torch.full((2, 1), MCA), torch.full((2, 1), 3.0)
+    wanted, near = targets.cells(
+        points, labels, radii, torch.zeros(2, 14), torch.ones(2, 3), (4, 4, 4), 4, 3.0, 6.0, domes
+    )
+    lesion = wanted[0, PRESENT_INDEX]
+    assert (lesion == 1).nonzero().tolist() == [[1, 1, 1], [1, 1, 2]]
+    assert lesion.isnan().nonzero().tolist() == [[1, 2, 1]]
+    assert (near[0] == (lesion.isnan() | (lesion == 1))).all()
+    assert wanted[0, MCA, 1, 1, 1] == 1 and wanted[0, TIP, 1, 1, 1] == 0
+    by_radius, _ = targets.cells(
+        points[1:], labels[1:], radii[1:], torch.zeros(1, 14), torch.ones(1, 3), (4, 4, 4), 4, 3.0, 6.0
+    )
+    torch.testing.assert_close(wanted[1], by_radius[0], equal_nan=True)
+    # A dome too small for any cell is in the one that holds its point; an ignored place stays one.
+    domes[0] = 0
+    domes[0, 6, 6, 7] = 1
+    tiny, _ = targets.cells(points, labels, radii, torch.zeros(2, 14), torch.ones(2, 3), (4, 4, 4), 4, 3.0, 6.0, domes)
+    assert (tiny[0, PRESENT_INDEX] == 1).nonzero().tolist() == [[1, 1, 1]]
+    ignored, _ = targets.cells(
+        points, torch.full((2, 1), IGNORED), radii, torch.zeros(2, 14), torch.ones(2, 3), (4, 4, 4), 4, 3.0, 6.0, domes
+    )
+    assert ignored[0, PRESENT_INDEX, 1, 1, 1].isnan()

@@ -111,14 +111,14 @@ def mirror(batch: Batch, chosen: NDArray[np.int64]) -> Batch:
     labels[index] = torch.where(old >= 0, swap[old.clamp(min=0)], old)
     base[index] = base[index][:, swap]
     faces[index, 2] = faces[index, 2].flip(-1)
-    vessels = batch.vessels_BZYX
+    vessels, domes = batch.vessels_BZYX, batch.domes_BZYX
     if vessels is not None:
         other_side = torch.tensor(_MIRRORED_LABELS, dtype=torch.uint8, device=device)
         vessels = vessels.clone()
         vessels[index] = other_side[vessels[index].flip(-1).int()]
     return replace(
         batch, image_BZYX=image, points_BP3=points, labels_BP=labels, base_BL=base, cut_B32=faces,
-        vessels_BZYX=vessels,
+        vessels_BZYX=vessels, domes_BZYX=None if domes is None else domes.index_copy(0, index, domes[index].flip(-1)),
     )  # fmt: skip
 
 
@@ -131,7 +131,7 @@ def turn(batch: Batch, orientation: NDArray[np.int64]) -> Batch:
     if not orientation.any():
         return batch
     turned: dict[str, Tensor] = {}
-    for name in ("image_BZYX", "vessels_BZYX", "points_BP3", "labels_BP", "base_BL", "cut_B32"):
+    for name in ("image_BZYX", "vessels_BZYX", "domes_BZYX", "points_BP3", "labels_BP", "base_BL", "cut_B32"):
         if (tensor := getattr(batch, name)) is not None:
             turned[name] = tensor.clone()
     last = batch.image_BZYX.shape[-1] - 1
@@ -181,10 +181,12 @@ def move(batch: Batch, chosen: NDArray[np.int64], draws: Draws) -> Batch:
     grid = F.affine_grid(theta, [len(chosen), 1, *image.shape[1:]], align_corners=False)
     moved = F.grid_sample(image[index].unsqueeze(1), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     image[index] = moved.squeeze(1)
-    vessels = _moved(batch.vessels_BZYX, index, grid)
+    vessels, domes = (_moved(mask, index, grid) for mask in (batch.vessels_BZYX, batch.domes_BZYX))
     radii = batch.radii_mm_BP.clone()
     radii[index] *= torch.from_numpy(draws.scale[chosen]).float().to(device)[:, None]
-    return replace(batch, image_BZYX=image, points_BP3=points, radii_mm_BP=radii, vessels_BZYX=vessels)
+    return replace(
+        batch, image_BZYX=image, points_BP3=points, radii_mm_BP=radii, vessels_BZYX=vessels, domes_BZYX=domes
+    )
 
 
 def _moved(mask: Tensor | None, index: Tensor, grid: Tensor) -> Tensor | None:

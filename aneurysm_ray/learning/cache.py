@@ -49,7 +49,8 @@ class Patch:
 
     voxels: NDArray[np.uint8]
     vessels: NDArray[np.uint8] | None = None
-    """Classes and 255 as `PreparedVolume` has them; None where not asked for or not known."""
+    """Classes and 255 as `PreparedVolume` has them; None where not asked for or not known. The same for domes."""
+    domes: NDArray[np.uint8] | None = None
 
 
 @dataclass
@@ -65,7 +66,7 @@ class Traffic:
 
 
 class VolumeCache:
-    """Voxels of prepared volumes as uint8, and the masks of their vessels, cut up once per node. Safe to share between
+    """Voxels of prepared volumes as uint8, and their masks, cut up once per node. Safe to share between
     threads and processes."""
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
@@ -80,12 +81,12 @@ class VolumeCache:
         self._added = 0
 
     def patch(self, case: Case, start: NDArray[np.int64], size: tuple[int, int, int], *, masks: bool = False) -> Patch:
-        """Return a part of a series, with its mask only if asked; `start` is its first voxel.
+        """Return a part of a series, with its masks only if asked; `start` is its first voxel.
 
         A series that is read as a whole, as validation does, takes no room from those that patches are cut from.
         Raises RunDirError when its volume cannot be read.
         """
-        names = ["voxels", *["vessels"] * (case.has_vessels and masks)]
+        names = ["voxels", *(["vessels"] * case.has_vessels + ["domes"] * case.has_domes) * masks]
         found: dict[str, NDArray[np.uint8]] = {}
         for name in names:
             if (part := self._kept(self._path(case, name), start, size)) is not None:
@@ -201,7 +202,7 @@ def groups_of(cases: Sequence[Case], feed: FeedConfig, *, masks: bool) -> int:
     """
     if feed.cache_gb <= 0:
         return 1
-    needed = sum(math.prod(case.shape) * (1 + (masks and case.has_vessels)) for case in cases)
+    needed = sum(math.prod(case.shape) * (1 + masks * (case.has_vessels + case.has_domes)) for case in cases)
     return max(1, math.ceil(needed / (HELD * feed.cache_gb * 1e9)))
 
 

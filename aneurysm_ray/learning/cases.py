@@ -38,6 +38,8 @@ class Case:
     """(P,): radius of each point's aneurysm, NaN where unknown."""
     has_vessels: bool = False
     """A mask of its vessels is stored with it."""
+    has_domes: bool = False
+    """A mask of its aneurysms' domes is."""
     vessel_places: NDArray[np.int16] = field(default_factory=lambda: np.empty((0, 3), np.int16))
     """(V, 3): some voxels (z, y, x) that lie on vessels, of its mask or of `data.vesselness`."""
 
@@ -92,6 +94,7 @@ def _case(row: dict[Any, Any], folder: Path) -> Case:
         point_labels=np.array([*of_point, *[IGNORED] * len(row["ignored"])], np.int64),
         point_radii_mm=np.array([p["radius_mm"] for p in points], np.float32),
         has_vessels=bool(row["has_vessels"]),
+        has_domes=bool(row["has_domes"]),
         vessel_places=np.array(list(row["vessel_places"]), np.int16).reshape(-1, 3),
     )
 

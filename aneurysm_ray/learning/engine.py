@@ -215,7 +215,7 @@ def _start(
     if init is not None:
         checkpoint.transfer(network, init)
     # What nobody goes on teaching drifts: vessels learnt before may gate lesions only where masks keep them right.
-    network.knows_vessels.fill_(float(objective.needs_masks(config, cases)))
+    network.knows_vessels.fill_(float(objective.learns_vessels(config, cases)))
     objective.freeze_unasked(network, config, cases)
     # Channels last: as fast or faster for every network, on CPUs and GPUs, and what a norm over channels reads.
     network = network.to(device=device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]

@@ -53,17 +53,23 @@ def teachable(cases: Sequence[Case], config: Config) -> tuple[Case, ...]:
     return kept
 
 
+def learns_vessels(config: Config, cases: Sequence[Case]) -> bool:
+    """Return whether a network is taught what is vessel, by masks."""
+    asked = config.model.head == "grid" and (config.stage == "vessels" or config.loss.vessel_weight > 0)
+    return asked and any(case.has_vessels for case in cases)
+
+
 def needs_masks(config: Config, cases: Sequence[Case]) -> bool:
-    """Return whether patches must be cut with their masks of vessels."""
-    learns = config.model.head == "grid" and (config.stage == "vessels" or config.loss.vessel_weight > 0)
-    return learns and any(case.has_vessels for case in cases)
+    """Return whether patches must be cut with their masks of vessels and domes."""
+    learns_domes = config.model.head == "grid" and config.stage == "lesions" and any(case.has_domes for case in cases)
+    return learns_domes or learns_vessels(config, cases)
 
 
 def freeze_unasked(network: Network, config: Config, cases: Sequence[Case]) -> None:
     """Train no head that no loss asks: weight decay alone would change it, and data-parallel workers wait for all."""
     if config.stage == "vessels":
         network.head.requires_grad_(False)
-    if network.vessel_head is not None and not needs_masks(config, cases):
+    if network.vessel_head is not None and not learns_vessels(config, cases):
         network.vessel_head.requires_grad_(False)
 
 
@@ -82,7 +88,7 @@ def wanted(batch: Batch, config: Config, network: Network) -> list[Tensor]:
     z, y, x = (length // network.stride for length in patch.size)
     cells, near = targets.cells(
         *(batch.points_BP3, batch.labels_BP, batch.radii_mm_BP, batch.base_BL, batch.spacing_B3),
-        *((z, y, x), network.stride, patch.radius_mm, patch.ignore_mm),
+        *((z, y, x), network.stride, patch.radius_mm, patch.ignore_mm, batch.domes_BZYX),
     )
     if batch.vessels_BZYX is None:
         return [of_patch, cells]

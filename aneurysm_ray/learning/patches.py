@@ -48,6 +48,8 @@ class Batch:
     vessels_BZYX: Tensor | None = None
     """uint8, class of the vessel in each voxel, 0 for none, 255 where it is not known: in series without a mask, past
     the end of a volume, and where a move brought in what no mask shows. None where no network asked for masks."""
+    domes_BZYX: Tensor | None = None
+    """uint8, 1 inside the dome of an aneurysm, 0 outside, 255 where it is not known; None likewise."""
 
     def __len__(self) -> int:
         return len(self.image_BZYX)
@@ -91,9 +93,9 @@ def cut(
     *,
     masks: bool = False,
 ) -> Batch:
-    """Cut the chosen patches of a plan, with masks of vessels if asked."""
+    """Cut the chosen patches of a plan, with masks of vessels and domes if asked."""
     image = np.zeros((len(chosen), *size), np.uint8)
-    vessels = np.full(image.shape, UNKNOWN, np.uint8) if masks else None
+    shown = {name: np.full(image.shape, UNKNOWN, np.uint8) for name in ("vessels", "domes") if masks}
     most = max((len(cases[plan.case[i]].points) for i in chosen), default=0)
     points = np.zeros((len(chosen), most, 3), np.float32)
     labels = np.full((len(chosen), most), -1, np.int64)
@@ -107,8 +109,9 @@ def cut(
         patch = patch_of(case, start, size, masks=masks)
         z, y, x = patch.voxels.shape
         image[b, :z, :y, :x] = bright_blood(patch.voxels, case.modality)
-        if vessels is not None and patch.vessels is not None:
-            vessels[b, :z, :y, :x] = patch.vessels
+        for name, array in shown.items():
+            if (mask := getattr(patch, name)) is not None:
+                array[b, :z, :y, :x] = mask
         count = len(case.points)
         points[b, :count] = case.points - start
         labels[b, :count] = case.point_labels
@@ -116,7 +119,7 @@ def cut(
         base[b] = case.base
         cut_faces[b] = np.stack([start > 0, start + np.array(size) < np.array(case.shape)], 1)
         spacing[b] = case.spacing_mm
-    arrays = (image, points, labels, radii, base, cut_faces, spacing, kind, *([] if vessels is None else [vessels]))
+    arrays = (image, points, labels, radii, base, cut_faces, spacing, kind, *shown.values())
     return Batch(*(torch.from_numpy(array) for array in arrays))
 
 

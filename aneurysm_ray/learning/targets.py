@@ -8,7 +8,9 @@ Shapes: B patches, P points (padded), L labels (14), axes (z, y, x). Coordinates
 - Whole patches: 1 where a point lies inside by `border_mm`, NaN where one lies within `border_mm` of a face that cuts
   the head, on either side of it. A face at the end of the stored volume cuts nothing.
 - Cells, the last label (a lesion): 1 within the aneurysm's radius, or `radius_mm` where that is unknown or smaller, and
-  in the cell that holds the point; NaN up to `ignore_mm`, or that much beyond a larger radius.
+  in the cell that holds the point; NaN up to `ignore_mm`, or that much beyond a larger radius. Where a mask knows the
+  dome, 1 where it holds enough of the cell, NaN where it holds less, and nothing else is near: the vessel that bears an
+  aneurysm is none.
 - Cells, the other labels (where the lesion is): 1 and 0 in cells of lesions with a location, NaN everywhere else.
 - Ignored places, such as treated aneurysms: NaN for every label where a point would be positive or NaN.
 - Vessels: whether a mask labels a cell; NaN near points, as masks may or may not hold the aneurysm.
@@ -61,10 +63,11 @@ def cells(
     stride: int,
     radius_mm: float,
     ignore_mm: float,
+    domes_BZYX: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return targets (B, 14, gz, gy, gx) of the cells of a grid, and which cells (B, gz, gy, gx) are near a point.
 
-    `radii_mm_BP` are the aneurysms' radii, NaN where unknown.
+    `radii_mm_BP` are the aneurysms' radii, NaN where unknown; `domes_BZYX` the masks of domes, if there are any.
     """
     axes = [(torch.arange(n, device=points_BP3.device) + 0.5) * stride - 0.5 for n in shape]
     centres_ZYX3 = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
@@ -75,12 +78,21 @@ def cells(
     is_point, is_ignored = (labels_BP >= 0)[..., None, None, None], (labels_BP == IGNORED)[..., None, None, None]
     inside = (distance <= radius_mm + beyond) | holds
     positive = inside & is_point
-    near = ((inside | (distance <= ignore_mm + beyond)) & (is_point | is_ignored)).any(1)
+    ring = inside | (distance <= ignore_mm + beyond)
+    near = (ring & (is_point | is_ignored)).any(1)
+    is_lesion = positive.any(1)
+    if domes_BZYX is not None:
+        mask = domes_BZYX.unsqueeze(1)
+        unknown = F.max_pool3d((mask == UNKNOWN).float(), stride)[:, 0] > 0
+        share = F.avg_pool3d((mask == 1).float(), stride)[:, 0]
+        in_dome = (share >= _least_share(stride)) | (holds & is_point).any(1)
+        is_lesion = torch.where(unknown, is_lesion, in_dome)
+        near = torch.where(unknown, near, in_dome | (share > 0) | (ring & is_ignored).any(1))
     lesion = torch.where(near, torch.nan, base_BL[:, PRESENT_INDEX, None, None, None])
-    lesion = torch.where(positive.any(1), 1.0, lesion).unsqueeze(1)
+    lesion = torch.where(is_lesion, 1.0, lesion).unsqueeze(1)
     of_label = _of_label(labels_BP)[..., : len(LOCATIONS), None, None, None]
     location = (positive.unsqueeze(2) & of_label).any(1)
-    known = location.any(1, keepdim=True)
+    known = location.any(1, keepdim=True) & is_lesion.unsqueeze(1)
     return torch.cat([torch.where(known, location.float(), torch.nan), lesion], 1), near
 
 
@@ -89,8 +101,12 @@ def vessels(vessels_BZYX: Tensor, near_BZYX: Tensor, stride: int) -> Tensor:
     mask = vessels_BZYX.unsqueeze(1)
     share = F.avg_pool3d(((mask > 0) & (mask != UNKNOWN)).float(), stride)
     unknown = F.max_pool3d((mask == UNKNOWN).float(), stride) > 0
-    wanted = (share >= (FINE_SHARE if stride <= 2 else COARSE_SHARE)).float()
+    wanted = (share >= _least_share(stride)).float()
     return torch.where(unknown | near_BZYX.unsqueeze(1), torch.nan, wanted)
+
+
+def _least_share(stride: int) -> float:
+    return FINE_SHARE if stride <= 2 else COARSE_SHARE
 
 
 def _of_label(labels_BP: Tensor) -> Tensor:
