@@ -249,7 +249,7 @@ def _feed(
             draws = augment.draw(config.augment, seed, chosen)
             if changes_ahead(device):
                 batch = augment.apply(batch, draws)
-            made.append((batch.pin() if device.type == "cuda" else batch, draws))
+            made.append((batch.packed(pin=True) if device.type == "cuda" else batch, draws))
         return made
 
     steps = rank_batches(plan, config.optim.batch_size, *part)

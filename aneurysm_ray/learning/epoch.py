@@ -17,13 +17,13 @@ from aneurysm_ray.config import Config
 from aneurysm_ray.learning import augment, models, objective, optim
 from aneurysm_ray.learning.augment import Draws
 from aneurysm_ray.learning.objective import Weights
-from aneurysm_ray.learning.patches import Batch
+from aneurysm_ray.learning.patches import Batch, Packed
 from aneurysm_ray.learning.sampler import KINDS, HardNegative
 
 PARTS = ("feed", "copy", "augment", "forward", "backward", "optimizer")
 """Names of a step's ranges."""
 
-MicroBatches = list[tuple[Batch, Draws]]
+MicroBatches = list[tuple[Batch | Packed, Draws]]
 Tell = Callable[[str, int, int], None]
 """Is told what is being done, how much of it is, and of how much: steps of an epoch's training, series validated."""
 

@@ -4,6 +4,7 @@ Shapes: B patches, P points (padded), axes (z, y, x).
 """
 
 import concurrent.futures
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -19,6 +20,9 @@ from aneurysm_ray.data.window import bright_blood
 from aneurysm_ray.learning.cache import Patch
 from aneurysm_ray.learning.cases import Case
 from aneurysm_ray.learning.sampler import Plan
+
+ALIGNED = 16
+"""Tensors that share memory begin at multiples of so many bytes."""
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -58,9 +62,17 @@ class Batch:
         """Copy to a device, without waiting for the copy where the memory is pinned."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pin(self) -> "Batch":
-        """Copy into pinned memory, from which a GPU fetches by itself."""
-        return self._each(lambda tensor: tensor.pin_memory())
+    def packed(self, *, pin: bool) -> "Packed":
+        """Copy all tensors into one, pinned if asked, which a GPU fetches by itself and at once."""
+        layout, offset = [], 0
+        for f in fields(self):
+            if (tensor := getattr(self, f.name)) is not None:
+                layout.append((f.name, tensor.dtype, tuple(tensor.shape), offset))
+                offset = -(-(offset + tensor.nbytes) // ALIGNED) * ALIGNED
+        packed = Packed(torch.zeros(offset, dtype=torch.uint8, pin_memory=pin), tuple(layout))
+        for name, tensor in packed.tensors().items():
+            tensor.copy_(getattr(self, name))
+        return packed
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         tensors: dict[str, Tensor | None] = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -69,6 +81,28 @@ class Batch:
     def with_image(self, image: Tensor) -> "Batch":
         """Return the batch with another image."""
         return replace(self, image_BZYX=image)
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A batch as one tensor of bytes."""
+
+    bytes_N: Tensor
+    layout: tuple[tuple[str, torch.dtype, tuple[int, ...], int], ...]
+    """Name, type, shape and first byte of each of the batch's tensors."""
+
+    def to(self, device: torch.device) -> Batch:
+        """Copy to a device in one go, without waiting where the memory is pinned."""
+        there = replace(self, bytes_N=self.bytes_N.to(device, non_blocking=True))
+        return Batch(**there.tensors())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the batch's tensors, which share this one's memory."""
+        found = {}
+        for name, dtype, shape, offset in self.layout:
+            size = math.prod(shape) * dtype.itemsize
+            found[name] = self.bytes_N[offset : offset + size].view(dtype).view(shape)
+        return found
 
 
 class Door(Protocol):
