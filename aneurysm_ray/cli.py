@@ -69,10 +69,11 @@ def _run_name(*parts: str) -> Path:
 
 
 def _going_on(what: str | Callable[[], str]) -> contextlib.AbstractContextManager[None]:
-    """Say at once, and again when nothing else is said, what a command does; loading Ray alone takes seconds."""
+    """Say at once, and again when nothing else is said, what a command does: loading its libraries alone takes seconds,
+    so that they are imported inside."""
     from aneurysm_ray.distributed import progress
 
-    return progress.told(what, first_seconds=1.0)
+    return progress.told(what, first_seconds=0.5)
 
 
 def _resumed(out: Path | None, resume: bool) -> Path | None:
@@ -123,7 +124,8 @@ def phantom(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one per core unless given.")] = None,
 ) -> None:
     """Write a synthetic data set of real DICOM files in the competition's layout."""
-    from aneurysm_ray import phantom as phantoms
+    with _going_on("loading"):
+        from aneurysm_ray import phantom as phantoms
 
     options = phantoms.PhantomOptions(
         count=count, seed=seed, modalities=tuple(modalities.split(",")), positive_fraction=positive,
@@ -148,8 +150,8 @@ def prepare(
     resume: Annotated[bool, typer.Option("--resume", help="The default; accepted for the habit's sake.")] = True,
 ) -> None:
     """Decode every series to Parquet volumes with Ray Data; goes on where it stopped."""
-    settings = _build(None, config, words)
     with _going_on("loading"):
+        settings = _build(None, config, words)
         from aneurysm_ray.distributed import prepare as preparation
     with _going_on("preparing"):
         summary = preparation.prepare(data, out, settings, dry_run=dry_run)
@@ -176,9 +178,10 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what is in a series, a data set, a prepared set or a run; reads only, without Ray."""
-    from aneurysm_ray.data import inspection
+    with _going_on("reading"):
+        from aneurysm_ray.data import inspection
 
-    facts = inspection.inspect(path, limit)
+        facts = inspection.inspect(path, limit)
     print(json.dumps(facts, indent=2) if as_json else inspection.render(facts))
 
 
@@ -188,9 +191,10 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What of this machine would make a command fail or crawl, each with its cure; starts nothing."""
-    from aneurysm_ray.distributed import doctor as examination
+    with _going_on("examining"):
+        from aneurysm_ray.distributed import doctor as examination
 
-    findings = examination.examine(places or ["."])
+        findings = examination.examine(places or ["."])
     print(examination.as_json(findings) if as_json else examination.render(findings))
     if bad := [finding.what for finding in findings if finding.state == "bad"]:
         raise RequestError(f"to be mended first: {', '.join(bad)}; the lines above say how")
@@ -214,9 +218,9 @@ def train(
     """Cross-validate by patient-wise folds with Ray Train."""
     flags = {"optim__epochs": epochs, "optim__batch_size": batch_size, "model__name": model, "control": control}
     start = str(init) if init else None
-    settings = _build(preset, config, words, volumes=volumes, resumed=_resumed(out, resume), init=start, **flags)
-    out = out or _run_name("train", settings.model.name)
     with _going_on("loading Ray and torch"):
+        settings = _build(preset, config, words, volumes=volumes, resumed=_resumed(out, resume), init=start, **flags)
+        out = out or _run_name("train", settings.model.name)
         from aneurysm_ray.distributed import train as training
     with _going_on("training"), ending.resumable(out):
         summary = training.train(volumes, out, settings, folds=fold, resume=resume)
@@ -244,9 +248,9 @@ def tune(
     """Search hyperparameters with Ray Tune and Optuna; bad trials are stopped early."""
     resume = resume or retry_failed
     flags = {"tune__trials": trials, "optim__epochs": epochs}
-    settings = _build(preset, config, words, volumes=volumes, resumed=_resumed(out, resume), **flags)
-    out = out or _run_name("tune")
     with _going_on("loading Ray and torch"):
+        settings = _build(preset, config, words, volumes=volumes, resumed=_resumed(out, resume), **flags)
+        out = out or _run_name("tune")
         from aneurysm_ray.distributed import tune as search
     with _going_on("searching"), ending.resumable(out):
         summary = search.tune(volumes, out, settings, resume=resume, retry_failed=retry_failed, then_train=then_train)
@@ -278,8 +282,8 @@ def predict(
     if not series:
         raise RequestError("predict needs at least one series, data set or archive after the run")
     out = _resumed(out, resume) or out or _run_name("predict")
-    changes = dict(map(overrides.parse_override, settings))
     with _going_on("loading Ray and torch"):
+        changes = dict(map(overrides.parse_override, settings))
         from aneurysm_ray.distributed import predict as prediction
     with _going_on("predicting"), ending.resumable(out):
         summary = prediction.predict(run, series, out, changes, fast=fast, dicom=dicom, resume=resume)
@@ -295,9 +299,10 @@ def export(
     out: Annotated[Path, typer.Argument(parser=place, help="File to write, such as model.safetensors.")],
 ) -> None:
     """Write a run's models as one file, without Ray: .safetensors for aneurysm-ray, .onnx or .pt2 for others."""
-    from aneurysm_ray.learning import interchange
+    with _going_on("exporting"):
+        from aneurysm_ray.learning import interchange
 
-    interchange.write(run, out)
+        interchange.write(run, out)
     if out.suffix == ".safetensors":
         _next((AGAIN, "predict", out, "YOUR_DICOM_FOLDER"))
     print(out)
@@ -309,9 +314,11 @@ def evaluate(
     data: Annotated[Path, typer.Argument(parser=place, help="Data set or prepared set that holds the labels.")],
 ) -> None:
     """The weighted score and its interval for any predictions table."""
-    from aneurysm_ray.learning import evaluation
+    with _going_on("evaluating"):
+        from aneurysm_ray.learning import evaluation
 
-    print(evaluation.render(evaluation.evaluate(predictions, data)))
+        found = evaluation.render(evaluation.evaluate(predictions, data))
+    print(found)
 
 
 @app.command()

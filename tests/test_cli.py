@@ -146,6 +146,47 @@ def test_the_same_words_work_as_a_module() -> None:
     assert result.stdout.startswith("optim.lr = 0.0007")
 
 
+# Notes which large libraries are asked for while nothing says that the command goes on.
+UNTOLD = """
+import sys
+from aneurysm_ray import cli
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        progress = sys.modules.get("aneurysm_ray.distributed.progress")
+        if name in {"pandas", "ray", "torch", "pydicom", "scipy", "pyarrow", "highdicom", "matplotlib"}:
+            told = progress is not None and progress._speaker.going_on
+            print("told" if told else "untold", name)
+
+sys.meta_path.insert(0, Watch())
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["phantom", "."],
+        ["prepare", "no/such/data", "out"],
+        ["train", "no/such/volumes"],
+        ["predict", "no/such/run", "no/such/data"],
+        ["inspect", "no/such/path"],
+        ["export", "no/such/run", "model.safetensors"],
+        ["evaluate", "no.csv", "no/such/data"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_command_says_that_it_goes_on_while_it_loads_its_libraries(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "there").touch()
+    ended = subprocess.run(
+        [sys.executable, "-c", UNTOLD, *words], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2, ended.stderr
+    loaded = ended.stdout.split("\n")
+    assert "told pandas" in loaded
+    assert [line for line in loaded if line.startswith("untold")] == []
+
+
 def test_a_file_of_settings_can_be_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("[optim]\nlr = 0.5\n")

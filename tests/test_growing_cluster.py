@@ -1,5 +1,6 @@
 """A cluster whose autoscaler has started no node yet, as `ray up` leaves it: Ray's stand-in for a cloud. Slow."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -50,9 +51,9 @@ def launcher_file(port: int) -> dict[str, object]:
     }
 
 
-@pytest.fixture
-def environment() -> Iterator[dict[str, str]]:
-    """What a driver on the head sees."""
+@contextlib.contextmanager
+def head(*, grows: bool) -> Iterator[dict[str, str]]:
+    """Start a head, and yield what a driver on it sees: a launcher's file, by which nodes come or are left to us."""
     place = Path(tempfile.mkdtemp(prefix="ag", dir="/tmp"))  # short, as Ray's sockets want
     port = free_port()
     (place / session.LAUNCHER_FILE).write_text(json.dumps(launcher_file(port)))
@@ -61,36 +62,36 @@ def environment() -> Iterator[dict[str, str]]:
         "HOME": str(place),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_FAKE_CLUSTER": "1",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        # A machine with much other work on it answers late, and is not dead.
+        "RAY_health_check_failure_threshold": "40",
+        **({"RAY_FAKE_CLUSTER": "1"} if grows else {}),
     }
+    environment.pop("RAY_ADDRESS", None)
     ports = ("--port", str(port), "--dashboard-port", str(free_port()), "--ray-client-server-port", str(free_port()))
-    words = [*ports, "--temp-dir", str(place), "--autoscaling-config", str(place / session.LAUNCHER_FILE)]
-    with (place / "head.log").open("wb") as log:
-        head = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                RAY,
-                "start",
-                "--head",
-                "--block",
-                "--num-cpus",
-                "0",
-                "--disable-usage-stats",
-                *words,
-            ],
-            env=environment,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    words = ["--head", "--num-cpus", "0", *ports, "--temp-dir", str(place)]
+    words += ["--autoscaling-config", str(place / session.LAUNCHER_FILE)] if grows else []
+    process = start(environment, place / "head.log", *words)
     try:
         wait_for(lambda: b"--block" in (place / "head.log").read_bytes(), "the head")
         yield {**environment, "RAY_ADDRESS": f"127.0.0.1:{port}"}
     finally:
-        kill_tree(head)
+        kill_tree(process)
         shutil.rmtree(place, ignore_errors=True)
+
+
+def start(environment: dict[str, str], log: Path, *words: str) -> subprocess.Popen[bytes]:
+    """Start a node of Ray."""
+    command = [sys.executable, "-c", RAY, "start", "--block", "--disable-usage-stats", *words]
+    with log.open("wb") as file:
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
+
+
+@pytest.fixture
+def environment() -> Iterator[dict[str, str]]:
+    """What a driver on the head of a cluster that grows sees."""
+    with head(grows=True) as seen:
+        yield seen
 
 
 def ours(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
@@ -128,3 +129,44 @@ def test_a_search_asks_for_more_than_there_is_and_for_no_more_than_there_can_be(
     assert rundir.read_csv(tmp_path / "run" / rundir.TRIALS)["state"].isin(("COMPLETE", "PRUNED")).all()
     refused = ours(environment, *words[:2], "--out", str(tmp_path / "no"), *words[4:], "resources.cpus_per_worker=2")
     assert refused.returncode == 2 and "do not fit the cluster" in refused.stderr, refused.stderr
+
+
+def small_folds(folder: Path) -> list[str]:
+    """Write a set and settings; return the words that train two folds of it."""
+    write_set(folder / "volumes", 12)
+    changes = {"folds.count": 3, "optim.epochs": 2, "feed.cache_dir": str(folder / "cache")}
+    (folder / "small.toml").write_text(overrides.to_toml(overrides.build(SMALL, changes)))
+    words = ["train", str(folder / "volumes"), "--out", str(folder / "run"), "--config", str(folder / "small.toml")]
+    return [*words, "--fold", "0,1"]
+
+
+def test_training_asks_for_nodes_and_ends_well(environment: dict[str, str], tmp_path: Path) -> None:
+    done = ours(environment, *small_folds(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "2 fold(s) at a time" in done.stderr
+    assert [fold["epochs"] for fold in rundir.read_json(tmp_path / "run" / rundir.SUMMARY)["folds"]] == [2, 2]
+
+
+def test_folds_wait_for_a_node_that_comes_late_and_go_on(tmp_path: Path) -> None:
+    with head(grows=False) as seen:
+        words = [sys.executable, "-c", OURS, *small_folds(tmp_path)]
+        with (tmp_path / "said").open("w") as said:
+            training = subprocess.Popen(words, env=seen, stdout=said, stderr=said)
+        node = None
+        try:
+            waits = "fold 0, 1  waits for 1 CPUs a worker; the cluster has 0 CPUs free"
+            told = (tmp_path / "said").read_text
+            wait_for(lambda: waits in told() or training.poll() is not None, "the line that says for what")
+            assert training.poll() is None, told()
+            assert "begins" not in told()
+            folder = Path(tempfile.mkdtemp(prefix="n", dir=seen["HOME"]))
+            place = ("--address", seen["RAY_ADDRESS"], "--temp-dir", str(folder))
+            node = start(seen, Path(seen["HOME"]) / "node.log", *place, "--num-cpus", "1")
+            assert training.wait(PATIENCE_SECONDS) == 0, told()
+        finally:
+            for process in (training, node):
+                if process is not None and process.poll() is None:
+                    kill_tree(process)
+        assert told().count("begins: 1 worker(s)") == 2
+        assert waits in told().partition("begins")[0]
+    assert [fold["epochs"] for fold in rundir.read_json(tmp_path / "run" / rundir.SUMMARY)["folds"]] == [2, 2]

@@ -52,7 +52,11 @@ def same_table(one: Path, other: Path, name: str) -> None:
     """Two runs' tables hold the same numbers, to the last digit."""
     here, there = (rundir.read_csv(folder / name) for folder in (one, other))
     assert len(here)
-    drop = [column for column in here if column.endswith("seconds") or column in ("path", "time", "page", "series/s")]
+    drop = [
+        column
+        for column in here
+        if column.endswith("seconds") or column in ("path", "source", "time", "page", "series/s")
+    ]
     pd.testing.assert_frame_equal(here.drop(columns=drop), there.drop(columns=drop))
 
 

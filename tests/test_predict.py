@@ -1,7 +1,9 @@
 """Prediction of many series: a row for each, the same numbers from every form and every way, resumable."""
 
+import gzip
 import json
 import shutil
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +13,13 @@ import heads
 import highdicom as hd
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 import torch
 
 from aneurysm_ray import overrides, rundir
-from aneurysm_ray.data import reading, store
+from aneurysm_ray.data import identity, reading, store
+from aneurysm_ray.data.outputs import nifti
 from aneurysm_ray.distributed import predict
 from aneurysm_ray.errors import RequestError, RunDirError
 from aneurysm_ray.labels import LABELS
@@ -32,6 +36,22 @@ CONFIG = overrides.build(
         "inference.flip": True,
     }
 )
+
+
+KEY = b"a test's key"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_key() -> Iterator[None]:
+    """Know series by the same hashes in all predictions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(identity.KEY_VARIABLE, KEY.decode())
+        yield
+
+
+def hashed(place: Path) -> str:
+    """Return by what a prediction knows a place."""
+    return identity.place_hash(KEY, str(place))
 
 
 @pytest.fixture(scope="module")
@@ -114,14 +134,14 @@ def test_whatever_cannot_be_read_has_a_row_with_the_prevalence_and_a_reason(
     monkeypatch.setattr(predict, "FEW", 10)
     (tmp_path / "empty").mkdir()
     summary = predict.predict(run, [str(data), str(tmp_path / "empty")], tmp_path / "out", {"inference.flip": False})
-    rows = table(tmp_path / "out").set_index("path")
+    rows = table(tmp_path / "out").set_index("source")
     assert len(rows) == 6
     assert summary["fallback"] == 2, "a series that is a link is read where it lies"
     assert summary["reasons"] == {"no_files": 1, "no_images": 1}
     bad = rows[rows["status"] == "fallback"]
     assert bad[list(LABELS)].to_numpy(float) == pytest.approx(0.25)
-    assert rows.loc[str(data / "junk"), "reason"] == "no_images"
-    page = (tmp_path / "out" / str(rows.loc[str(data / "junk"), "page"])).read_text()
+    assert rows.loc[hashed(data / "junk"), "reason"] == "no_images"
+    page = (tmp_path / "out" / str(rows.loc[hashed(data / "junk"), "page"])).read_text()
     assert "no file is a DICOM image" in page
     assert "a<b>" not in page
 
@@ -186,10 +206,10 @@ def test_bug_that_one_series_brings_out_spares_the_others(
 
     monkeypatch.setattr(inference, "score", score)
     predict.predict(run, [str(data / name) for name in ("axial", "coronal")], tmp_path / "out", {})
-    rows = table(tmp_path / "out").set_index("path")
-    assert rows.loc[str(data / "axial"), "reason"] == "crash"
-    assert "ZeroDivisionError" in str(rows.loc[str(data / "axial"), "message"])
-    assert rows.loc[str(data / "coronal"), "status"] == "ok"
+    rows = table(tmp_path / "out").set_index("source")
+    assert rows.loc[hashed(data / "axial"), "reason"] == "crash"
+    assert "ZeroDivisionError" in str(rows.loc[hashed(data / "axial"), "message"])
+    assert rows.loc[hashed(data / "coronal"), "status"] == "ok"
 
 
 def test_fast_asks_one_network(run: Path, data: Path, tmp_path: Path) -> None:
@@ -211,11 +231,12 @@ def test_files_for_viewers_refer_to_the_source(done: Path, data: Path) -> None:
         assert first.value[0].tolist() == pytest.approx(
             [result["candidates"][0]["column"] + 0.5, result["candidates"][0]["row"] + 0.5], rel=1e-5
         )
-        source = Path(result["path"]) / f"{result['candidates'][0]['sop_uid']}.dcm"
+        series = Path(identity.read_places(str(done))[result["source"]])
+        source = series / f"{result['candidates'][0]['sop_uid']}.dcm"
         assert source.exists()
         segmentation = hd.seg.segread(folder / "heatmap.seg.dcm")
         uids = {uids[2] for uids in segmentation.get_source_image_uids()}
-        assert uids <= {path.stem for path in Path(result["path"]).iterdir()}
+        assert uids <= {path.stem for path in series.iterdir()}
 
 
 def test_page_of_a_series_names_its_candidate_and_shows_pictures(done: Path) -> None:
@@ -281,3 +302,87 @@ def test_prepared_set_of_other_settings_is_refused(run: Path, data: Path, tmp_pa
 def test_path_that_is_not_there_is_named(run: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="nowhere does not exist"):
         predict.predict(run, [str(tmp_path / "nowhere")], tmp_path / "out", {})
+
+
+SECRETS = ("Xq7ZJane", "19470311")
+
+
+def contents(path: Path) -> bytes:
+    """Return a file's bytes, unpacked where it is packed, and its text in every encoding that might hide a word."""
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        data += gzip.decompress(data)
+    if path.suffix == ".npz":
+        with zipfile.ZipFile(path) as file:
+            data += b"".join(file.read(name) for name in file.namelist())
+    return data + data.replace(b"\0", b"")
+
+
+def test_names_of_folders_files_and_members_are_in_no_output_but_the_private_map(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readable series, refused ones of every sort, archives, NIfTI: places stay in one file."""
+    monkeypatch.delenv(identity.KEY_VARIABLE)
+    monkeypatch.setattr(predict, "FEW", 10)
+    data, out, secret = tmp_path / "Xq7ZJane data", tmp_path / "out", "Xq7ZJane 19470311"
+    heads.write_head(data / f"{secret} good", slice_mm=4.0, pixel_mm=(3.0, 3.0))
+    for path in sorted((data / f"{secret} good").iterdir()):
+        path.rename(path.with_name(f"{secret}{path.name}"))
+    for change in ("one", "nameless"):
+        shutil.copytree(data / f"{secret} good", data / f"{secret} {change}")
+    for path in sorted((data / f"{secret} one").iterdir())[1:]:
+        path.unlink()
+    for path in (data / f"{secret} nameless").iterdir():
+        image = pydicom.dcmread(path)
+        del image.SeriesInstanceUID
+        image.save_as(path)
+    (data / f"{secret} text").mkdir()
+    (data / f"{secret} text" / f"{secret}.txt").write_text(secret)
+    (data / f"{secret} links").mkdir()
+    (data / f"{secret} links" / secret).symlink_to(f"/nowhere/{secret}")
+    packed = tmp_path / f"{secret} packed.zip"
+    with zipfile.ZipFile(packed, "w") as file:
+        for path in (data / f"{secret} good").iterdir():
+            file.write(path, f"{secret}/{path.name}")
+    broken = tmp_path / f"{secret} broken.zip"
+    broken.write_bytes(packed.read_bytes()[:-700])
+    prepared = reading.read(data / f"{secret} good", CONFIG.volume).prepared
+    nifti.write_heatmap(tmp_path / f"{secret}.nii.gz", prepared.voxels.astype(np.float32), prepared.affine)
+    paths = [str(path) for path in (data, packed, broken, tmp_path / f"{secret}.nii.gz")]
+    monkeypatch.setattr(sys, "argv", ["aneurysm-ray", "predict", str(run), *paths])
+    summary = predict.predict(run, paths, out, {"inference.flip": False}, dicom=True)
+    assert summary["series"] == 8 and set(summary["reasons"]) >= {"no_images", "single_slice", "bad_archive"}
+    # No object can refer to the images of the series without a UID.
+    assert len(list(out.rglob("*.sr.dcm"))) == 2 and len(list(out.rglob("*.nii.gz"))) == 3
+    private = identity.places_path(str(out))
+    assert private.stat().st_mode & 0o777 == 0o600
+    found = {
+        str(path)
+        for path in [*out.rglob("*"), *tmp_path.glob("out.*")]
+        for word in SECRETS
+        if word in str(path.relative_to(tmp_path)) or (path.is_file() and word.encode() in contents(path))
+    }
+    assert found == {str(private)}
+    # Whoever asked can still tell which series is which, and every series has a UID for a name.
+    rows = table(out)
+    places = identity.read_places(str(out))
+    assert {places[source] for source in rows["source"]} == {
+        *(str(path) for path in data.iterdir()),
+        *paths[1:],
+    }
+    assert all(map(identity.is_uid, rows["SeriesInstanceUID"]))
+
+
+def test_a_prediction_of_an_earlier_version_and_one_of_another_key_are_not_gone_on_with(
+    run: Path, data: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(done, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setenv(identity.KEY_VARIABLE, "another")
+        with pytest.raises(RunDirError, match="another patient key"):
+            predict.predict(run, [str(data / "axial")], tmp_path / "out", {}, resume=True)
+    facts = rundir.read_json(tmp_path / "out" / rundir.PROVENANCE)
+    del facts["key"]
+    rundir.write_json(tmp_path / "out" / rundir.PROVENANCE, facts)
+    with pytest.raises(RunDirError, match="kept the names of folders"):
+        predict.predict(run, [str(data / "axial")], tmp_path / "out", {}, resume=True)

@@ -190,14 +190,14 @@ from importlib.machinery import PathFinder
 
 class Poison:
     def find_spec(self, name, path=None, target=None):
-        if name != "aneurysm_ray.data.work":
+        if name != "aneurysm_ray.data.scans":
             return None
         spec = PathFinder.find_spec(name, path)
         run = spec.loader.exec_module
         def exec_module(module):
             run(module)
-            read = module.read_series
-            def read_series(path):
+            read = module.read_scan
+            def read_scan(path, **options):
                 import ctypes, os, signal, time
                 if path.name == "1.2.1":
                     ctypes.string_at(0)
@@ -210,8 +210,8 @@ class Poison:
                 if path.name == "1.2.4":
                     os.kill(os.getppid(), signal.SIGKILL)
                     time.sleep(1e6)
-                return read(path)
-            module.read_series = read_series
+                return read(path, **options)
+            module.read_scan = read_scan
         spec.loader.exec_module = exec_module
         return spec
 

@@ -56,12 +56,12 @@ def test_the_first_word_may_come_sooner(caplog: pytest.LogCaptureFixture, monkey
 
 
 def test_lines_of_folds_say_where_each_is(caplog: pytest.LogCaptureFixture) -> None:
-    lines = FoldLines([0, 1, 2], OptimConfig(epochs=9, batch_size=4), lambda: "waits for a GPU")
+    lines = FoldLines([0, 1, 2], OptimConfig(epochs=9, batch_size=4), lambda runs: f"waits for {runs} GPUs")
     lines.running = {0, 1}
-    assert lines.status() == ["fold 0, 1  waits for a GPU"]
+    assert lines.status() == ["fold 0, 1  waits for 2 GPUs"]
     lines.read([{"fold": 0, "kind": "begin", "epoch": 6, "best": 0.7, "where": "1 worker(s) on a"}])
     assert "fold 0  goes on from epoch 7: 1 worker(s) on a" in caplog.text
-    assert lines.status() == ["fold 0  reads its volumes", "fold 1  waits for a GPU"]
+    assert lines.status() == ["fold 0  reads its volumes", "fold 1  waits for 1 GPUs"]
     step = {"fold": 0, "kind": "step", "what": "training", "done": 30, "total": 90, "seconds": 60.0}
     lines.read([step])
     assert lines.status()[0] == "fold 0  epoch   7/9  training 30/90  2:00 left  2 patches/s"
@@ -74,7 +74,7 @@ def test_lines_of_folds_say_where_each_is(caplog: pytest.LogCaptureFixture) -> N
     assert "eta 3:20" in caplog.text
     lines.read([{"fold": 0, "kind": "lost", "why": "node died"}])
     assert "fold 0  lost a worker (node died); it goes on from its last epoch" in caplog.text
-    assert lines.status() == ["fold 0, 1  waits for a GPU"]
+    assert lines.status() == ["fold 0, 1  waits for 2 GPUs"]
 
 
 def test_a_worker_tells_how_far_it_is_but_not_too_often(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,11 @@ def test_a_workers_cpus_are_its_equal_share_of_a_node(nodes, growth, resources, 
 
 def test_what_is_waited_for_is_said():
     need = {"CPU": 2.0, "GPU": 1.0}
-    assert room.waits_for(need, {"CPU": 8.0}) == "waits for 2 CPUs and 1 GPUs a worker; the cluster has 0 GPUs free"
-    assert room.waits_for(need, {"CPU": 8.0, "GPU": 1.0}) == "starts its workers"
+    waits = "waits for 2 CPUs and 1 GPUs a worker; the cluster has 0 GPUs free"
+    assert room.waits_for(need, {"CPU": 8.0}, 1) == waits
+    assert room.waits_for(need, {"CPU": 8.0}, 2, 2) == waits
+    assert room.waits_for(need, {"CPU": 8.0}, 0) == "starts its workers", "nothing is free as it has taken all itself"
+    assert room.waits_for(need, {"CPU": 8.0}, 2, 3) == f"1 of 3 starts its workers, the rest {waits}"
+    scattered = room.waits_for(need, {"CPU": 2.0, "GPU": 1.0}, 1)
+    assert scattered == "waits for 2 CPUs and 1 GPUs a worker; the cluster has 2 CPUs and 1 GPUs free"
     assert math.isinf(Growth().most)

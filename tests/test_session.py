@@ -7,12 +7,13 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from aneurysm_ray.distributed import addresses, session
+from aneurysm_ray.distributed import addresses, room, session
 from aneurysm_ray.errors import RequestError
 
 
@@ -190,3 +191,24 @@ def test_on_kubernetes_more_may_come_than_anybody_tells(ray_session: None, monke
     growth = session.growth()
     assert growth is not None and not growth.nodes
     session.require({"GPU": 4}, "this needs", "Ask for less.")
+
+
+def test_who_waits_for_room_is_told_from_who_has_taken_all_that_was_free(ray_session: None) -> None:
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    need = {"CPU": 2.0}
+    groups = [placement_group([need] * 2)]  # all of the four CPUs
+    try:
+        ray.get(groups[0].ready(), timeout=60)
+        deadline = time.monotonic() + 30
+        while session.free().get("CPU", 0.0) >= 1 and time.monotonic() < deadline:
+            time.sleep(0.1)  # what is free is told with a delay
+        said = [room.waits_for(need, session.free(), session.roomless(need))]
+        groups.append(placement_group([need] * 2))
+        groups.append(placement_group([{"CPU": 3.0}]))
+        said.append(room.waits_for(need, session.free(), session.roomless(need)))
+    finally:
+        for group in groups:
+            remove_placement_group(group)
+    assert said == ["starts its workers", "waits for 2 CPUs a worker; the cluster has 0 CPUs free"]

@@ -287,7 +287,10 @@ def test_lines_of_a_search_say_where_its_trials_are():
     lines = launch.SearchLines(settings(tune__folds=(0, 1)), Box(), lambda: "waits for 1 GPUs")
     assert lines.status() == "  the next trial waits for 1 GPUs"
     lines.running = {7: 0}
-    assert lines.status() == "  trial 7 epoch 1/18; waits for 1 GPUs"
+    assert lines.status() == "  trial 7 epoch 1/18; starts its process"
+    apart = launch.SearchLines(settings(tune__folds=(0, 1), resources__workers=2), Box(), lambda: "waits for 1 GPUs")
+    apart.running = {7: 0}
+    assert apart.status() == "  trial 7 epoch 1/18; waits for 1 GPUs"
     lines.running = {3: 10, 7: 0}
     assert lines.status() == "  trial 3 epoch 11/18, training 5/40; 7 epoch 1/18"
 

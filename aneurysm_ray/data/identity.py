@@ -3,8 +3,8 @@
 A plain hash of a patient ID is undone by hashing all IDs there can be; the key prevents that. It comes from the
 environment (`ANEURYSM_RAY_PATIENT_KEY`), a file (`prepare.patient_key_file`), or is a random one in
 `<OUT>.patient_key`, beside the set and not in it, so that a set can be given away without its key. Names of folders and
-files hold those of patients, and dates, as often as headers do: a set knows them as hashes of the same kind, and
-`<OUT>.sources.csv`, beside it as well, says which hash is which place.
+files hold those of patients, and dates, as often as headers do: a set, and a prediction too, knows them as hashes of
+the same kind, and `<OUT>.sources.csv`, beside it as well, says which hash is which place.
 """
 
 import csv
@@ -55,7 +55,8 @@ def _beside(out: str, what: str) -> Path:
 
 
 def patient_key(out: str, key_file: str = "") -> bytes:
-    """Return the key of a set: that of the environment, of a file, the one kept beside it, or a new one from now on.
+    """Return the key of a set, or of a prediction: that of the environment, of a file, the one kept beside it, or a new
+    one from now on.
 
     Raises RequestError for a set in an object store without a key of its own, for a key that cannot be read or is
     empty, and for one that others can read.
@@ -147,7 +148,12 @@ def place_hash(key: bytes, place: str) -> str:
 
 def made_uid(key: bytes, place: str) -> str:
     """Return a UID for a series that has none, always the same for one place (PS3.5 B.2)."""
-    return f"2.25.{int(place_hash(key, place), 16)}"
+    return uid_of_hash(place_hash(key, place))
+
+
+def uid_of_hash(place: str) -> str:
+    """Return the UID that `made_uid` makes of a place, from its hash."""
+    return f"2.25.{int(place, 16)}"
 
 
 def places_path(out: str) -> Path:

@@ -24,8 +24,8 @@ class _Fold:
 class FoldLines:
     """Turns letters of folds into lines, in the order in which they come."""
 
-    def __init__(self, folds: Iterable[int], optim: OptimConfig, waits: Callable[[], str]) -> None:
-        """`waits` says what a fold that has not begun waits for."""
+    def __init__(self, folds: Iterable[int], optim: OptimConfig, waits: Callable[[int], str]) -> None:
+        """`waits` says what so many folds that have not begun wait for."""
         self.optim = optim
         self.waits = waits
         self.folds = {fold: _Fold() for fold in folds}
@@ -63,7 +63,7 @@ class FoldLines:
                 lines.append(f"fold {number}  reads its volumes")
             else:
                 waiting.append(str(number))
-        return [*lines, *([f"fold {', '.join(waiting)}  {self.waits()}"] if waiting else [])]
+        return [*lines, *([f"fold {', '.join(waiting)}  {self.waits(len(waiting))}"] if waiting else [])]
 
     def _how_far(self, step: Letter) -> str:
         rate = ""

@@ -71,7 +71,7 @@ def launch(
         request = {"node:__internal_head__": 0.001}
     searcher = StudySearcher(study, config, parameters)
     with session.environment(_SETTINGS_OF_RAY), news.Box() as box:
-        lines = SearchLines(config, box, lambda: room.waits_for(need, session.free()))
+        lines = SearchLines(config, box, lambda: room.waits_for(need, session.free(), session.roomless(need)))
         gpus = need.get("GPU", 0.0) * resources.workers
         handle = box.handle
 
@@ -124,7 +124,8 @@ class SearchLines:
                 self.steps[letter["trial"]] = letter
         where = [self._where(number, done) for number, done in sorted(self.running.items())]
         if not any(number in self.steps or done for number, done in self.running.items()):
-            where.append(self.waits())
+            # Tune has given a trial room before it calls it running; what workers of its own want is another matter.
+            where.append(self.waits() if self.config.resources.workers > 1 else "starts its process")
         return f"  trial {'; '.join(where)}" if self.running else f"  the next trial {self.waits()}"
 
     def _where(self, number: int, done: int) -> str:

@@ -8,13 +8,13 @@ than Ray's start.
 """
 
 import functools
+import json
 import logging
-import os
 import pickle
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,12 @@ import ray.data
 
 from aneurysm_ray import location, overrides, provenance, rundir
 from aneurysm_ray.config import Config
-from aneurysm_ray.data import catalogue, store
+from aneurysm_ray.data import catalogue, identity, store
 from aneurysm_ray.data.catalogue import Source
 from aneurysm_ray.distributed import data_passes, devices, driver, progress, session, steps
 from aneurysm_ray.distributed.room import Cluster
 from aneurysm_ray.distributed.steps import Item, Order
-from aneurysm_ray.errors import DatasetError, RequestError
+from aneurysm_ray.errors import DatasetError, RequestError, RunDirError
 from aneurysm_ray.labels import LABELS, PRESENT
 from aneurysm_ray.learning import starter
 from aneurysm_ray.learning.export import Ensemble
@@ -55,7 +55,8 @@ def predict(
     """Score every series of some paths with a run's models; write tables, pages and heat maps; return the summary.
 
     A path is a series (folder, file or archive), a data set or a prepared set. No series is left out: one that cannot
-    be read has the training prevalence as its answer, and a reason.
+    be read has the training prevalence as its answer, and a reason. Names of folders and files stay in
+    `<out>.sources.csv` (`identity.py`).
     Raises RequestError and its kin before anything is scored.
     """
     begun = time.monotonic()
@@ -70,14 +71,13 @@ def predict(
         log.info("* %s", trained.note)
     _check_volumes(items, trained)
     facts = {
-        "run": str(run),
+        "run": run.name,
         "model": trained.digest,
         "models": len(trained.models),
         "note": trained.note,
-        "paths": [str(p) for p in paths],
     }
     with driver.alone(out):
-        _begin(out, trained, facts, resume=resume)
+        items = _begin(order, items, trained, {**facts, "command": _command(order)}, resume=resume)
         left = _left(items, order)
         if left:
             location.remove(out / rundir.SUMMARY)  # what has one is complete
@@ -115,17 +115,13 @@ def find(paths: Sequence[str]) -> tuple[list[Item], list[str]]:
                 items.append(_item(str(location.absolute(path)), "", 0))
         else:
             items.append(_item(str(location.absolute(path)), "", path.stat().st_size))
-    once = {item.name: item for item in items}
-    return sorted(once.values(), key=lambda item: (-item.bytes, item.name)), notes
+    once = {item.location: item for item in items}
+    return sorted(once.values(), key=lambda item: (-item.bytes, item.location)), notes
 
 
 def _item(place: str, series_uid: str, size: int, source: Source | None = None) -> Item:
-    # The place makes names unique: one series may be given as a folder and as an archive.
-    last = place.rstrip("/").rpartition("/")[2]
-    stem = "".join(c for c in (series_uid or last)[:64] if c.isalnum() or c in ".-_").lstrip(".")
-    name = f"{stem}-{sha256(os.fsencode(place)).hexdigest()[:8]}"
     deep, own_uid = (source.deep, source.own_uid) if source else (True, None)
-    return Item(name, place, series_uid, int(size), deep, own_uid)
+    return Item(place, series_uid, int(size), deep, own_uid)
 
 
 def _check_volumes(items: Sequence[Item], trained: Ensemble) -> None:
@@ -145,12 +141,41 @@ def _check_volumes(items: Sequence[Item], trained: Ensemble) -> None:
                 )
 
 
-def _begin(out: Path, trained: Ensemble, facts: dict[str, Any], *, resume: bool) -> None:
+def _begin(
+    order: Order, items: Sequence[Item], trained: Ensemble, facts: dict[str, Any], *, resume: bool
+) -> list[Item]:
+    """Begin or go on with a prediction, and return the series as its outputs may know them."""
+    out = location.place(order.out)
     rundir.check(out, trained.config, resume=resume)
-    rundir.create(out, trained.config, provenance.describe("predict", **facts))
+    # Not the file that the model's own settings name: it is of another machine, or another's.
+    key = identity.patient_key(order.out, order.changes.get("prepare.patient_key_file", ""))
+    rundir.create(out, trained.config, provenance.describe("predict", **facts, key=identity.fingerprint(key)))
     there = rundir.read_json(out / rundir.PROVENANCE)
     if (there.get("model"), there.get("models")) != (facts["model"], facts["models"]):
         raise RequestError(f"{out} was begun with other models; choose another --out")
+    if "key" not in there:
+        raise RunDirError(
+            f"{out} was begun by an earlier version, which kept the names of folders; choose another --out"
+        )
+    if there["key"] != identity.fingerprint(key):
+        raise RunDirError(
+            f"{out} was begun with another patient key, so that no series would be known again; give the same key, or "
+            "put the prediction's .patient_key file back beside it"
+        )
+    known = [replace(item, source=identity.place_hash(key, item.location)) for item in items]
+    try:
+        identity.write_places(order.out, {item.source: item.location for item in known})
+    except RequestError as error:  # the prediction is whole without it
+        log.warning("%s", error)
+    return known
+
+
+def _command(order: Order) -> str:
+    """Return the command, without the places that were typed."""
+    run = location.place(order.run).name
+    flags = [flag for flag, on in (("--fast", order.fast), ("--dicom", order.dicom)) if on]
+    words = [f"{key}={json.dumps(value, default=str)}" for key, value in order.changes.items()]
+    return shlex.join(["aneurysm-ray", "predict", run, "PATH...", *words, *flags])
 
 
 def _left(items: Sequence[Item], order: Order) -> list[Item]:
@@ -313,6 +338,6 @@ def _row(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
         "modality": result["modality"],
         "plane": result["plane"],
         "quality": " ".join(result["quality"]),
-        "path": result["path"],
+        "source": result["source"],
         "page": f"{rundir.SERIES}/{name}/{predict_page.SERIES_PAGE}",
     }

@@ -117,7 +117,8 @@ class _Speaker:
     def _speak(self) -> None:
         while True:
             with self.changed:
-                self.changed.wait(timeout=0.5)
+                due = self.last.at + SILENT_SECONDS - time.monotonic()
+                self.changed.wait(timeout=min(max(due, 0.05), 0.5))
                 if not self.going_on:
                     return
                 said = self.going_on[-1]

@@ -101,10 +101,14 @@ def said(need: Amounts) -> str:
     return " and ".join(f"{amount:g} {name}s" for name, amount in need.items())
 
 
-def waits_for(need: Amounts, free: Amounts) -> str:
-    """Say what a run that has not begun waits for."""
-    lacking = [name for name, amount in need.items() if free.get(name, 0.0) < amount]
-    if not lacking:
+def waits_for(need: Amounts, free: Amounts, roomless: int, runs: int = 1) -> str:
+    """Say what `runs` that have not begun wait for, `roomless` of which were given no room yet.
+
+    What is free does not tell: a run that was given room takes it from the moment on in which its workers start.
+    """
+    if not roomless:
         return "starts its workers"
-    there = " and ".join(f"{free.get(name, 0.0):g} {name}s" for name in lacking)
-    return f"waits for {said(need)} a worker; the cluster has {there} free"
+    lacking = [name for name, amount in need.items() if free.get(name, 0.0) < amount]
+    there = " and ".join(f"{free.get(name, 0.0):g} {name}s" for name in lacking or need)
+    waits = f"waits for {said(need)} a worker; the cluster has {there} free"
+    return waits if roomless >= runs else f"{runs - roomless} of {runs} starts its workers, the rest {waits}"

@@ -35,6 +35,8 @@ _LOCAL_DEFAULTS = {
     # Nobody takes the nodes of one machine back with notice; the watcher is a process more for every run.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
+_ROOMLESS = ("PENDING", "RESCHEDULING")
+"""States of a placement group that holds nothing, or not all, of what it asks for."""
 _ANSWER_SECONDS = 8.0
 """Time in which a cluster's head has to answer."""
 
@@ -168,6 +170,12 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 def free() -> dict[str, float]:
     """Return what nobody has reserved of the connected cluster."""
     return {name: float(amount) for name, amount in ray.available_resources().items()}
+
+
+def roomless(need: Mapping[str, float]) -> int:
+    """Return how many groups of workers that take so much each wait for room in the connected cluster."""
+    waiting = [group for group in ray.util.placement_group_table().values() if group["state"] in _ROOMLESS]
+    return sum(all(bundle == need for bundle in group["bundles"].values()) for group in waiting)
 
 
 def cluster() -> Cluster:

@@ -1,6 +1,8 @@
 """The three steps of a series' prediction: read it (CPU), score it (GPU), write its folder (CPU), `result.json` last.
 
 A folder with a `result.json` is done. The folder holds the page, the heat map, and on request the files for viewers.
+None of them holds the name of a folder or file that was read, which may be a patient's: a series is known by its UID,
+and by a keyed hash of its place.
 Each step is a function of values, which a process does one after another or three of Ray Data's operators side by side.
 """
 
@@ -21,10 +23,11 @@ from aneurysm_ray import location, overrides, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import places, reading, urls
 from aneurysm_ray.data.guard import Guard
+from aneurysm_ray.data.identity import is_uid, uid_of_hash
 from aneurysm_ray.data.outputs import viewer
 from aneurysm_ray.data.reading import Reading
 from aneurysm_ray.data.store import PreparedVolume
-from aneurysm_ray.errors import RequestError, SeriesError, printable
+from aneurysm_ray.errors import RequestError, SeriesError
 from aneurysm_ray.labels import LABELS, PRESENT_INDEX
 from aneurysm_ray.learning import ensemble, export, inference
 from aneurysm_ray.learning.export import Ensemble
@@ -44,8 +47,6 @@ LEARNT = "inference.top_k"
 class Item:
     """A series to score; plain values, so that it travels."""
 
-    name: str
-    """Its folder below `series/`."""
     location: str
     """A path, or the URL of an object store."""
     series_uid: str
@@ -55,6 +56,13 @@ class Item:
     """Folders below its own are part of it."""
     own_uid: str | None = None
     """The UID in its first header, where nothing but its files names it."""
+    source: str = ""
+    """The keyed hash of its place."""
+
+    @property
+    def name(self) -> str:
+        """Its folder below `series/`. The hash makes it unique: a series may be given as a folder and as an archive."""
+        return f"{self.series_uid}-{self.source[:8]}" if is_uid(self.series_uid) else self.source
 
 
 @dataclass(frozen=True)
@@ -119,14 +127,9 @@ def read(item: Item, config: Config) -> Reading | SeriesError:
     guard = _guard(config.prepare.memory_mb)
     try:
         with _on_this_machine(item) as path:
-            try:
-                return guard.run(
-                    reading.read, path, config.volume, item.deep, timeout_seconds=config.prepare.timeout_seconds
-                )
-            except SeriesError as error:
-                # A temporary folder's name says nothing to the reader.
-                told, where = (text.replace(str(path), item.location) for text in (error.told, error.where))
-                return SeriesError(error.reason, told, where)
+            return guard.run(
+                reading.read, path, config.volume, item.deep, timeout_seconds=config.prepare.timeout_seconds
+            )
     except SeriesError as error:
         return error
 
@@ -138,13 +141,17 @@ def score(item: Item, found: Reading | SeriesError, trained: Ensemble, device: s
             raise found
         return inference.score(trained, found, device)
     except SeriesError as error:
-        return inference.fall_back(trained, error)
+        return inference.fall_back(trained, _without_place(error))
     # As in the guard: a bug that one series brings out must not end the other thousands.
     except Exception as error:
         log.warning("%s: %s", item.location, error, exc_info=True)
         reason = "memory" if isinstance(error, MemoryError | torch.OutOfMemoryError) else "crash"
-        told = SeriesError(reason, f"{type(error).__name__} while it was scored", item.location)
-        return inference.fall_back(trained, told)
+        return inference.fall_back(trained, SeriesError(reason, f"{type(error).__name__} while it was scored"))
+
+
+def _without_place(error: SeriesError) -> SeriesError:
+    """Return an error as the outputs may hold it."""
+    return SeriesError(error.reason, error.told)
 
 
 def write(item: Item, found: Reading | SeriesError, answer: Answer, trained: Ensemble, order: Order) -> str:
@@ -186,12 +193,12 @@ def _write_for_viewers(
                 timeout_seconds=settings.timeout_seconds,
             )
     except SeriesError as error:
-        return [f"no files for viewers: {error}"]
+        return [f"no files for viewers: {error.told}"]
 
 
 def lost(item: Item, order: Order, trained: Ensemble) -> None:
     """Write the folder of a series whose worker died with it, again and again."""
-    told = SeriesError("crash", "the process that scored it died", item.location)
+    told = SeriesError("crash", "the process that scored it died")
     write(item, told, inference.fall_back(trained, told), trained, order)
 
 
@@ -204,7 +211,7 @@ def describe(item: Item, series: Reading | None, answer: Answer, trained: Ensemb
     candidates = answer.candidates.assign(multi_frame=multi_frame)
     return {
         "series_uid": _uid(item, prepared),
-        "path": printable(item.location),
+        "source": item.source,
         "model": trained.digest,
         "note": trained.note,
         "reason": answer.reason,
@@ -223,10 +230,14 @@ def describe(item: Item, series: Reading | None, answer: Answer, trained: Ensemb
 
 
 def _uid(item: Item, prepared: PreparedVolume | None) -> str:
-    """Return what a series is named by: a table or the layout, else its voxels, else its first header or its place."""
-    if prepared and item.own_uid is not None and prepared.series_uid != item.own_uid:
-        return printable(prepared.series_uid)
-    return printable(item.series_uid or (prepared.series_uid if prepared else Path(item.location).name))
+    """Return the UID that names a series: a table's or the layout's, else its voxels', else its first header's, else
+    one that is made of its place."""
+    # What has no UID of its own is called by its file's name.
+    own = prepared.series_uid if prepared and "series_uid_assumed" not in prepared.quality else ""
+    known = [item.series_uid, own]
+    if item.own_uid is not None and own != item.own_uid:
+        known.reverse()
+    return next((uid for uid in known if is_uid(uid)), uid_of_hash(item.source))
 
 
 def _plain(value: Any) -> Any:

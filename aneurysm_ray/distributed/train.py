@@ -116,7 +116,11 @@ def _run_folds(
     if not folds:
         return failed
     pool = concurrent.futures.ThreadPoolExecutor(side_by_side)
-    lines = FoldLines(folds, config.optim, lambda: room.waits_for(need, session.free()))
+    lines = FoldLines(
+        folds,
+        config.optim,
+        lambda runs: room.waits_for(need, session.free(), session.roomless(need), runs),
+    )
     try:
         with (
             news.Box() as box,

@@ -56,7 +56,7 @@ def series_page(result: Mapping[str, Any], prepared: PreparedVolume | None, heat
     return Page(
         title=result["series_uid"],
         kind="prediction",
-        subtitle=f"{result['path']} · model {result['model'][:12]}",
+        subtitle=f"source {result['source'][:12]} · model {result['model'][:12]}",
         summary=(*_sentences(result), *_note(result), DISCLAIMER),
         tiles=tuple(tiles),
         sections=tuple(sections),
