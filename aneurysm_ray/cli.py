@@ -172,12 +172,23 @@ def prepare(
 @app.command()
 def inspect(
     path: Annotated[Path, typer.Argument(parser=place, help="A series, a data set, a prepared set or a run.")],
-    limit: Annotated[int, typer.Option(min=1, help="Most series of a data set to read.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="Most series of a data set to read, or labels to draw.")] = 100,
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="Draw a prepared set's labels on their images, into its overlay.html.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what is in a series, a data set, a prepared set or a run; reads only, without Ray."""
     from aneurysm_ray.data import inspection
 
+    if overlay:
+        with _going_on("drawing the labels"):
+            from aneurysm_ray.reporting import overlay_page
+
+            drawn = overlay_page.write(path, limit)
+        _next(("open", drawn))
+        print(drawn)
+        return
     facts = inspection.inspect(path, limit)
     print(json.dumps(facts, indent=2) if as_json else inspection.render(facts))
 
