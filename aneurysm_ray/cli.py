@@ -5,7 +5,6 @@ inside the commands, so that `--help` answers at once, and after the settings ar
 """
 
 import contextlib
-import datetime
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ import typer
 
 from aneurysm_ray import ending
 from aneurysm_ray.errors import RequestError
-from aneurysm_ray.location import place
+from aneurysm_ray.location import fresh, place
 
 log = logging.getLogger("aneurysm_ray")
 
@@ -56,16 +55,6 @@ def _build(preset: str | None, file: Path | None, words: list[str] | None, **mor
     from aneurysm_ray import rundir
 
     return rundir.configure(preset, file, words or (), **more)
-
-
-def _run_name(*parts: str) -> Path:
-    """Name a run directory by date and kind, with a number where that name is taken."""
-    stem = "_".join([datetime.date.today().isoformat(), *parts])
-    for number in range(1, 10_000):
-        folder = Path("runs") / (stem if number == 1 else f"{stem}_{number}")
-        if not folder.exists():
-            return folder
-    raise RequestError(f"runs/{stem}_1 to _9999 all exist; name a directory with --out")
 
 
 def _going_on(what: str | Callable[[], str]) -> contextlib.AbstractContextManager[None]:
@@ -219,6 +208,9 @@ def train(
     model: Annotated[str | None, typer.Option(help="model.name")] = None,
     init: Annotated[Path | None, typer.Option(parser=place, help="Checkpoint to start from.")] = None,
     control: Annotated[str | None, typer.Option(help="shuffle: the control that must score 0.5.")] = None,
+    test: Annotated[
+        list[Path] | None, typer.Option(parser=place, help="Another prepared set, scored once at the end; repeatable.")
+    ] = None,
     out: Out = None,
     resume: Resume = False,
 ) -> None:
@@ -226,15 +218,17 @@ def train(
     flags = {"optim__epochs": epochs, "optim__batch_size": batch_size, "model__name": model, "control": control}
     start = str(init) if init else None
     settings = _build(preset, config, words, volumes=volumes, resumed=_resumed(out, resume), init=start, **flags)
-    out = out or _run_name("train", settings.model.name)
+    out = out or fresh("train", settings.model.name)
     with _going_on("loading Ray and torch"):
         from aneurysm_ray.distributed import train as training
     with _going_on("training"), ending.resumable(out):
-        summary = training.train(volumes, out, settings, folds=fold, resume=resume)
+        summary = training.train(volumes, out, settings, folds=fold, resume=resume, tests=test or ())
     from aneurysm_ray.learning.bootstrap import Score
 
     none = summary["score"]["value"] is None
     print("no score" if none else f"score {Score.of(summary['score'])} out of fold")
+    for outside in summary.get("tests", ()):
+        print(f"score {Score.of(outside['score'])} on {outside['name']}, which no model saw")
     _next(("open", f"{out}/report.html"), (AGAIN, "predict", out, "YOUR_DICOM_FOLDER"))
     print(out)
 
@@ -256,7 +250,7 @@ def tune(
     resume = resume or retry_failed
     flags = {"tune__trials": trials, "optim__epochs": epochs}
     settings = _build(preset, config, words, volumes=volumes, resumed=_resumed(out, resume), **flags)
-    out = out or _run_name("tune")
+    out = out or fresh("tune")
     with _going_on("loading Ray and torch"):
         from aneurysm_ray.distributed import tune as search
     with _going_on("searching"), ending.resumable(out):
@@ -288,7 +282,7 @@ def predict(
     series = [word for word in paths if word not in settings]
     if not series:
         raise RequestError("predict needs at least one series, data set or archive after the run")
-    out = _resumed(out, resume) or out or _run_name("predict")
+    out = _resumed(out, resume) or out or fresh("predict")
     changes = dict(map(overrides.parse_override, settings))
     with _going_on("loading Ray and torch"):
         from aneurysm_ray.distributed import predict as prediction
@@ -318,10 +312,16 @@ def export(
 def evaluate(
     predictions: Annotated[Path, typer.Argument(parser=place, help="predictions.csv of a run or of anyone's model.")],
     data: Annotated[Path, typer.Argument(parser=place, help="Data set or prepared set that holds the labels.")],
+    against: Annotated[
+        Path | None, typer.Option(parser=place, help="Another predictions.csv: by how much it is better, paired.")
+    ] = None,
 ) -> None:
-    """The weighted score and its interval for any predictions table."""
+    """The weighted score and its interval for any predictions table, or the difference of two."""
     from aneurysm_ray.learning import evaluation
 
+    if against:
+        print(evaluation.render_difference(evaluation.compare(predictions, against, data), predictions, against))
+        return
     print(evaluation.render(evaluation.evaluate(predictions, data)))
 
 

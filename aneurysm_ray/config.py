@@ -18,9 +18,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Triple = tuple[Positive, Positive, Positive]
 VoxelTriple = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
-
 Window = Annotated[tuple[float, float], AfterValidator(_rising)]
-
 FrameBase = Literal["auto", 0, 1]
 
 VOLUME_FORMAT: Literal[2] = 2
@@ -86,6 +84,8 @@ class FoldsConfig(Section):
     """Number of folds."""
     seed: int = 0
     """Seed of the assignment; the same patients and seed give the same folds."""
+    by: Literal["patient", "site"] = "patient"
+    """site: folds hold out whole sites of series.csv or participants.tsv, one each where `count` is their number."""
     file: str = ""
     """Folds of one's own instead: a CSV with fold and series_uid or patient, or nnU-Net's splits_final.json."""
 
@@ -263,6 +263,8 @@ class InferenceConfig(Section):
     """Most candidate points kept per series."""
     candidate_distance_mm: Positive = 8.0
     """Candidates nearer than this to a stronger one are dropped."""
+    operating: Annotated[str, Field(pattern=r"^(sensitivity|false_alarms)=(0?\.\d+|[01](\.0*)?)$")] = "sensitivity=0.9"
+    """Where a series is flagged for a label, as chosen out of fold: sensitivity=S, or false_alarms=F per scan."""
 
 
 class ValidationConfig(Section):
