@@ -381,6 +381,8 @@ class Config(Section):
     """Checkpoint or exported model whose matching weights training starts from; starter: the package's own."""
     tensorboard: bool = False
     """Also write every epoch's metrics as TensorBoard files, in `tensorboard/` of each fold."""
+    tracker: Literal["", "mlflow"] = ""
+    """mlflow: also send every epoch to the server of MLFLOW_TRACKING_URI, folds and trials as nested runs."""
     volume: VolumeConfig = VolumeConfig()
     prepare: PrepareConfig = PrepareConfig()
     folds: FoldsConfig = FoldsConfig()

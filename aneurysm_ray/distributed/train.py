@@ -38,6 +38,7 @@ from aneurysm_ray.distributed import (
 )
 from aneurysm_ray.distributed.fold_lines import FoldLines
 from aneurysm_ray.errors import AneurysmRayError, RequestError
+from aneurysm_ray.reporting import tracking
 
 if TYPE_CHECKING:
     from aneurysm_ray.learning.engine import EpochResult
@@ -87,7 +88,7 @@ def train(
     preflight.check_masks(table, config)
     tests = outside.check(tests, volumes, table)
     started = time.monotonic()
-    with driver.alone(out):
+    with driver.alone(out), tracking.followed(out, config, "train"):
         run = begin.Run("train", volumes, dealt, out, config)
         run.check(resume=resume)
         outside.check_done(out, tests, chosen)
