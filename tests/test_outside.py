@@ -13,7 +13,7 @@ from aneurysm_ray import rundir
 from aneurysm_ray.cli import main
 from aneurysm_ray.config import Config, FoldsConfig
 from aneurysm_ray.data import folds, store
-from aneurysm_ray.distributed import outside, train
+from aneurysm_ray.distributed import begin, outside, train
 from aneurysm_ray.errors import RequestError
 from aneurysm_ray.labels import LABELS, PRESENT
 from aneurysm_ray.learning import ensemble, evaluation, export
@@ -202,3 +202,9 @@ def test_a_set_without_sites_is_what_it_was(tmp_path: Path) -> None:
         pq.write_table(old, path)
     assert store.volumes_table(folder)["site"].tolist() == ["", ""]
     assert store.read_volume(folder / store.volume_path("1.2.0.0")).site == ""
+    # A run that was begun before there were sites goes on with such a set, and not with one that has got sites since.
+    table = store.volumes_table(folder)
+    before = begin.deal(folder, table.drop(columns="site"), Config(folds=FoldsConfig(count=2)))[begin.CONTENT]
+    assert begin.deal(folder, table, Config(folds=FoldsConfig(count=2)))[begin.CONTENT].tolist() == before.tolist()
+    named = table.assign(site="a")
+    assert begin.deal(folder, named, Config(folds=FoldsConfig(count=2)))[begin.CONTENT].tolist() != before.tolist()
