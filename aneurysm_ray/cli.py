@@ -5,7 +5,6 @@ inside the commands, so that `--help` answers at once, and after the settings ar
 """
 
 import contextlib
-import datetime
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ import typer
 
 from aneurysm_ray import ending
 from aneurysm_ray.errors import RequestError
-from aneurysm_ray.location import place
+from aneurysm_ray.location import fresh, place
 
 log = logging.getLogger("aneurysm_ray")
 
@@ -56,16 +55,6 @@ def _build(preset: str | None, file: Path | None, words: list[str] | None, **mor
     from aneurysm_ray import rundir
 
     return rundir.configure(preset, file, words or (), **more)
-
-
-def _run_name(*parts: str) -> Path:
-    """Name a run directory by date and kind, with a number where that name is taken."""
-    stem = "_".join([datetime.date.today().isoformat(), *parts])
-    for number in range(1, 10_000):
-        folder = Path("runs") / (stem if number == 1 else f"{stem}_{number}")
-        if not folder.exists():
-            return folder
-    raise RequestError(f"runs/{stem}_1 to _9999 all exist; name a directory with --out")
 
 
 def _going_on(what: str | Callable[[], str]) -> contextlib.AbstractContextManager[None]:
@@ -174,10 +163,21 @@ def prepare(
 @app.command()
 def inspect(
     path: Annotated[Path, typer.Argument(parser=place, help="A series, a data set, a prepared set or a run.")],
-    limit: Annotated[int, typer.Option(min=1, help="Most series of a data set to read.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="Most series of a data set to read, or labels to draw.")] = 100,
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="Draw a prepared set's labels on their images, into its overlay.html.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what is in a series, a data set, a prepared set or a run; reads only, without Ray."""
+    if overlay:
+        with _going_on("drawing the labels"):
+            from aneurysm_ray.reporting import overlay_page
+
+            drawn = overlay_page.write(path, limit)
+        _next(("open", drawn))
+        print(drawn)
+        return
     with _going_on("reading"):
         from aneurysm_ray.data import inspection
 
@@ -212,6 +212,9 @@ def train(
     model: Annotated[str | None, typer.Option(help="model.name")] = None,
     init: Annotated[Path | None, typer.Option(parser=place, help="Checkpoint to start from.")] = None,
     control: Annotated[str | None, typer.Option(help="shuffle: the control that must score 0.5.")] = None,
+    test: Annotated[
+        list[Path] | None, typer.Option(parser=place, help="Another prepared set, scored once at the end; repeatable.")
+    ] = None,
     out: Out = None,
     resume: Resume = False,
 ) -> None:
@@ -220,14 +223,16 @@ def train(
     start = str(init) if init else None
     with _going_on("loading Ray and torch"):
         settings = _build(preset, config, words, volumes=volumes, resumed=_resumed(out, resume), init=start, **flags)
-        out = out or _run_name("train", settings.model.name)
+        out = out or fresh("train", settings.model.name)
         from aneurysm_ray.distributed import train as training
     with _going_on("training"), ending.resumable(out):
-        summary = training.train(volumes, out, settings, folds=fold, resume=resume)
+        summary = training.train(volumes, out, settings, folds=fold, resume=resume, tests=test or ())
     from aneurysm_ray.learning.bootstrap import Score
 
     none = summary["score"]["value"] is None
     print("no score" if none else f"score {Score.of(summary['score'])} out of fold")
+    for outside in summary.get("tests", ()):
+        print(f"score {Score.of(outside['score'])} on {outside['name']}, which no model saw")
     _next(("open", f"{out}/report.html"), (AGAIN, "predict", out, "YOUR_DICOM_FOLDER"))
     print(out)
 
@@ -250,7 +255,7 @@ def tune(
     flags = {"tune__trials": trials, "optim__epochs": epochs}
     with _going_on("loading Ray and torch"):
         settings = _build(preset, config, words, volumes=volumes, resumed=_resumed(out, resume), **flags)
-        out = out or _run_name("tune")
+        out = out or fresh("tune")
         from aneurysm_ray.distributed import tune as search
     with _going_on("searching"), ending.resumable(out):
         summary = search.tune(volumes, out, settings, resume=resume, retry_failed=retry_failed, then_train=then_train)
@@ -281,7 +286,7 @@ def predict(
     series = [word for word in paths if word not in settings]
     if not series:
         raise RequestError("predict needs at least one series, data set or archive after the run")
-    out = _resumed(out, resume) or out or _run_name("predict")
+    out = _resumed(out, resume) or out or fresh("predict")
     with _going_on("loading Ray and torch"):
         changes = dict(map(overrides.parse_override, settings))
         from aneurysm_ray.distributed import predict as prediction
@@ -312,12 +317,18 @@ def export(
 def evaluate(
     predictions: Annotated[Path, typer.Argument(parser=place, help="predictions.csv of a run or of anyone's model.")],
     data: Annotated[Path, typer.Argument(parser=place, help="Data set or prepared set that holds the labels.")],
+    against: Annotated[
+        Path | None, typer.Option(parser=place, help="Another predictions.csv: by how much it is better, paired.")
+    ] = None,
 ) -> None:
-    """The weighted score and its interval for any predictions table."""
+    """The weighted score and its interval for any predictions table, or the difference of two."""
     with _going_on("evaluating"):
         from aneurysm_ray.learning import evaluation
 
-        found = evaluation.render(evaluation.evaluate(predictions, data))
+        if against:
+            found = evaluation.render_difference(evaluation.compare(predictions, against, data), predictions, against)
+        else:
+            found = evaluation.render(evaluation.evaluate(predictions, data))
     print(found)
 
 

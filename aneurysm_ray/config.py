@@ -5,32 +5,15 @@ The text under a field is its meaning, shown by `aneurysm-ray config`.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-
-def _rising(window: tuple[float, float]) -> tuple[float, float]:
-    if not window[0] < window[1]:
-        raise ValueError(f"the first value must be below the second, {window[0]:g} is not below {window[1]:g}")
-    return window
-
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Triple = tuple[Positive, Positive, Positive]
-VoxelTriple = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
-
-Window = Annotated[tuple[float, float], AfterValidator(_rising)]
+from aneurysm_ray.search_config import ChosenConfig, TuneConfig
+from aneurysm_ray.section import Fraction, Positive, Section, Triple, VoxelTriple, Window
 
 FrameBase = Literal["auto", 0, 1]
 
 VOLUME_FORMAT: Literal[2] = 2
 """What a stored volume means; raised whenever equal settings give other voxels than before."""
-
-
-class Section(BaseModel):
-    """A frozen group of settings that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class VolumeConfig(Section):
@@ -86,6 +69,8 @@ class FoldsConfig(Section):
     """Number of folds."""
     seed: int = 0
     """Seed of the assignment; the same patients and seed give the same folds."""
+    by: Literal["patient", "site"] = "patient"
+    """site: folds hold out whole sites of series.csv or participants.tsv, one each where `count` is their number."""
     file: str = ""
     """Folds of one's own instead: a CSV with fold and series_uid or patient, or nnU-Net's splits_final.json."""
 
@@ -270,6 +255,8 @@ class InferenceConfig(Section):
     """Most candidate points kept per series."""
     candidate_distance_mm: Positive = 8.0
     """Candidates nearer than this to a stronger one are dropped."""
+    operating: Annotated[str, Field(pattern=r"^(sensitivity|false_alarms)=(0?\.\d+|[01](\.0*)?)$")] = "sensitivity=0.9"
+    """Where a series is flagged for a label, as chosen out of fold: sensitivity=S, or false_alarms=F per scan."""
 
 
 class ValidationConfig(Section):
@@ -315,62 +302,6 @@ class ResourcesConfig(Section):
     """Worker or node losses a fold survives before it fails."""
 
 
-class TuneConfig(Section):
-    """What a search tries, how it judges a trial and when it stops one."""
-
-    trials: Annotated[int, Field(ge=1)] = 24
-    """Trials in all, the default configuration among them."""
-    metric: str = "val/score"
-    """What to optimise; several, separated by commas, give a Pareto front."""
-    mode: str = "max"
-    """max or min; one for each metric, separated by commas."""
-    folds: tuple[int, ...] = (0,)
-    """Folds a trial is judged by; with several, a trial may be stopped between folds."""
-    seed: int = 0
-    """Seed of the sampler."""
-    sampler: Literal["tpe", "random"] = "tpe"
-    """tpe: multivariate tree-structured Parzen estimator (Bergstra et al. 2011). random: the baseline."""
-    startup_trials: Annotated[int, Field(ge=1)] = 16
-    """tpe: trials spread over the space (a Sobol sequence) before the estimator proposes any; half of all at most."""
-    grace_epochs: Annotated[int, Field(ge=1)] = 4
-    """No trial is stopped before this many epochs; networks that are slow at first would be lost to fewer."""
-    reduction_factor: Annotated[int, Field(ge=2)] = 4
-    """ASHA: one trial in this many is promoted at each rung (Li et al. 2020)."""
-    prune: bool = True
-    """False: every trial runs to its end."""
-    concurrent: Annotated[int, Field(ge=0)] = 0
-    """Trials at a time; 0: as many as the cluster's resources allow."""
-    save_seconds: Annotated[float, Field(ge=0)] = 20.0
-    """A trial writes its state no more often: with many at a time, epochs of seconds would write gigabytes each. After
-    a loss the epochs since are trained again, to the same digits."""
-    storage: str = ""
-    """Optuna storage URL; empty: a journal file in the run directory."""
-    points: tuple[dict[str, Any], ...] = ()
-    """Configurations to try first, as dotted keys, after the default one."""
-    space: dict[str, dict[str, Any]] = Field(
-        default={
-            "sampler.positive_fraction": {"uniform": [0.2, 0.8]},
-            "loss.focal_gamma": {"uniform": [0.0, 4.0]},
-            "model.name": {"choice": ["resnet3d10", "resnet3d18", "resnet3d34"]},
-            "optim.lr": {"loguniform": [3e-5, 3e-3]},
-            "optim.weight_decay": {"loguniform": [1e-5, 1e-1]},
-        }
-    )
-    """Dotted key to one of Ray Tune's words with its arguments: uniform, quniform, loguniform, qloguniform, randint,
-    qrandint, lograndint, choice. `when = {"other.key" = value}` makes a key conditional."""
-
-
-class ChosenConfig(Section):
-    """Which folds a search chose these settings by; a search writes it into its best.toml."""
-
-    folds: tuple[int, ...] = ()
-    """Folds whose score chose; a run's score is also given without them, as it flatters with them."""
-    count: int = 0
-    """folds.count of that search; with another one its patients lie in other folds."""
-    seed: int = 0
-    """folds.seed of that search."""
-
-
 class Config(Section):
     """All settings of a run."""
 
@@ -389,6 +320,8 @@ class Config(Section):
     trace."""
     tensorboard: bool = False
     """Also write every epoch's metrics as TensorBoard files, in `tensorboard/` of each fold."""
+    tracker: Literal["", "mlflow"] = ""
+    """mlflow: also send every epoch to the server of MLFLOW_TRACKING_URI, folds and trials as nested runs."""
     volume: VolumeConfig = VolumeConfig()
     prepare: PrepareConfig = PrepareConfig()
     folds: FoldsConfig = FoldsConfig()

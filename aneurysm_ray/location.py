@@ -5,6 +5,7 @@ renaming and no appending; a whole object appears at once or not at all.
 """
 
 import contextlib
+import datetime
 import fnmatch
 import os
 import shutil
@@ -27,6 +28,16 @@ def place(location: str | os.PathLike[str], **options: Any) -> Path:
 
     # A listing that is kept would hide what other processes write.
     return cast(Path, UPath(text.rstrip("/"), use_listings_cache=False, **options))
+
+
+def fresh(*parts: str) -> Path:
+    """Name a run directory by date and kind, with a number where that name is taken. Raises RequestError."""
+    stem = "_".join([datetime.date.today().isoformat(), *parts])
+    for number in range(1, 10_000):
+        folder = Path("runs") / (stem if number == 1 else f"{stem}_{number}")
+        if not folder.exists():
+            return folder
+    raise RequestError(f"runs/{stem}_1 to _9999 all exist; name a directory with --out")
 
 
 def is_remote(path: Path) -> bool:

@@ -40,7 +40,10 @@ TENSORBOARD = "tensorboard"
 CHECKPOINT_LAST = "checkpoint_last"
 SUMMARY = "summary.json"
 DRIVER = ".driver.json"
+TEST = "test_"
+"""What the tables and folders of outside tests begin with."""
 REPORT = "report.html"
+OVERLAY = "overlay.html"
 TRIALS = "trials.csv"
 CURVES = "curves.csv"
 BEST = "best.toml"
@@ -194,6 +197,16 @@ def other_format(place: Path | str) -> str:
 def fold_dir(folder: Path, fold: int) -> Path:
     """Return the directory of one fold."""
     return folder / f"fold_{fold}"
+
+
+def test_tables(folder: Path) -> list[Path]:
+    """Return the predictions of a run's outside tests, in the order of their names."""
+    return location.matching(folder, f"{TEST}*.csv")
+
+
+def test_name(table: Path) -> str:
+    """Return the name of an outside test by its table."""
+    return table.name.removeprefix(TEST).removesuffix(".csv")
 
 
 def trained_dir(search: Path, trial: int) -> Path:

@@ -4,7 +4,8 @@
 
 Writes phantoms with masks of their domes in the challenge's layout, and the same series as NIfTI: as BIDS, as nnU-Net
 raw, and with one table whose places are those of the clicks. Prepares all four without Ray and compares voxels, points
-(in stored voxels, with those of the clicks), labels and folds by one file.
+(in patient space, in units of a stored voxel: those of tables with the clicks, those of masks with the middles of the
+domes, which clicks miss), labels and folds by one file.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import pandas as pd
 
 from aneurysm_ray import phantom
 from aneurysm_ray.config import FoldsConfig, VolumeConfig
-from aneurysm_ray.data import catalogue, dataset, identity, own_folds, store, work
+from aneurysm_ray.data import catalogue, dataset, domes, doubts, identity, masks, own_folds, store, work
 from aneurysm_ray.data.dicom import read_series
 from aneurysm_ray.data.points import marked_mm
 from aneurysm_ray.labels import LABELS, PRESENT_INDEX
@@ -41,8 +42,11 @@ def main() -> None:
     names = write_copies(out)
     sets = {name: prepare(out / name, out / f"{name}_out") for name in ("challenge", "bids", "nnunet", "table")}
     by_case = {name: by_patient(found, names, name) for name, found in sets.items()}
-    print("| layout | volumes | equal voxels | points | farthest point, voxels | labels that differ | same folds |")
-    print("|---|---:|---:|---:|---:|---:|---|")
+    print(
+        "| layout | volumes | equal voxels | box moved, mm | points | farthest point, voxels | labels that differ "
+        "| doubts | same folds |"
+    )
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---|")
     first = by_case["challenge"]
     for name, found in by_case.items():
         print(f"| {name} | " + " | ".join(compare(found, first, names, name, out)) + " |", flush=True)
@@ -69,12 +73,11 @@ def write_copies(out: Path) -> dict[str, str]:
         present = int(entry.targets[PRESENT_INDEX])
         people.append(f"sub-{case}\t{'patient' if present else 'control'}")
         if entry.domes:
-            data = entry.domes[0].path.read_bytes()
-            ending = ".nii.gz" if data.startswith(b"\x1f\x8b") else ".nii"
-            masks = out / "bids" / "derivatives" / "masks" / f"sub-{case}" / "anat"
-            masks.mkdir(parents=True, exist_ok=True)
-            (masks / f"sub-{case}_desc-aneurysm_mask{ending}").write_bytes(data)
-            (out / "nnunet" / "labelsTr" / f"{case}{ending}").write_bytes(data)
+            mask = on_image(entry.domes[0].path, image)
+            folder = out / "bids" / "derivatives" / "masks" / f"sub-{case}" / "anat"
+            folder.mkdir(parents=True, exist_ok=True)
+            nibabel.save(mask, folder / f"sub-{case}_desc-aneurysm_mask.nii.gz")
+            nibabel.save(mask, out / "nnunet" / "labelsTr" / f"{case}.nii.gz")
         else:
             empty = nibabel.Nifti1Image(np.zeros(volume.shape[::-1], np.uint8), image.affine)
             nibabel.save(empty, out / "nnunet" / "labelsTr" / f"{case}.nii.gz")
@@ -90,6 +93,24 @@ def write_copies(out: Path) -> dict[str, str]:
     write(out / "table" / "series.csv", ["image", "patient", "modality", "points", *LABELS], rows)
     write(out / "table" / "places.csv", ["image", "x_lps_mm", "y_lps_mm", "z_lps_mm", "location"], places)
     return names
+
+
+def on_image(path: Path, image: nibabel.Nifti1Image) -> nibabel.Nifti1Image:
+    """Return a mask of aneurysms as 0 and 1, in the order of its image's voxels, as these layouts want it."""
+    given = nibabel.load(path)
+    assert isinstance(given, nibabel.Nifti1Image)
+    turn = nibabel.orientations.ornt_transform(
+        nibabel.io_orientation(given.affine), nibabel.io_orientation(image.affine)
+    )
+    turned = given.as_reoriented(turn)
+    assert np.allclose(turned.affine, image.affine, atol=1e-2) and turned.shape == image.shape
+    return nibabel.Nifti1Image((np.asarray(turned.dataobj) > 0).astype(np.uint8), image.affine)
+
+
+def middles(entry: dataset.SeriesEntry) -> np.ndarray:
+    """Return (n, 3): the middles of the domes of a series in patient mm."""
+    mask = masks.read_mask(entry.domes[0].path)
+    return np.array([dome.centre_mm for dome in domes.domes_of(mask.labels, mask.affine)]).reshape(-1, 3)
 
 
 def write(path: Path, header: list[str], rows: list[list[object]]) -> None:
@@ -131,12 +152,17 @@ def compare(
 ) -> list[str]:
     """Return the cells of a row: a layout against the challenge's."""
     equal = sum(np.array_equal(found[case].voxels, volume.voxels) for case, volume in first.items())
-    farthest, points, differ = 0.0, 0, 0
+    farthest, moved, points, differ, doubtful = 0.0, 0.0, 0, 0, 0
+    entries = {names[str(entry.series_uid)]: entry for entry in dataset.open_dataset(out / "challenge").series}
     for case, volume in first.items():
-        places = np.array([(p.z, p.y, p.x) for p in found[case].points]).reshape(-1, 3)
+        places = in_space(found[case])
         points += len(places)
-        for point in volume.points:
-            apart = np.linalg.norm(places - (point.z, point.y, point.x), axis=1).min(initial=np.inf)
+        doubtful += bool(set(found[case].quality) & set(doubts.GRAVE[: doubts.FIRST]))
+        moved = max(moved, float(np.abs(found[case].affine[:3, 3] - volume.affine[:3, 3]).max()))
+        wanted = in_space(volume) if layout in ("challenge", "table") else middles(entries[case])
+        assert len(wanted) == len(places), case
+        for place in wanted:
+            apart = np.linalg.norm(places - place, axis=1).min(initial=np.inf) / VOLUME.spacing_mm[0]
             farthest = max(farthest, float(apart))
         known = ~np.isnan(found[case].targets)
         differ += int((found[case].targets[known] != volume.targets[known]).sum())
@@ -151,7 +177,14 @@ def compare(
     )
     read = own_folds.read(path, table, FoldsConfig(count=3), lambda name: identity.patient_hash(KEY, name, ""))
     same = list(read["fold"]) == [folds[case] for case in found]
-    return [str(len(found)), str(equal), str(points), f"{farthest:.2f}", str(differ), "yes" if same else "no"]
+    told = [len(found), equal, f"{moved:.2f}", points, f"{farthest:.2f}", differ, doubtful, "yes" if same else "no"]
+    return [str(each) for each in told]
+
+
+def in_space(volume: store.PreparedVolume) -> np.ndarray:
+    """Return (n, 3): a volume's points in patient mm."""
+    voxels = np.array([(p.z, p.y, p.x) for p in volume.points]).reshape(-1, 3)
+    return voxels @ volume.affine[:3, :3].T + volume.affine[:3, 3]
 
 
 if __name__ == "__main__":

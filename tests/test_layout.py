@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aneurysm_ray.data import layout, series_table
+from aneurysm_ray.data import catalogue, layout, series_table
 from aneurysm_ray.data.dataset import DomeMask
 from aneurysm_ray.data.meanings import IGNORED, UNPLACED, meaning_of, modality_of
 from aneurysm_ray.data.points import Mark
@@ -92,6 +92,14 @@ class TestBids:
         assert angio.targets[PRESENT_INDEX] == 1 and np.isnan(angio.targets[:PRESENT_INDEX]).all()
         assert np.isnan(second.targets).all()
         assert (control.targets == 0).all()
+
+    def test_sites_are_those_of_the_table(self, tmp_path: Path) -> None:
+        self.write(tmp_path)
+        text = "participant_id\tscanner_site\tcenter\nsub-000\tx\t Utrecht\nsub-002\ty\tn/a\n"
+        (tmp_path / "participants.tsv").write_text(text)
+        found = layout.open_dataset(tmp_path)
+        assert [entry.site for entry in found.series] == ["Utrecht", "", ""]
+        assert "column center of participants.tsv says where subjects were scanned" in found.notes
 
     def test_what_was_assumed_is_told(self, tmp_path: Path) -> None:
         notes = " | ".join(layout.open_dataset(self.write(tmp_path)).notes)
@@ -179,6 +187,15 @@ class TestTable:
         assert (second.targets == 0).all(), "no aneurysm at all is none anywhere"
         assert np.isnan(third.targets).all()
         assert found.notes[0] == "data set of one table: 3 images"
+
+    def test_sites_are_kept_and_another_site_is_another_source(self, tmp_path: Path) -> None:
+        table = "image,patient,site\na.nii.gz,anna,Lausanne\nb.nii,bert,\n"
+        assert [entry.site for entry in layout.open_dataset(self.write(tmp_path, table)).series] == ["Lausanne", ""]
+        found, _ = catalogue.find_sources(str(tmp_path))
+        (tmp_path / "series.csv").write_text(table.replace("Lausanne", "Utrecht"))
+        again, _ = catalogue.find_sources(str(tmp_path))
+        assert [source.site for source in again] == ["Utrecht", ""]
+        assert [a.digest == b.digest for a, b in zip(found, again, strict=True)] == [False, True]
 
     def test_a_location_is_an_aneurysm(self, tmp_path: Path) -> None:
         found = layout.open_dataset(self.write(tmp_path, f"image,{BASILAR}\na.nii.gz,1\n"))

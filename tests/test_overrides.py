@@ -97,7 +97,9 @@ def test_every_field_has_a_meaning() -> None:
 
 
 def test_a_group_or_a_key_can_be_described() -> None:
-    assert [row["key"] for row in overrides.describe("folds")] == ["folds.count", "folds.seed", "folds.file"]
+    assert [row["key"] for row in overrides.describe("folds")] == [
+        *("folds.count", "folds.seed", "folds.by", "folds.file")
+    ]
     assert overrides.describe("folds.count")[0]["default"] == "5"
     with pytest.raises(ConfigError, match="did you mean folds"):
         overrides.describe("fold")

@@ -77,7 +77,7 @@ def test_vessels_are_outlined_and_points_circled() -> None:
     masked = pixels(replace(prepared, vessels=vessels))
     changed = np.abs(masked - plain).max(-1) > 60
     assert 50 < changed.sum() < 0.2 * changed.size
-    for classes, colour in picture._VESSELS[:2]:
+    for classes, colour in picture.VESSEL_COLOURS[:2]:
         near = (np.abs(masked - colour).max(-1) < 60) & changed
         assert near.sum() > 8, classes
     unknown = np.full(prepared.voxels.shape, 255, np.uint8)

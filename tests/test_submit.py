@@ -17,6 +17,9 @@ from aneurysm_ray.errors import RequestError
         ("tune", ["/shared/volumes", "--out", "run"], "run is relative"),
         ("tune", ["/shared/volumes", "--out=run"], "run is relative"),
         ("prepare", ["/shared/dicom", "volumes"], "volumes is relative"),
+        ("train", ["/shared/volumes", "--out", "/shared/run", "--test", "others"], "others is relative"),
+        ("train", ["/shared/volumes", "--out", "/shared/run", "folds.file=splits.csv"], "splits.csv is relative"),
+        ("prepare", ["/shared/dicom", "/shared/out", "prepare.patient_key_file=key"], "key is relative"),
     ],
 )
 def test_paths_that_mean_nothing_on_a_cluster_are_refused(job, args, words):

@@ -26,6 +26,7 @@ _SUFFIXES = ("angio", "ct", "cta", "mra", "tof", "T1w", "T2w")
 _FIRST = ("angio", "cta", "mra", "tof", "ct")
 """Of one session, other images are left out where there is one of these: masks are drawn on angiographies."""
 _KIND = re.compile(r"aneurysms?|group|diagnosis|pathology|aneurysm.?present|cohort", re.IGNORECASE)
+_SITE = re.compile(r"(scan(ning)?_?)?(site|cent(er|re)|hospital|institution)(_?(id|name))?", re.IGNORECASE)
 _NEGATIVE = re.compile(r"0|no|none|n|false|controls?|healthy.*|negative|hc", re.IGNORECASE)
 _POSITIVE = re.compile(r"1|yes|y|true|aneurysms?|patients?|positive|uia", re.IGNORECASE)
 
@@ -41,7 +42,7 @@ def open_bids(root: Path) -> Dataset:
 
     Raises DatasetError for a table without participant_id.
     """
-    present, notes = _participants(root / PARTICIPANTS)
+    present, sites, notes = _participants(root / PARTICIPANTS)
     masks, other = _masks(root / "derivatives")
     found: list[SeriesEntry] = []
     left: Counter[str] = Counter()
@@ -62,6 +63,7 @@ def open_bids(root: Path) -> Dataset:
                     (),
                     domes=of_image,
                     patient=subject,
+                    site=sites.get(subject, ""),
                 )
             )
     without = len(masks.keys() - {key for key, _ in _images(root).items()})
@@ -142,17 +144,23 @@ def _targets(present: float | None) -> NDArray[np.float32]:
     return targets
 
 
-def _participants(path: Path) -> tuple[dict[str, float], list[str]]:
-    """Return whether subjects have an aneurysm, where participants.tsv says so, and a note on how it was read."""
+def _participants(path: Path) -> tuple[dict[str, float], dict[str, str], list[str]]:
+    """Return whether subjects have an aneurysm and where they were scanned, for as much as participants.tsv says, and
+    notes on how it was read."""
     if not path.is_file():
-        return {}, []
+        return {}, {}, []
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     if rows and "participant_id" not in rows[0]:
         raise DatasetError(f"{path} has no column participant_id; it must be a table with tabs between its columns")
-    column = next((name for name in (rows[0] if rows else ()) if name and _KIND.fullmatch(name)), None)
+    names = [name for name in (rows[0] if rows else ()) if name]
+    place = next((name for name in names if _SITE.fullmatch(name)), None)
+    told = {row["participant_id"]: (row[place] or "").strip() for row in rows} if place else {}
+    sites = {subject: "" if site.lower() == "n/a" else site for subject, site in told.items()}
+    notes = [f"column {place} of {PARTICIPANTS} says where subjects were scanned"] if place else []
+    column = next((name for name in names if _KIND.fullmatch(name)), None)
     if column is None:
-        return {}, [f"{PARTICIPANTS} does not say who has an aneurysm: masks alone do"]
+        return {}, sites, [f"{PARTICIPANTS} does not say who has an aneurysm: masks alone do", *notes]
     found = {}
     for row in rows:
         word = (row[column] or "").strip()
@@ -162,4 +170,4 @@ def _participants(path: Path) -> tuple[dict[str, float], list[str]]:
             found[row["participant_id"]] = 1.0
     unclear = len(rows) - len(found)
     more = f"; {unclear} rows say something else, and are unknown" if unclear else ""
-    return found, [f"column {column} of {PARTICIPANTS} says who has an aneurysm{more}"]
+    return found, sites, [f"column {column} of {PARTICIPANTS} says who has an aneurysm{more}", *notes]

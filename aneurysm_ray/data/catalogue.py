@@ -59,6 +59,8 @@ class Source:
     marks: tuple[Mark, ...] = ()
     patient: str = ""
     """Whose it is, by the name that a table or layout gives, or nothing."""
+    site: str = ""
+    """Where it was scanned, by the word that a table gives, or nothing."""
     deep: bool = True
     """Folders below the series' own are part of it."""
     own_uid: str | None = None
@@ -101,6 +103,7 @@ def find_sources(data: str, frame_base: FrameBase = "auto") -> tuple[list[Source
             domes=tuple((found[0], mask.values) for found, mask in zip(domes, entry.domes, strict=True)),
             marks=entry.marks,
             patient=entry.patient or "",
+            site=entry.site,
             deep=entry.deep,
         )
         files = there.listed(location)
@@ -127,6 +130,7 @@ def _known(source: Source) -> list[Any]:
         [asdict(point) for point in source.points],
     ]
     of_tables = [source.patient, [asdict(mark) for mark in source.marks], [values for _, values in source.domes]]
+    of_tables += [source.site] if source.site else []
     return [*known, of_tables] if any(of_tables) else known
 
 

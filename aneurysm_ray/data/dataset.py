@@ -102,6 +102,8 @@ class SeriesEntry:
     """Places that a table gives in space or in voxels."""
     patient: str | None = None
     """Whose it is, by the name that a table or layout gives; None where the files themselves say."""
+    site: str = ""
+    """Where it was scanned, by the word that a table gives; nothing where none does."""
     deep: bool = True
     """Folders below the series' own are part of it; where no layout says so, each is a series by itself."""
 

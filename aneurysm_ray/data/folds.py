@@ -23,8 +23,12 @@ def assign(table: pd.DataFrame, config: FoldsConfig, hashed: own_folds.Hash | No
     set of series and the seed alone, not on the order of rows; or on `config.file`, whose names of patients `hashed`
     turns into the set's. Raises RequestError when there are fewer patients than folds, or the file is wrong.
     """
+    if config.file and config.by == "site":
+        raise RequestError(f"folds.file={config.file} and folds.by=site both say who is held out; keep one of them")
     if config.file:
         return own_folds.read(Path(config.file), table, config, hashed)
+    if config.by == "site":
+        return _by_site(table, config)
     patients, traits = _traits(table)
     if len(patients) < 2:
         raise RequestError(
@@ -39,6 +43,38 @@ def assign(table: pd.DataFrame, config: FoldsConfig, hashed: own_folds.Hash | No
     folds = pd.Series(_deal(traits, config.count, config.seed), index=patients)
     result = table[["series_uid", "patient"]].reset_index(drop=True)
     result["fold"] = folds.loc[result["patient"]].to_numpy()
+    return result
+
+
+def _by_site(table: pd.DataFrame, config: FoldsConfig) -> pd.DataFrame:
+    """Return series_uid, patient, fold with whole sites held out: sites with the most patients first, each to the fold
+    that has the fewest patients yet. Raises RequestError when sites are not known, or too few."""
+    known = table["site"].fillna("") != ""
+    if not known.all():
+        some = table.loc[~known, "series_uid"].iloc[0]
+        raise RequestError(
+            f"folds.by=site, and {int((~known).sum())} of {len(table)} labelled series have no site, such as {some}; "
+            "give them one in the column site of series.csv or participants.tsv and prepare again, or leave folds.by"
+        )
+    of_patient = table.groupby("patient")["site"].agg(lambda sites: sorted(set(sites)))
+    if len(several := of_patient[of_patient.map(len) > 1]):
+        raise RequestError(
+            f"patient {several.index[0]} was scanned at {' and '.join(several.iloc[0])}: no fold can hold out one site "
+            "without judging by somebody it was trained on; give the patient one site"
+        )
+    sizes = of_patient.map(lambda sites: sites[0]).value_counts()
+    if len(sizes) < config.count:
+        raise RequestError(
+            f"{len(sizes)} sites cannot be held out by {config.count} folds; "
+            + (f"use folds.count={len(sizes)}" if len(sizes) > 1 else "folds by site need two sites")
+        )
+    held = [0] * config.count
+    fold_of: dict[str, int] = {}
+    for site, patients in sorted(sizes.items(), key=lambda item: (-item[1], str(item[0]))):
+        fold_of[str(site)] = held.index(min(held))
+        held[fold_of[str(site)]] += int(patients)
+    result = table[["series_uid", "patient"]].reset_index(drop=True)
+    result["fold"] = [fold_of[str(site)] for site in table["site"]]
     return result
 
 

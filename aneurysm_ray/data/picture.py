@@ -31,7 +31,7 @@ LETTERS = (("R", "L", "A", "P"), ("R", "L", "H", "F"), ("A", "P", "H", "F"))
 Rgb = tuple[int, int, int]
 
 _POINT, _BOX, _LETTER = (255, 80, 0), (255, 220, 60), (235, 240, 245)
-_VESSELS: tuple[tuple[list[int], Rgb], ...] = (
+VESSEL_COLOURS: tuple[tuple[list[int], Rgb], ...] = (
     (SIDES[0], (90, 170, 255)),
     (SIDES[1], (80, 230, 160)),
     ([value for value in range(1, UNKNOWN) if value not in (*SIDES[0], *SIDES[1])], (250, 150, 230)),
@@ -84,7 +84,7 @@ def _places(vessels: NDArray[np.uint8] | None) -> NDArray[np.int64]:
 def _outline(image: Image.Image, vessels: NDArray[np.int64], shape: tuple[int, int], axes: tuple[int, int]) -> None:
     """Draw the outlines of vessels, labelled voxels of `_places`, on a view of (down, across) axes."""
     pixels: NDArray[Any] = np.array(image)
-    for classes, colour in _VESSELS:
+    for classes, colour in VESSEL_COLOURS:
         seen = np.zeros(shape, bool)
         these = vessels[np.isin(vessels[:, 3], classes)]
         seen[these[:, axes[0]], these[:, axes[1]]] = True

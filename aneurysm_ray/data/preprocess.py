@@ -45,6 +45,7 @@ def prepare_series(
     source_digest: str = "",
     vessels: Path | None = None,
     domes: Sequence[DomeMask] = (),
+    site: str = "",
 ) -> PreparedVolume:
     """Return a series reoriented, cropped to the region of interest, resampled and windowed.
 
@@ -85,6 +86,7 @@ def prepare_series(
     return PreparedVolume(
         series_uid=series_uid or volume.series_uid,
         patient=patient,
+        site=site,
         modality=modality,
         plane=volume.plane,
         voxels=cast(Voxels, standard),

@@ -4,6 +4,7 @@
 |---|---|
 | image | NIfTI file, folder of DICOM files or archive, relative to the table; the only column that must be there |
 | patient | whose it is; several images of one patient share a fold. Each image is a patient's own where it is empty |
+| site | where it was scanned: a word or number, kept as it is, for folds and groups by site |
 | modality | CTA, MRA, MRI T2, MRI T1post, CT or MR; a NIfTI file's values decide between CT and MR where it is empty |
 | mask | NIfTI mask of its aneurysms; several are parted by `;` |
 | ignored | values of the mask that are neither positive nor negative, parted by `;`, such as ADAM's 2 |
@@ -29,7 +30,7 @@ from aneurysm_ray.errors import DatasetError, did_you_mean
 from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
 
 TABLE = "series.csv"
-COLUMNS = ("image", "patient", "modality", "mask", "ignored", "vessels", "points")
+COLUMNS = ("image", "patient", "site", "modality", "mask", "ignored", "vessels", "points")
 _SPACES: Mapping[tuple[str, str, str], str] = {
     ("i", "j", "k"): "voxel",
     ("x_lps_mm", "y_lps_mm", "z_lps_mm"): "lps",
@@ -75,6 +76,7 @@ def open_table(root: Path) -> Dataset:
                 vessels=_file(where, root, "vessels", row.get("vessels", "")),
                 domes=tuple(DomeMask(mask, values) for mask in masks if mask is not None),
                 patient=row.get("patient", "").strip() or None,
+                site=row.get("site", "").strip(),
             )
         )
     return Dataset(root, tuple(found), (f"data set of one table: {len(found)} images", *_notes(found)))

@@ -71,6 +71,8 @@ class PreparedVolume:
     """Places that are neither positive nor negative, such as treated aneurysms."""
     domes: NDArray[np.uint8] | None = None
     """(Z, Y, X) 1 inside an aneurysm's dome, 0 elsewhere, 255 where nobody looked; None where domes are not known."""
+    site: str = ""
+    """Where it was scanned, by the word that a table of the data set gave; nothing where none did."""
     vessel_places: NDArray[np.int16] = field(default_factory=lambda: np.empty((0, 3), np.int16))
     """(V, 3) some voxels on vessels, of `vesselness.vessel_places`."""
 
@@ -99,6 +101,7 @@ SCHEMA = pa.schema(
     [
         ("series_uid", pa.string()),
         ("patient", pa.string()),
+        ("site", pa.string()),
         ("modality", pa.string()),
         ("plane", pa.string()),
         ("shape", pa.list_(pa.int32())),
@@ -125,6 +128,7 @@ TABLE_SCHEMA = pa.schema(
     [
         ("series_uid", pa.string()),
         ("patient", pa.string()),
+        ("site", pa.string()),
         ("modality", pa.string()),
         ("plane", pa.string()),
         ("path", pa.string()),
@@ -203,6 +207,7 @@ def _described(prepared: PreparedVolume) -> dict[str, Any]:
     return {
         "series_uid": check_uid(prepared.series_uid),
         "patient": prepared.patient,
+        "site": prepared.site,
         "modality": prepared.modality,
         "plane": prepared.plane,
         "shape": list(prepared.voxels.shape),
@@ -236,7 +241,7 @@ def read_volume(path: str | Path, *, masks: bool = True) -> PreparedVolume:
         with fsspec.open(str(path), "rb") as file:
             stored = pq.ParquetFile(file)
             _check_format(stored, path)
-            # Sets may have been made before there were ignored places.
+            # Sets may have been made before there were ignored places and sites.
             table = stored.read(columns=[name for name in columns if name in stored.schema_arrow.names])
         row = {name: table.column(name)[0] for name in table.column_names}
         shape = row["shape"].as_py()
@@ -248,6 +253,7 @@ def read_volume(path: str | Path, *, masks: bool = True) -> PreparedVolume:
         return PreparedVolume(
             series_uid=row["series_uid"].as_py(),
             patient=row["patient"].as_py(),
+            site=row["site"].as_py() if "site" in row else "",
             modality=row["modality"].as_py(),
             plane=row["plane"].as_py(),
             voxels=cast(NDArray[np.uint8] | NDArray[np.int16], array("voxels", row["dtype"].as_py())),
@@ -284,7 +290,7 @@ def table_row(prepared: PreparedVolume, size_bytes: int) -> dict[str, Any]:
 def encode_table(rows: Iterable[dict[str, Any]]) -> bytes:
     """Return the bytes of `volumes.parquet`: rows of `table_row`, ordered by series UID."""
     ordered = sorted(rows, key=lambda row: row["series_uid"])
-    columns = [pa.array([row[column.name] for row in ordered], column.type) for column in TABLE_SCHEMA]
+    columns = [pa.array([row.get(column.name) for row in ordered], column.type) for column in TABLE_SCHEMA]
     sink = pa.BufferOutputStream()
     table = pa.Table.from_arrays(columns, schema=TABLE_SCHEMA.with_metadata(_MADE_BY))
     pq.write_table(table, sink, compression="zstd")
@@ -310,6 +316,8 @@ def volumes_table(folder: str | Path) -> pd.DataFrame:
             table = stored.read()
             if "ignored" not in table.column_names:
                 table = table.append_column("ignored", pa.array([[]] * len(table), pa.list_(_POINT_TYPE)))
+            if "site" not in table.column_names:
+                table = table.append_column("site", pa.array([""] * len(table), pa.string()))
     except OSError as error:
         raise RunDirError(
             f"{folder} is not a prepared set: {rundir.VOLUMES} cannot be read ({error.strerror or error}); "

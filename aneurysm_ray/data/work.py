@@ -147,6 +147,7 @@ def _store(task: Task, volume: Volume, vessels: Path | None, domes: Sequence[Dom
         marks=source.marks,
         vessels=vessels,
         domes=domes,
+        site=source.site,
     )
     data = store.encode(prepared, volume_identity(task.volume))
     urls.write_bytes(urls.join(task.out, store.volume_path(uid)), data)

@@ -76,7 +76,9 @@ def deal(volumes: Path, table: pd.DataFrame, config: Config) -> pd.DataFrame:
 def _contents(volumes: Path, table: pd.DataFrame) -> list[str]:
     described = urls.read_bytes(urls.join(str(volumes), rundir.PREPARE))
     settings = json.dumps(json.loads(described).get("volume") if described else None, sort_keys=True)
-    rows = table.drop(columns=[name for name in _PLACES if name in table]).to_dict("records")
+    # A set that knows no sites is what it was before there were any.
+    left_out = [*_PLACES, *(["site"] if "site" in table and not table["site"].any() else [])]
+    rows = table.drop(columns=[name for name in left_out if name in table]).to_dict("records")
     texts = (json.dumps(row, sort_keys=True, default=_plain) + settings for row in rows)
     return [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts]
 

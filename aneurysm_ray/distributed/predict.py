@@ -335,9 +335,22 @@ def _row(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
         "reason": result["reason"],
         "message": result["message"],
         "calibrated": result["calibrated"][PRESENT],
+        **_alarm(result),
         "modality": result["modality"],
         "plane": result["plane"],
         "quality": " ".join(result["quality"]),
         "source": result["source"],
         "page": f"{rundir.SERIES}/{name}/{predict_page.SERIES_PAGE}",
+    }
+
+
+def _alarm(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return whether a series is flagged for an aneurysm, nothing where no threshold is known, and for which labels."""
+    known = result.get("thresholds", {}).get(PRESENT) is not None
+    flagged = result.get("flagged", [])
+    return {
+        "threshold": result["thresholds"][PRESENT] if known else None,
+        "flagged": int(PRESENT in flagged) if known else None,
+        "flagged_labels": "; ".join(flagged),
+        "operating": result.get("operating", ""),
     }

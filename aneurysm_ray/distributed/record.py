@@ -21,10 +21,11 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from aneurysm_ray import location, rundir
-from aneurysm_ray.config import Config, TuneConfig
+from aneurysm_ray.config import Config
 from aneurysm_ray.distributed import space
 from aneurysm_ray.distributed.object_journal import ObjectJournal
 from aneurysm_ray.errors import ConfigError, RequestError
+from aneurysm_ray.search_config import TuneConfig
 
 STEP = "step"
 """Key of a result's place in its trial: epochs done over all its folds, from 1."""

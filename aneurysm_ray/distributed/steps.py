@@ -207,6 +207,7 @@ def describe(item: Item, series: Reading | None, answer: Answer, trained: Ensemb
     prepared = series.prepared if series is not None and not answer.reason else None
     calibrated = answer.probabilities if answer.reason else trained.calibrated(answer.probabilities)
     frames = [uid for uid, _ in series.slices.instances] if series is not None and series.slices is not None else []
+    points = [None if answer.reason else point for point in trained.points]
     multi_frame = len(set(frames)) < len(frames)
     candidates = answer.candidates.assign(multi_frame=multi_frame)
     return {
@@ -218,6 +219,16 @@ def describe(item: Item, series: Reading | None, answer: Answer, trained: Ensemb
         "message": answer.message,
         "probabilities": dict(zip(LABELS, answer.probabilities.tolist(), strict=True)),
         "calibrated": dict(zip(LABELS, map(_plain, calibrated), strict=True)),
+        "operating": trained.config.inference.operating,
+        "thresholds": {label: p.threshold if p else None for label, p in zip(LABELS, points, strict=True)},
+        "expected": {
+            label: [p.sensitivity, p.false_alarms] if p else None for label, p in zip(LABELS, points, strict=True)
+        },
+        "flagged": [
+            label
+            for label, point, probability in zip(LABELS, points, answer.probabilities, strict=True)
+            if point and probability >= point.threshold
+        ],
         "candidates": [{key: _plain(value) for key, value in row.items()} for row in candidates.to_dict("records")],
         "modality": prepared.modality if prepared else "",
         "plane": prepared.plane if prepared else "",

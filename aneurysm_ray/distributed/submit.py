@@ -78,6 +78,13 @@ def checkout(job: str) -> Path:
     )
 
 
+_PATHS = (
+    *("--config", "--init", "--test", "init"),
+    *("feed.cache_dir", "folds.file", "prepare.patient_key_file"),
+)
+"""Options and settings that name a file or a folder."""
+
+
 def check_paths(job: str, args: Sequence[str]) -> None:
     """Refuse paths that mean nothing on the cluster: a job starts in a folder of its own that is thrown away.
 
@@ -87,7 +94,7 @@ def check_paths(job: str, args: Sequence[str]) -> None:
     outs = _given(args, "--out")
     if job in ("train", "tune", "predict") and not outs:
         raise RequestError(f"a {job} job needs --out with an absolute path on storage that every node sees")
-    files = [path for name in ("--config", "--init", "init", "feed.cache_dir") for path in _given(args, name)]
+    files = [path for name in _PATHS for path in _given(args, name)]
     databases = [url.partition(":///")[2] for url in _given(args, "tune.storage") if url.startswith("sqlite:///")]
     for path in (*leading, *outs, *files, *databases):
         if path and path != starter.NAME and not path.startswith("/") and "://" not in path:

@@ -13,7 +13,7 @@ import math
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +25,21 @@ import ray.train.torch
 from aneurysm_ray import location, overrides, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import store
-from aneurysm_ray.distributed import begin, driver, failures, news, preflight, progress, room, session, survival
+from aneurysm_ray.distributed import (
+    begin,
+    driver,
+    failures,
+    news,
+    outside,
+    preflight,
+    progress,
+    room,
+    session,
+    survival,
+)
 from aneurysm_ray.distributed.fold_lines import FoldLines
 from aneurysm_ray.errors import AneurysmRayError, RequestError
+from aneurysm_ray.reporting import tracking
 
 if TYPE_CHECKING:
     from aneurysm_ray.learning.engine import EpochResult
@@ -51,11 +63,20 @@ def parse_folds(text: str, count: int) -> list[int]:
     return chosen
 
 
-def train(volumes: Path, out: Path, config: Config, *, folds: str = "0", resume: bool = False) -> dict[str, Any]:
+def train(
+    volumes: Path,
+    out: Path,
+    config: Config,
+    *,
+    folds: str = "0",
+    resume: bool = False,
+    tests: Sequence[Path] = (),
+) -> dict[str, Any]:
     """Train and validate the chosen folds and write the run directory; return its summary.
 
-    Raises RequestError for a set without labels or with other volume settings, a run directory that is taken, or
-    resources that do not fit; AneurysmRayError when a fold fails more often than `resources.max_failures`.
+    `tests` are prepared sets that the folds' ensemble scores once, at the end. Raises RequestError for a set without
+    labels or with other volume settings, a test that is not one, a run directory that is taken, or resources that do
+    not fit; AneurysmRayError when a fold fails more often than `resources.max_failures`.
     """
     config = preflight.settled(config)
     overrides.refuse_contradiction(config, volumes, rundir.read_volume_settings(volumes))
@@ -66,10 +87,12 @@ def train(volumes: Path, out: Path, config: Config, *, folds: str = "0", resume:
     preflight.check_labels(table, dealt, chosen)
     preflight.check_network(config)
     preflight.check_masks(table, config)
+    tests = outside.check(tests, volumes, table)
     started = time.monotonic()
-    with driver.alone(out):
+    with driver.alone(out), tracking.followed(out, config, "train"):
         run = begin.Run("train", volumes, dealt, out, config)
         run.check(resume=resume)
+        outside.check_done(out, tests, chosen)
         unfinished = [fold for fold in chosen if not (rundir.fold_dir(out, fold) / FOLD_SUMMARY).exists()]
         preflight.check_states(out, unfinished)
         with session.connect():
@@ -83,12 +106,14 @@ def train(volumes: Path, out: Path, config: Config, *, folds: str = "0", resume:
                     *(folds, config.model.name, (dealt["fold"] != chosen[0]).sum()),
                     *((dealt["fold"] == chosen[0]).sum(), config.resources.workers, room.said(need), side_by_side),
                 )
-                if unfinished:
+                if unfinished or tests:
                     location.remove(out / rundir.SUMMARY)  # what has one is complete
                 failed = _run_folds(unfinished, side_by_side, need, config, volumes, out)
         with rundir.keep_log(out):
             if failed:
                 _say_failed(failed, chosen, out)
+            for test in tests:
+                outside.score(out, test)
             return _finish(out, config, time.monotonic() - started)
 
 
@@ -320,6 +345,7 @@ def _finish(out: Path, config: Config, seconds: float) -> dict[str, Any]:
         "kind": "train",
         **metrics.summarise(predictions),
         "folds": [rundir.read_json(rundir.fold_dir(out, fold) / FOLD_SUMMARY) for fold in complete],
+        "tests": outside.summaries(out),
         "seconds": seconds,
     }
     if summary["note"]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from aneurysm_ray import location, overrides, rundir
-from aneurysm_ray.config import Config, TuneConfig
+from aneurysm_ray.config import Config
 from aneurysm_ray.distributed import (
     begin,
     driver,
@@ -23,6 +23,8 @@ from aneurysm_ray.distributed import (
 )
 from aneurysm_ray.errors import AneurysmRayError, ConfigError, did_you_mean
 from aneurysm_ray.labels import LABELS
+from aneurysm_ray.reporting import tracking
+from aneurysm_ray.search_config import TuneConfig
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +75,7 @@ def tune(
     with driver.alone(out):
         run = begin.Run("tune", volumes, dealt, out, config, FREED)
         run.check(resume=resume)
-        with session.connect(dashboard=config.resources.workers > 1):
+        with tracking.followed(out, config, "tune"), session.connect(dashboard=config.resources.workers > 1):
             run.open()
             with rundir.keep_log(out):
                 fit = functools.partial(train.fit_fold, volumes=volumes, folds=out / rundir.FOLDS)

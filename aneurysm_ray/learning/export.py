@@ -4,8 +4,9 @@ A fold's model is that of its last epoch, whose predictions are the ones that th
 
 The file is data only: reading it runs no code from it, and needs no Ray. Metadata, all text: `format`, `config` (TOML),
 `folds` (JSON list), `prevalence` (JSON, each label's share of positive training series), `calibration` (JSON, each
-label's Platt slope and intercept from the out-of-fold predictions, or null), and `note` where the model has something
-to say of itself. Tensors are named `fold_<k>/<name>`.
+label's Platt slope and intercept from the out-of-fold predictions, or null), `operating` (JSON, each label's curve of
+`operating`, out of fold; absent in files of earlier versions), and `note` where the model has something to say of
+itself. Tensors are named `fold_<k>/<name>`.
 """
 
 import hashlib
@@ -27,14 +28,15 @@ from aneurysm_ray import location, overrides, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.errors import RunDirError
 from aneurysm_ray.labels import LABELS
-from aneurysm_ray.learning import calibration, checkpoint, metrics, models, starter
+from aneurysm_ray.learning import calibration, checkpoint, metrics, models, operating, starter
 
 log = logging.getLogger(__name__)
 
 FORMAT = "aneurysm_ray 1"
 _KEYS = ("format", "config", "folds", "prevalence", "calibration")
 _UNCALIBRATED: tuple[None, ...] = (None,) * len(LABELS)
-_NO_MATTER = {"batch_size", "candidates", "candidate_distance_mm"}
+_OPERATING = "operating"
+_NO_MATTER = {"batch_size", "candidates", "candidate_distance_mm", "operating"}
 """Settings of `inference` that change no probability."""
 
 
@@ -54,6 +56,16 @@ class Ensemble:
     """SHA-256 over configuration and weights: the same for a run and for its exported file."""
     note: str = ""
     """What whoever made the models wants every user of them to know."""
+    curves: tuple[operating.Curve, ...] = ((),) * len(LABELS)
+    """Of each label, out of fold; empty where one class only is known."""
+
+    @property
+    def points(self) -> tuple[operating.Point | None, ...]:
+        """Each label's operating point by `inference.operating`; None where out-of-fold predictions hold none.
+
+        They are of single networks; the mean of several spreads less, so that its shares differ somewhat.
+        """
+        return tuple(operating.choose(steps, self.config.inference.operating) for steps in self.curves)
 
     def calibrated(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return (14,) probabilities as shares of series that would turn out positive; NaN where that is unknown."""
@@ -106,12 +118,12 @@ def load(source: Path, device: str | torch.device = "cpu", *, fast: bool = False
     if metadata["format"] != FORMAT:
         raise RunDirError(f"{source} has format {metadata['format']!r}; this version reads {FORMAT!r}")
     digest = _digest(tensors, metadata)
-    config, folds, prevalence, platt = _parse(source, metadata)
+    config, folds, prevalence, platt, curves = _parse(source, metadata)
     folds = folds[:1] if fast else folds
     built = [_restore(source, config, _of_fold(tensors, fold)).to(device) for fold in folds]
     if not calibration_holds(len(folds), config, config):
         platt = _UNCALIBRATED
-    trained = Ensemble(tuple(built), config, prevalence, platt, digest, metadata.get("note", ""))
+    trained = Ensemble(tuple(built), config, prevalence, platt, digest, metadata.get("note", ""), curves)
     return trained.changed({"inference.flip": False}) if fast else trained
 
 
@@ -141,13 +153,14 @@ def _collect(run: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors[f"fold_{fold}/{name}"] = tensor.detach().cpu().contiguous()
     if config is None:
         raise RunDirError(f"{run} has no {rundir.CHECKPOINT_LAST} yet; let its training finish an epoch")
-    prevalence, platt = _label_facts(run, folds)
+    prevalence, platt, curves = _label_facts(run, folds)
     return tensors, {
         "format": FORMAT,
         "config": overrides.to_toml(config),
         "folds": json.dumps(folds),
         "prevalence": json.dumps(prevalence),
         "calibration": json.dumps(platt),
+        _OPERATING: json.dumps(curves),
     }
 
 
@@ -167,12 +180,14 @@ def _folds(run: Path) -> list[int]:
     return complete or there
 
 
-def _label_facts(run: Path, folds: list[int]) -> tuple[list[float], list[tuple[float, float] | None]]:
-    """Return each label's prevalence and Platt line over the out-of-fold predictions of the given folds."""
+def _label_facts(
+    run: Path, folds: list[int]
+) -> tuple[list[float], list[tuple[float, float] | None], list[operating.Curve]]:
+    """Return each label's prevalence, Platt line and operating curve over the given folds' out-of-fold predictions."""
     paths = [rundir.fold_dir(run, fold) / rundir.PREDICTIONS for fold in folds]
     tables = [rundir.read_csv(path) for path in paths if path.exists()]
     if not tables:
-        return [0.5] * len(LABELS), [None] * len(LABELS)
+        return [0.5] * len(LABELS), [None] * len(LABELS), [()] * len(LABELS)
     targets = np.concatenate([metrics.targets_of(table) for table in tables])
     probabilities = np.concatenate([metrics.probabilities_of(table) for table in tables])
     prevalence: list[float] = []
@@ -181,7 +196,8 @@ def _label_facts(run: Path, folds: list[int]) -> tuple[list[float], list[tuple[f
         known = column[~np.isnan(column)]
         prevalence.append(float(known.mean()) if len(known) else 0.5)
         platt.append(calibration.fit_platt(column, given) if len(np.unique(known)) == 2 else None)
-    return prevalence, platt
+    curves = [operating.curve(column, given) for column, given in zip(targets.T, probabilities.T, strict=True)]
+    return prevalence, platt, curves
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -194,18 +210,20 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _parse(
     source: Path, metadata: dict[str, str]
-) -> tuple[Config, list[int], NDArray[np.float64], tuple[tuple[float, float] | None, ...]]:
+) -> tuple[Config, list[int], NDArray[np.float64], tuple[tuple[float, float] | None, ...], tuple[operating.Curve, ...]]:
     config = overrides.of_run(overrides.parse_toml(metadata["config"], source), source)
     try:
         folds = [int(fold) for fold in json.loads(metadata["folds"])]
         prevalence = np.array(json.loads(metadata["prevalence"]), np.float64)
         lines: list[Any] = json.loads(metadata["calibration"])
+        steps: list[Any] = json.loads(metadata.get(_OPERATING, json.dumps([()] * len(LABELS))))
+        curves = tuple(tuple((float(t), float(s), float(a)) for t, s, a in one) for one in steps)
         platt = tuple(None if line is None else (float(line[0]), float(line[1])) for line in lines)
     except (ValueError, TypeError, IndexError) as error:
         raise RunDirError(f"{source}: its metadata is damaged ({error})") from error
-    if not folds or prevalence.shape != (len(LABELS),) or len(platt) != len(LABELS):
+    if not folds or prevalence.shape != (len(LABELS),) or {len(platt), len(curves)} != {len(LABELS)}:
         raise RunDirError(f"{source}: its metadata does not speak of {len(LABELS)} labels and at least one fold")
-    return config, folds, prevalence, platt
+    return config, folds, prevalence, platt, curves
 
 
 def _of_fold(tensors: dict[str, Tensor], fold: int) -> dict[str, Tensor]:

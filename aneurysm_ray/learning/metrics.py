@@ -114,14 +114,15 @@ def per_fold(predictions: pd.DataFrame) -> pd.DataFrame:
 def subgroups(predictions: pd.DataFrame, diameters_mm: pd.Series | None = None, draws: int = DRAWS) -> pd.DataFrame:
     """Return a row per subgroup: group, value, n, n_positive, score, and auc, low, high of Aneurysm Present.
 
-    Groups are modality and plane and, where `diameters_mm` (by series_uid, the largest aneurysm of each series) is
-    given, size: the positives of one size against all negatives.
+    Groups are modality, plane, site where it is known and, where `diameters_mm` (by series_uid, the largest aneurysm of
+    each series) is given, size: the positives of one size against all negatives.
     """
     masks = [
         (group, str(value), (predictions[group] == value).to_numpy(bool, na_value=False))
-        for group in ("modality", "plane")
+        for group in ("modality", "plane", "site")
         if group in predictions
         for value in sorted(predictions[group].dropna().unique())
+        if value != ""
     ]
     targets, probabilities, patients = targets_of(predictions), probabilities_of(predictions), patients_of(predictions)
     present = targets[:, PRESENT_INDEX]

@@ -130,6 +130,8 @@ class Cases:
     cases: tuple[Case, ...]
     missing: str = "There is nothing to show."
     wide: bool = True
+    marks: str = "heat map and marks"
+    """What the switch shows and hides."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ Three planes through one voxel, side by side at one scale, the patient's right o
 import base64
 import io
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from scipy.ndimage import map_coordinates
+from scipy.ndimage import binary_erosion, map_coordinates
 
-from aneurysm_ray.data.picture import letter
-from aneurysm_ray.data.store import PreparedVolume
+from aneurysm_ray.data.picture import VESSEL_COLOURS, Rgb, letter
+from aneurysm_ray.data.store import Point, PreparedVolume
 from aneurysm_ray.data.window import to_uint8
 from aneurysm_ray.errors import RunDirError
 
 PIXELS_PER_MM = 1.4
 GAP = 4
 _FAINT = 0.05  # a heat map that varies by less than this is not blown up to full brightness
-_TRUTH, _GUESS = (66, 230, 149), (255, 92, 120)
+_TRUTH, _GUESS, _LEFT_OUT, _DOME = (66, 230, 149), (255, 92, 120), (160, 168, 178), (255, 220, 60)
+_NEAR_MM = 6.0
+"""Marks this far from a plane are drawn on it."""
+_RING = 10.0
+"""Pixels from a point to its ring, unless the aneurysm's own radius is drawn."""
 _WORDS = (190, 200, 212)
 _PLANES = ((0, "axial, from the feet"), (1, "coronal, from the front"), (2, "sagittal, from the left"))
 
@@ -36,6 +41,17 @@ class HeatMap:
     """(z, y, x): the highest probability of any label."""
     affine: NDArray[np.float64]
     """(4, 4): grid index (z, y, x, 1) to patient (x, y, z, 1) in mm."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ring:
+    """A circle around a voxel."""
+
+    voxel: NDArray[np.float64]
+    """(z, y, x)."""
+    pixels: float = _RING
+    """Radius."""
+    colour: Rgb = _TRUTH
 
 
 def read_heatmap(path: Path) -> HeatMap:
@@ -82,7 +98,30 @@ def slices(
             image = _glow(image, _heat_slice(prepared, heatmap, axis, index))
         depth = prepared.spacing_mm[axis]
         near = [_near(marks, axis, index, depth) if marked else None for marks in (points, candidates)]
-        panels.append(_panel(image, prepared, axis, name, near[0], near[1], pixels_per_mm))
+        rings = [Ring(voxel) for voxel in near[0]] if near[0] is not None else []
+        panels.append(_panel(image, prepared, axis, name, rings, near[1], pixels_per_mm))
+    return _side_by_side(panels)
+
+
+def labelled(
+    prepared: PreparedVolume, focus: NDArray[np.float64], *, marked: bool = True, pixels_per_mm: float = PIXELS_PER_MM
+) -> Image.Image:
+    """Draw the three planes through voxel `focus` (z, y, x) with all that is known of the volume, if marked.
+
+    Points get a ring as wide as their aneurysm is in the plane, or of fixed width where no radius is known, green, or
+    grey where they are ignored; masks are outlined: right vessels blue, left green, middle pink, domes yellow.
+    """
+    panels = []
+    for axis, name in _PLANES:
+        index = int(np.clip(round(float(focus[axis])), 0, prepared.voxels.shape[axis] - 1))
+        image = _grey(np.take(prepared.voxels, index, axis), prepared)
+        rings, outlines = [], []
+        if marked:
+            spacing, scale = prepared.spacing_mm[axis], pixels_per_mm
+            rings = _rings(prepared.points, axis, index, spacing, scale, _TRUTH)
+            rings += _rings(prepared.ignored, axis, index, spacing, scale, _LEFT_OUT)
+            outlines = _outlines(prepared, axis, index)
+        panels.append(_panel(image, prepared, axis, name, rings, None, pixels_per_mm, outlines=outlines))
     return _side_by_side(panels)
 
 
@@ -98,9 +137,7 @@ def projections(
         last = int(np.clip(focus[axis] + half, first, size - 1)) + 1
         slab = prepared.voxels[(slice(None),) * axis + (slice(first, last),)]
         panels.append(
-            _panel(
-                _grey(slab.max(axis), prepared), prepared, axis, name, None, candidates, PIXELS_PER_MM, numbered=True
-            )
+            _panel(_grey(slab.max(axis), prepared), prepared, axis, name, [], candidates, PIXELS_PER_MM, numbered=True)
         )
     return _side_by_side(panels)
 
@@ -114,8 +151,22 @@ def cropped(
     last = np.maximum(np.ceil(focus + reach).astype(int), first + 1) + 1
     affine = prepared.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ first
-    part = prepared.voxels[tuple(slice(a, b) for a, b in zip(first, last, strict=True))]
-    return replace(prepared, voxels=part, affine=affine), first.astype(np.float64)
+    part = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
+    there = replace(
+        prepared,
+        voxels=prepared.voxels[part],
+        affine=affine,
+        vessels=None if prepared.vessels is None else prepared.vessels[part],
+        domes=None if prepared.domes is None else prepared.domes[part],
+        points=tuple(_moved(point, first) for point in prepared.points),
+        ignored=tuple(_moved(point, first) for point in prepared.ignored),
+    )
+    return there, first.astype(np.float64)
+
+
+def _moved(point: Point, first: NDArray[np.int_]) -> Point:
+    z, y, x = (float(at) for at in first)
+    return replace(point, z=point.z - z, y=point.y - y, x=point.x - x)
 
 
 def _side_by_side(panels: list[Image.Image]) -> Image.Image:
@@ -125,6 +176,18 @@ def _side_by_side(panels: list[Image.Image]) -> Image.Image:
         sheet.paste(panel, (left, (sheet.height - panel.height) // 2))
         left += panel.width + GAP
     return sheet
+
+
+def stacked(sheets: Sequence[Image.Image]) -> Image.Image:
+    """Return pictures one below the other, as wide as the first."""
+    width = sheets[0].width
+    fitted = [sheet.resize((width, max(1, round(sheet.height * width / sheet.width)))) for sheet in sheets]
+    whole = Image.new("RGB", (width, sum(sheet.height for sheet in fitted) + GAP * (len(fitted) - 1)))
+    top = 0
+    for sheet in fitted:
+        whole.paste(sheet, (0, top))
+        top += sheet.height + GAP
+    return whole
 
 
 def data_uri(image: Image.Image, quality: int = 80) -> str:
@@ -173,11 +236,12 @@ def _panel(
     prepared: PreparedVolume,
     axis: int,
     name: str,
-    points: NDArray[np.float64] | None,
+    rings: Sequence[Ring],
     candidates: NDArray[np.float64] | None,
     pixels_per_mm: float,
     *,
     numbered: bool = False,
+    outlines: Sequence[tuple[NDArray[np.bool_], Rgb]] = (),
 ) -> Image.Image:
     spacing = prepared.spacing_mm
     down, right = (other for other in range(3) if other != axis)
@@ -187,6 +251,8 @@ def _panel(
     panel = Image.fromarray(np.ascontiguousarray(pixels)).resize(
         (max(1, round(pixels.shape[1] * scale[0])), max(1, round(pixels.shape[0] * scale[1]))), Image.Resampling.BICUBIC
     )
+    for seen, colour in outlines:
+        _outline(panel, seen[::-1] if upside_down else seen, colour)
     draw = ImageDraw.Draw(panel)
     draw.text((5, 3), name, fill=_WORDS, font=ImageFont.load_default(size=12))
     letter(panel, axis, size=12)
@@ -201,13 +267,46 @@ def _panel(
             draw.line((x - 6, y - 6 * slope, x + 6, y + 6 * slope), fill=_GUESS, width=2)
         if numbered:
             draw.text((x + 8, y - 7), str(number), fill=_GUESS, font=ImageFont.load_default(size=13))
-    for voxel in points if points is not None else ():
-        x, y = place(voxel)
-        draw.ellipse((x - 10, y - 10, x + 10, y + 10), outline=_TRUTH, width=2)
+    for ring in rings:
+        x, y = place(ring.voxel)
+        draw.ellipse((x - ring.pixels, y - ring.pixels, x + ring.pixels, y + ring.pixels), outline=ring.colour, width=2)
     return panel
+
+
+def _rings(
+    points: Sequence[Point], axis: int, index: int, spacing_mm: float, pixels_per_mm: float, colour: Rgb
+) -> list[Ring]:
+    rings = []
+    for point in points:
+        voxel = np.array([point.z, point.y, point.x])
+        away_mm = abs(float(voxel[axis]) - index) * spacing_mm
+        if point.radius_mm is None and away_mm <= _NEAR_MM:
+            rings.append(Ring(voxel, _RING, colour))
+        elif point.radius_mm is not None and away_mm <= max(point.radius_mm, spacing_mm):
+            across_mm = max(point.radius_mm**2 - away_mm**2, 0.0) ** 0.5
+            rings.append(Ring(voxel, max(across_mm * pixels_per_mm, 2.0), colour))
+    return rings
+
+
+def _outlines(prepared: PreparedVolume, axis: int, index: int) -> list[tuple[NDArray[np.bool_], Rgb]]:
+    found: list[tuple[NDArray[np.bool_], Rgb]] = []
+    if prepared.vessels is not None:
+        plane = np.take(prepared.vessels, index, axis)
+        found += [(np.isin(plane, classes), colour) for classes, colour in VESSEL_COLOURS]
+    if prepared.domes is not None:
+        found.append((np.take(prepared.domes, index, axis) == 1, _DOME))
+    return found
+
+
+def _outline(panel: Image.Image, seen: NDArray[np.bool_], colour: Rgb) -> None:
+    """Draw the outline of what is seen in a plane, head up, on its picture."""
+    large = np.asarray(Image.fromarray(seen).resize(panel.size, Image.Resampling.NEAREST), bool)
+    pixels: NDArray[Any] = np.array(panel)
+    pixels[large & ~binary_erosion(large)] = colour
+    panel.paste(Image.fromarray(pixels))
 
 
 def _near(voxels: NDArray[np.float64] | None, axis: int, index: int, spacing_mm: float) -> NDArray[np.float64]:
     if voxels is None:
         return np.zeros((0, 3))
-    return voxels[np.abs(voxels[:, axis] - index) * spacing_mm <= 6.0]
+    return voxels[np.abs(voxels[:, axis] - index) * spacing_mm <= _NEAR_MM]

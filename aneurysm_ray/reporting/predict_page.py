@@ -50,6 +50,9 @@ def series_page(result: Mapping[str, Any], prepared: PreparedVolume | None, heat
         if calibrated is None
         else Tile("calibrated", f"{100 * calibrated:.0f} %", "share with an aneurysm"),
     ]
+    if (limit := result.get("thresholds", {}).get(PRESENT)) is not None:
+        over = PRESENT in result["flagged"]
+        tiles.append(Tile("flagged", "yes" if over else "no", f"from {limit:.3f}, {_wanted(result['operating'])}"))
     if read:
         tiles.append(Tile("candidates", str(len(result["candidates"])), "the strongest is pictured first"))
         tiles.append(Tile("scan", f"{result['modality']}, {result['plane']}", _size(result)))
@@ -78,6 +81,7 @@ def index_page(folder: Path) -> Page:
             Link(_short(row["SeriesInstanceUID"]), quote(str(row["page"]))),
             row[PRESENT],
             row["calibrated"],
+            "yes" if row.get("flagged") == 1 else "no" if row.get("flagged") == 0 else "",
             *_location(row),
             int(count.get(row["SeriesInstanceUID"], 0)),
             row["modality"],
@@ -92,6 +96,7 @@ def index_page(folder: Path) -> Page:
             Column("series", None),
             Column("present"),
             Column("calibrated"),
+            Column("flagged", None),
             Column("likeliest site", None),
             Column("its p"),
         ),
@@ -283,17 +288,39 @@ def _case(
 
 
 def _probabilities(result: Mapping[str, Any]) -> Table:
-    rows = [(label, result["probabilities"][label], result["calibrated"][label]) for label in LABELS]
+    limits, expected = result.get("thresholds", {}), result.get("expected", {})
+    rows = [
+        (
+            *(label, result["probabilities"][label], result["calibrated"][label], limits.get(label)),
+            "yes" if label in result.get("flagged", ()) else "no" if limits.get(label) is not None else "",
+            *(expected.get(label) or (None, None)),
+        )
+        for label in LABELS
+    ]
     return Table(
         "probabilities",
         "Probabilities",
         "Calibrated: the share of series that turned out positive among those of the run's own out-of-fold predictions "
         "with such a value (Platt's line on the logit). A dash: the run had too few to tell, or the answer is not "
-        "of the kind that the line was fitted on: the mean of several networks, or with other inference settings.",
-        (Column("label", None), Column("as the model says it"), Column("calibrated")),
+        "of the kind that the line was fitted on: the mean of several networks, or with other inference settings. "
+        "Flagged: at or above the label's threshold, which was chosen for "
+        f"{_wanted(result.get('operating'))} and did what the last columns say, out of fold, by single networks; the "
+        "mean of several spreads less, and differs somewhat.",
+        (
+            *(Column("label", None), Column("as the model says it"), Column("calibrated"), Column("threshold")),
+            *(Column("flagged", None), Column("sensitivity"), Column("false alarms per scan")),
+        ),
         tuple(sorted(rows, key=lambda row: -row[1])),
         wide=False,
     )
+
+
+def _wanted(operating: str | None) -> str:
+    """Say in words what thresholds were chosen for."""
+    kind, _, value = (operating or "").partition("=")
+    if kind == "sensitivity":
+        return f"a sensitivity of {float(value):g}"
+    return f"{float(value):g} false alarms per scan" if value else "nothing yet"
 
 
 def _candidates(result: Mapping[str, Any]) -> Section:

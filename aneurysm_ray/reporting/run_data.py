@@ -53,6 +53,7 @@ def read_run(folder: Path) -> RunData:
     volumes = _volumes(location.place(provenance.get("volumes", "")))
     points = ignored = pd.DataFrame(columns=["series_uid", "x_mm", "y_mm", "z_mm", "location", "radius_mm"])
     if volumes is not None:
+        predictions = predictions.assign(site=predictions["series_uid"].map(volumes.set_index("series_uid")["site"]))
         scored = volumes[volumes["series_uid"].isin(predictions["series_uid"])]
         points, ignored = froc.points_mm(scored), froc.points_mm(scored, "ignored")
     columns = ["series_uid", "x_mm", "y_mm", "z_mm", "probability", "location"]

@@ -8,9 +8,8 @@ import pandas as pd
 from aneurysm_ray import location
 from aneurysm_ray.labels import PRESENT
 from aneurysm_ray.learning import froc, metrics
-from aneurysm_ray.learning.bootstrap import Score
 from aneurysm_ray.reporting import figures_run as figures
-from aneurysm_ray.reporting import provenance_blocks, run_cases, run_summary, truth, words
+from aneurysm_ray.reporting import provenance_blocks, run_cases, run_summary, run_tests, truth, words
 from aneurysm_ray.reporting.page import Cases, Chart, Page, Section, Table
 from aneurysm_ray.reporting.run_data import RunData, read_run
 from aneurysm_ray.reporting.run_summary import Results
@@ -33,10 +32,10 @@ def page(folder: Path) -> Page:
         return Page(title, "training run", subtitle, summary, (), (_training(run), how))
     curve = froc.froc(run.candidates, run.points, run.predictions) if len(run.points) else None
     found = run_summary.results(run.predictions, curve)
-    sections = (_quality(run, found), _groups(run, found), _training(run), _wrong(run), how)
-    return Page(
-        title, "training run", subtitle, run_summary.sentences(run, found), run_summary.tiles(run, found), sections
-    )
+    outside = run_tests.section(folder)
+    sections = (_quality(run, found), _groups(run, found), *outside, _training(run), _wrong(run), how)
+    said = (*run_summary.sentences(run, found), *run_tests.sentences(folder))
+    return Page(title, "training run", subtitle, said, run_summary.tiles(run, found), sections)
 
 
 def _subtitle(run: RunData) -> str:
@@ -133,7 +132,9 @@ def _groups(run: RunData, found: Results) -> Section:
             _ONE_CLASS,
             height=600,
         ),
-        Table.of("label-table", "Labels", found.statistics["note"], _with_interval(found.labels), labels, wide=False),
+        Table.of(
+            "label-table", "Labels", found.statistics["note"], run_tests.with_interval(found.labels), labels, wide=False
+        ),
         Chart(
             "subgroups",
             "Aneurysm Present by subgroup",
@@ -145,18 +146,13 @@ def _groups(run: RunData, found: Results) -> Section:
             "group-table",
             "Subgroups",
             "" if (groups["group"] == "size").any() else "Sizes are not known: the data set has no truth table.",
-            _with_interval(groups),
+            run_tests.with_interval(groups),
             columns,
             wide=False,
         ),
     )
     text = "A difference between groups means little where the intervals overlap."
     return Section("groups", "For whom it works", text, blocks)
-
-
-def _with_interval(table: pd.DataFrame) -> pd.DataFrame:
-    rows = table[["auc", "low", "high"]].to_numpy(float)
-    return table.assign(interval=["–" if auc != auc else str(Score(auc, low, high)) for auc, low, high in rows])
 
 
 def _training(run: RunData) -> Section:

@@ -1,0 +1,144 @@
+"""Outside tests: prepared sets of which a run saw no patient, scored once by the ensemble of its finished folds.
+
+A test's predictions are those of `predict`, in `test_NAME/` of the run, with a page a series; `test_NAME.csv` holds
+them with the labels, in the columns of predictions.csv. What was scored once stays: a second look, after changes that
+the first one led to, would be no outside test any more.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from aneurysm_ray import location, rundir
+from aneurysm_ray.config import VolumeConfig
+from aneurysm_ray.data import store
+from aneurysm_ray.distributed import begin
+from aneurysm_ray.errors import AneurysmRayError, RequestError
+from aneurysm_ray.labels import LABELS
+
+log = logging.getLogger(__name__)
+
+
+def check(tests: Sequence[Path], volumes: Path, table: pd.DataFrame) -> list[Path]:
+    """Return the absolute places of test sets. `table` holds the rows that the run learns from.
+
+    Raises RequestError for a set that is none, has no labels or other volume settings, shares a patient or a scan with
+    the training set, or has another's name.
+    """
+    places = [location.absolute(test) for test in tests]
+    names: dict[str, Path] = {}
+    for test in places:
+        if test.name in names:
+            raise RequestError(
+                f"{test} and {names[test.name]} have one name, by which a run keeps its tests; rename a folder"
+            )
+        names[test.name] = test
+        _check_settings(test, rundir.read_volume_settings(test), rundir.read_volume_settings(volumes))
+        _check_patients(test, begin.labelled(test), volumes, table)
+    return places
+
+
+def _check_settings(test: Path, found: VolumeConfig, wanted: VolumeConfig) -> None:
+    mine, theirs = wanted.model_dump(), found.model_dump()
+    if other := [key for key in mine if mine[key] != theirs[key]]:
+        key = other[0]
+        raise RequestError(
+            f"{test} was prepared with volume.{key}={theirs[key]!r}, the training set with {mine[key]!r}: a network "
+            f"sees other images there than it learnt from; prepare it again with volume.{key} of the training set"
+        )
+
+
+def _check_patients(test: Path, there: pd.DataFrame, volumes: Path, table: pd.DataFrame) -> None:
+    shared = set(there["patient"]) & set(table["patient"])
+    series = set(there["series_uid"]) & set(table["series_uid"])
+    cure = "leave them out of one of the two; a test of whom a network has learnt says nothing"
+    if shared or series:
+        who = f"{len(shared)} patients" if shared else f"{len(series)} series"
+        some = sorted(shared or series)[0]
+        raise RequestError(f"{who} of {test} are in {volumes} too, such as {some}; {cure}")
+    if pair := _same_scan(test, there, volumes, table):
+        raise RequestError(f"series {pair[0]} of {test} is {pair[1]} of {volumes}, voxel for voxel; {cure}")
+    keys = [rundir.read_json(folder / rundir.PREPARE).get("key") for folder in (test, volumes)]
+    if keys[0] != keys[1]:
+        log.info(
+            "* %s and %s hash their patients by different keys: whether a patient is in both cannot be seen, unless a "
+            "scan is. Prepare both with one prepare.patient_key_file to know",
+            *(test.name, volumes.name),
+        )
+
+
+def _same_scan(test: Path, there: pd.DataFrame, volumes: Path, table: pd.DataFrame) -> tuple[str, str] | None:
+    """Return the UIDs of a scan that is in both sets; sets with keys of their own may name one scan differently."""
+    places: dict[tuple[float, ...], list[str]] = {}
+    for row in table.to_dict("records"):
+        places.setdefault(_geometry(row), []).append(row["series_uid"])
+    for row in there.to_dict("records"):
+        for uid in places.get(_geometry(row), ()):
+            pair = [(test, row["series_uid"]), (volumes, uid)]
+            try:
+                first, second = (
+                    store.read_volume(folder / store.volume_path(name), masks=False).voxels for folder, name in pair
+                )
+            except AneurysmRayError:
+                continue
+            if np.array_equal(first, second):
+                return row["series_uid"], uid
+    return None
+
+
+def _geometry(row: dict[Any, Any]) -> tuple[float, ...]:
+    return (*map(float, row["shape"]), *np.round(np.asarray(row["affine"], np.float64), 3).tolist())
+
+
+def check_done(out: Path, tests: Sequence[Path], folds: Sequence[int]) -> None:
+    """Raise RequestError for a set that a run has scored already, by fewer folds than it is to have now."""
+    for test in tests:
+        done = _folder(out, test.name) / rundir.SUMMARY
+        if not done.exists():
+            continue
+        models = rundir.read_json(done).get("models")
+        complete = [path.name for path in location.matching(out, "fold_*") if (path / rundir.SUMMARY).exists()]
+        now = {*complete, *(f"fold_{fold}" for fold in folds)}
+        if models != len(now):
+            raise RequestError(
+                f"{test.name} was scored by {models} of this run's folds already, and once is what makes it a test; "
+                f"leave --test {test.name} out, or begin another run with another --out"
+            )
+
+
+def score(out: Path, test: Path) -> None:
+    """Score a set by a run's finished folds and write `test_NAME.csv`; what is scored already is kept."""
+    from aneurysm_ray.distributed import predict  # costs a second, and most runs have no test
+    from aneurysm_ray.learning import evaluation
+
+    table = out / f"{rundir.TEST}{test.name}.csv"
+    if table.exists():
+        return
+    log.info("* testing on %s", test.name)
+    there = _folder(out, test.name)
+    predict.predict(out, [str(test)], there, {}, resume=(there / rundir.CONFIG).exists())
+    predictions = rundir.read_csv(there / rundir.PREDICTIONS)
+    answers = predictions.rename(columns={"SeriesInstanceUID": "series_uid"})[["series_uid", *LABELS]]
+    answers["series_uid"] = answers["series_uid"].astype("string")
+    labelled = evaluation.labels(test)
+    joined = labelled.merge(answers, on="series_uid", how="inner", validate="one_to_one")
+    targets = [f"target/{label}" for label in LABELS]
+    facts = ["series_uid", "patient", "site", "modality", "plane"]
+    rundir.write_csv(table, joined[[*facts, *LABELS, *targets]])
+
+
+def _folder(out: Path, name: str) -> Path:
+    return out / f"{rundir.TEST}{name}"
+
+
+def summaries(out: Path) -> list[dict[str, Any]]:
+    """Return the numbers of each outside test of a run, by name."""
+    from aneurysm_ray.learning import metrics
+
+    kept = ("n", "n_patients", "n_positive", "score", "auc_present")
+    numbers = {rundir.test_name(path): metrics.summarise(rundir.read_csv(path)) for path in rundir.test_tables(out)}
+    return [{"name": name, **{key: found[key] for key in kept}} for name, found in numbers.items()]

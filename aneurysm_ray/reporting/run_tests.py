@@ -1,0 +1,105 @@
+"""The outside tests on a run's page: sets of which no fold saw a patient, scored once by all folds together."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from aneurysm_ray import location, rundir
+from aneurysm_ray.data import store
+from aneurysm_ray.errors import RunDirError
+from aneurysm_ray.learning import froc, metrics
+from aneurysm_ray.learning.bootstrap import Score
+from aneurysm_ray.reporting import figures_run as figures
+from aneurysm_ray.reporting import words
+from aneurysm_ray.reporting.page import Block, Chart, Section, Table
+
+_SHOWN = {
+    "group": "group",
+    "value": "value",
+    "interval": "AUC [95 % interval]",
+    "n_positive": "positive",
+    "n": "series",
+}
+
+
+def section(folder: Path) -> tuple[Section, ...]:
+    """Return the section of a run's outside tests, none where it has none."""
+    blocks: list[Block] = []
+    for path in rundir.test_tables(folder):
+        table = rundir.read_csv(path)
+        if len(table):
+            blocks += _blocks(folder, rundir.test_name(path), table.assign(site=table["site"].fillna("").astype(str)))
+    if not blocks:
+        return ()
+    text = "Every series was scored once, by the mean of all finished folds, which saw none of its patients."
+    return (Section("outside", "Outside tests", text, tuple(blocks)),)
+
+
+def sentences(folder: Path) -> tuple[str, ...]:
+    """Say how good a run was on each outside test."""
+    told = []
+    for path in rundir.test_tables(folder):
+        found = metrics.summarise(rundir.read_csv(path))
+        score, present = (Score.of(found[name]) for name in ("score", "auc_present"))
+        told.append(
+            f"On the outside test {rundir.test_name(path)} ({words.count(found['n'], 'series', 'series')}, "
+            f"{found['n_positive']} with an aneurysm) the score is {words.interval(score)}, the AUC for any aneurysm "
+            f"{words.interval(present)}."
+        )
+    return tuple(told)
+
+
+def _blocks(folder: Path, name: str, table: pd.DataFrame) -> list[Block]:
+    key = "".join(letter if letter.isalnum() else "-" for letter in name)
+    labels = metrics.per_label(table)
+    groups = metrics.subgroups(table)
+    drawn = groups[groups["auc"].notna()]
+    curve = _curve(folder, name, table)
+    rates = {"fp_per_scan": "false positives per scan", "sensitivity": "sensitivity", "low": "low", "high": "high"}
+    without = "The test set is not where it was, or has no labelled points to hold candidates against."
+    return [
+        Chart(
+            f"outside-{key}-groups",
+            f"{name}: Aneurysm Present by subgroup",
+            "In brackets: positive / all series. Sites are those that the data set names.",
+            figures.draw_subgroups(drawn) if len(drawn) else None,
+            "No subgroup has both positive and negative series.",
+        ),
+        Table.of(f"outside-{key}-table", f"{name}: subgroups", "", with_interval(groups), _SHOWN, wide=False),
+        Table.of(
+            f"outside-{key}-labels",
+            f"{name}: labels",
+            f"The predictions are in {rundir.TEST}{name}.csv, a page for each series in {rundir.TEST}{name}/.",
+            with_interval(labels),
+            {"label": "label", "interval": _SHOWN["interval"], "n_positive": "positive", "n": "series"},
+            wide=False,
+        ),
+        Table.of(
+            f"outside-{key}-froc",
+            f"{name}: sensitivity at false positives per scan",
+            "Low and high bound the 95 % interval over patients.",
+            pd.DataFrame(columns=list(rates)) if curve is None else curve.table,
+            rates,
+            missing=without,
+            wide=False,
+        ),
+    ]
+
+
+def _curve(folder: Path, name: str, table: pd.DataFrame) -> froc.Froc | None:
+    there = folder / f"{rundir.TEST}{name}"
+    try:
+        paths = rundir.read_json(there / rundir.SUMMARY)["paths"]
+        volumes = store.volumes_table(location.place(paths[0]))
+        candidates = rundir.read_csv(there / rundir.CANDIDATES)
+    except (RunDirError, KeyError, IndexError):
+        return None
+    volumes = volumes[volumes["series_uid"].isin(table["series_uid"])]
+    points, ignored = froc.points_mm(volumes), froc.points_mm(volumes, "ignored")
+    return froc.froc(froc.judged(candidates, points, ignored), points, table) if len(points) else None
+
+
+def with_interval(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of areas with a column of each area and its interval as text."""
+    rows = table[["auc", "low", "high"]].to_numpy(float)
+    return table.assign(interval=["–" if auc != auc else str(Score(auc, low, high)) for auc, low, high in rows])

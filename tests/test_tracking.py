@@ -1,0 +1,205 @@
+"""A run's directory followed into MLflow: a real server on loopback, and what happens without one."""
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic_runs
+from learning_sets import small_config, write_set
+
+from aneurysm_ray import overrides, rundir
+from aneurysm_ray.errors import RequestError
+from aneurysm_ray.reporting import tracking
+
+needs_mlflow = pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="mlflow is not installed")
+needs_server = pytest.mark.skipif(
+    importlib.util.find_spec("mlflow.server") is None if importlib.util.find_spec("mlflow") else True,
+    reason="MLflow's server is not installed",
+)
+
+
+def test_a_run_without_a_tracker_loads_none(tmp_path: Path) -> None:
+    code = """
+import sys
+import aneurysm_ray.cli, aneurysm_ray.reporting.tracking as tracking
+from pathlib import Path
+from aneurysm_ray.config import Config
+with tracking.followed(Path("nowhere"), Config(), "train"):
+    pass
+assert not Path("nowhere").exists()
+print(sorted({name.partition(".")[0] for name in sys.modules} & {"mlflow", "wandb"}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_tracker_that_is_not_installed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with (
+        pytest.raises(RequestError, match=r"pip install -e '\.\[mlflow\]'"),
+        tracking.followed(tmp_path, overrides.build({"tracker": "mlflow"}), "train"),
+    ):
+        raise AssertionError("the run began")
+
+
+@needs_mlflow
+def test_a_server_that_does_not_answer_is_told_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free.getsockname()[1]}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with (
+        pytest.raises(RequestError, match="does not answer"),
+        tracking.followed(tmp_path, overrides.build({"tracker": "mlflow"}), "train"),
+    ):
+        raise AssertionError("the run began")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of MLflow's own on loopback."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "a")]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = address
+    try:
+        for _ in range(1200):
+            assert process.poll() is None, "the server ended"
+            try:
+                with urllib.request.urlopen(f"{address}/health", timeout=5):
+                    break
+            except OSError:
+                time.sleep(0.25)
+        yield address
+    finally:
+        os.environ.pop("MLFLOW_TRACKING_URI")
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def runs_below(parent: str) -> dict[str, Any]:
+    """Return the nested runs of a run by the last word of their name."""
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    own = client.get_run(parent)
+    found = client.search_runs([own.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
+    return {run.data.tags["mlflow.runName"].split()[-1]: run for run in found}
+
+
+def history(run: Any, metric: str) -> list[tuple[int, float]]:
+    import mlflow
+
+    found = mlflow.MlflowClient().get_metric_history(run.info.run_id, metric)
+    return sorted((each.step, each.value) for each in found)
+
+
+@pytest.mark.slow
+@needs_server
+class TestServer:
+    def test_folds_are_nested_runs_with_every_epoch_once(self, server: str, tmp_path: Path) -> None:
+        import mlflow
+
+        table = synthetic_runs.write_volumes(tmp_path / "volumes", 12, files=0)
+        out = synthetic_runs.write_run(tmp_path / "run", tmp_path / "volumes", table, folds=2)
+        epochs = rundir.read_csv(out / "fold_0" / rundir.METRICS)
+        config = overrides.build({"tracker": "mlflow"}, base=rundir.read_config(out))
+        rundir.write_csv(out / "fold_0" / rundir.METRICS, epochs.head(5))
+        with tracking.followed(out, config, "train"):
+            pass
+        # A run that goes on sends what came since, into the same runs.
+        rundir.write_csv(out / "fold_0" / rundir.METRICS, epochs)
+        rundir.write_json(out / "fold_0" / rundir.SUMMARY, {})
+        score = {"value": 0.75, "low": 0.5, "high": 0.9}
+        rundir.write_json(out / rundir.SUMMARY, {"kind": "train", "score": score, "seconds": 3.0})
+        with tracking.followed(out, config, "train"):
+            pass
+        parent = rundir.read_json(out / tracking.TRACKED)["runs"][""]
+        own = mlflow.MlflowClient().get_run(parent)
+        assert own.info.status == "FINISHED" and own.data.tags["report"] == str(out / rundir.REPORT)
+        assert own.data.params["optim.lr"] == str(config.optim.lr) and own.data.params["model.head"] == "grid"
+        assert (own.data.metrics["score"], own.data.metrics["score/high"]) == (0.75, 0.9)
+        folds = runs_below(parent)
+        assert sorted(folds) == ["fold_0", "fold_1"]
+        assert folds["fold_0"].info.status == "FINISHED" and folds["fold_1"].info.status == "RUNNING"
+        sent = history(folds["fold_0"], "val/score")
+        assert [step for step, _ in sent] == list(range(12))
+        np.testing.assert_allclose([value for _, value in sent], epochs["val/score"])
+
+    def test_trials_are_nested_runs_with_their_settings_and_ends(self, server: str, tmp_path: Path) -> None:
+        table = synthetic_runs.write_volumes(tmp_path / "volumes", 12, files=0)
+        out = synthetic_runs.write_search(tmp_path / "search", table, trials=8)
+        for number in (0, 1):
+            rows = pd.DataFrame({"step": [1, 2], "val/score": [0.5, np.nan], "worker": "host:1"})
+            rundir.write_csv(out / "trials" / f"trial_{number:04d}" / rundir.METRICS, rows)
+        config = overrides.build({"tracker": "mlflow"}, base=rundir.read_config(out))
+        with pytest.raises(KeyboardInterrupt), tracking.followed(out, config, "tune"):
+            raise KeyboardInterrupt
+        parent = rundir.read_json(out / tracking.TRACKED)["runs"][""]
+        trials = runs_below(parent)
+        rows = rundir.read_csv(out / rundir.TRIALS).set_index("trial")
+        assert sorted(trials) == [f"trial_{number:04d}" for number in range(8)]
+        for number, row in rows.iterrows():
+            trial = trials[f"trial_{number:04d}"]
+            assert trial.info.status == tracking._ENDS[row["state"]]
+            assert float(trial.data.params["optim.lr"]) == pytest.approx(row["param/optim.lr"])
+        assert history(trials["trial_0000"], "val/score") == [(1, 0.5)]
+
+    def test_a_server_that_goes_away_costs_a_run_nothing(
+        self, server: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        table = synthetic_runs.write_volumes(tmp_path / "volumes", 6, files=0)
+        out = synthetic_runs.write_run(tmp_path / "run", tmp_path / "volumes", table, folds=1)
+        config = overrides.build({"tracker": "mlflow"}, base=rundir.read_config(out))
+
+        def gone(*_: object) -> None:
+            raise ConnectionError("gone")
+
+        with caplog.at_level("WARNING"), tracking.followed(out, config, "train"):
+            monkeypatch.setattr(tracking.Tracker, "send", gone)
+        assert "the tracker does not take this run's numbers (ConnectionError: gone)" in caplog.text
+
+    def test_a_real_run_and_a_real_search(self, server: str, ray_session: None, tmp_path: Path) -> None:
+        from aneurysm_ray.distributed import train, tune
+
+        volumes = write_set(tmp_path / "set", 12)
+        config = small_config(volumes, folds__count=2, tracker="mlflow", optim__epochs=2)
+        train.train(volumes, tmp_path / "run", config, folds="all")
+        parent = rundir.read_json(tmp_path / "run" / tracking.TRACKED)["runs"][""]
+        folds = runs_below(parent)
+        assert {name: run.info.status for name, run in folds.items()} == {"fold_0": "FINISHED", "fold_1": "FINISHED"}
+        for name, run in folds.items():
+            table = rundir.read_csv(tmp_path / "run" / name / rundir.METRICS)
+            np.testing.assert_allclose([v for _, v in history(run, "train/loss")], table["train/loss"])
+        searched = small_config(
+            volumes,
+            folds__count=2,
+            tracker="mlflow",
+            optim__epochs=1,
+            tune__trials=2,
+            tune__space={"optim.lr": {"loguniform": [1e-4, 1e-2]}},
+        )
+        tune.tune(volumes, tmp_path / "search", searched)
+        trials = runs_below(rundir.read_json(tmp_path / "search" / tracking.TRACKED)["runs"][""])
+        assert sorted(trials) == ["trial_0000", "trial_0001"]
+        assert all(len(history(trial, "val/score")) == 1 for trial in trials.values())
