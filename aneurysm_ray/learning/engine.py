@@ -124,7 +124,8 @@ def fit(
             scores = dict(gather(list(mine_scored), world_size))
             validated = validate(looked_at, scores, fold, config.stage)
             validation_done = time.perf_counter()
-            if config.sampler.hard_negative_fraction and (epoch + 1) % config.sampler.hard_negative_every == 0:
+            is_due = config.sampler.hard_negative_fraction and (epoch + 1) % config.sampler.hard_negative_every == 0
+            if is_due and epoch + 1 < config.optim.epochs:  # nobody draws from what the last epoch would find
                 seed, part = (config.seed, fold, epoch), (rank, world_size)
                 mine = find_hard_negatives(scored, cases, cache, config, device, seed, part)
                 learner.hard = _refreshed(learner.hard, gather(mine, world_size))
