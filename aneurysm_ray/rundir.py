@@ -35,6 +35,7 @@ METRICS = "metrics.csv"
 PREDICTIONS = "predictions.csv"
 CANDIDATES = "candidates.csv"
 HEATMAPS = "heatmaps"
+PRIVATE_MAP = ".sources.csv"
 PROFILE = "profile"
 TENSORBOARD = "tensorboard"
 CHECKPOINT_LAST = "checkpoint_last"
@@ -200,8 +201,11 @@ def fold_dir(folder: Path, fold: int) -> Path:
 
 
 def test_tables(folder: Path) -> list[Path]:
-    """Return the predictions of a run's outside tests, in the order of their names."""
-    return location.matching(folder, f"{TEST}*.csv")
+    """Return the predictions of a run's outside tests, in the order of their names.
+
+    The private map of a test's series has another ending.
+    """
+    return [path for path in location.matching(folder, f"{TEST}*.csv") if not path.name.endswith(PRIVATE_MAP)]
 
 
 def test_name(table: Path) -> str:

@@ -104,7 +104,7 @@ def test_a_series_is_flagged_at_its_threshold_and_the_page_says_so(run: Path) ->
     probabilities[PRESENT_INDEX] -= 1e-6  # just below
     none = pd.DataFrame(columns=list(inference.CANDIDATE_COLUMNS))
     answer = inference.Answer(probabilities, none, None, {})
-    result = steps.describe(steps.Item("a", "/x/a", "1.2"), None, answer, trained, [])
+    result = steps.describe(steps.Item("/x/a", "1.2", source="ab12"), None, answer, trained, [])
     assert result["flagged"] == [
         label for label, limit in zip(LABELS[:-1], limits[:-1], strict=True) if limit is not None
     ]

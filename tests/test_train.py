@@ -23,7 +23,8 @@ from aneurysm_ray.errors import AneurysmRayError, RequestError, RunDirError
 from aneurysm_ray.labels import LABELS
 from aneurysm_ray.learning import export, inference, metrics
 
-TIMES = ["seconds", "patches_per_s", "data_wait_fraction"]
+PARTS = ("feed", "steps", "validation", "mining", "writing")
+TIMES = ["seconds", "patches_per_s", "data_wait_fraction", *(f"seconds/{part}" for part in PARTS)]
 
 
 @pytest.fixture(scope="module")
