@@ -121,14 +121,17 @@ def score(out: Path, test: Path) -> None:
     log.info("* testing on %s", test.name)
     there = _folder(out, test.name)
     predict.predict(out, [str(test)], there, {}, resume=(there / rundir.CONFIG).exists())
+    # Predictions name no places, but a prepared set is none of a patient, and the page needs its points.
+    facts = rundir.read_json(there / rundir.PROVENANCE)
+    rundir.write_json(there / rundir.PROVENANCE, {**facts, "volumes": str(location.absolute(test))})
     predictions = rundir.read_csv(there / rundir.PREDICTIONS)
     answers = predictions.rename(columns={"SeriesInstanceUID": "series_uid"})[["series_uid", *LABELS]]
     answers["series_uid"] = answers["series_uid"].astype("string")
     labelled = evaluation.labels(test)
     joined = labelled.merge(answers, on="series_uid", how="inner", validate="one_to_one")
     targets = [f"target/{label}" for label in LABELS]
-    facts = ["series_uid", "patient", "site", "modality", "plane"]
-    rundir.write_csv(table, joined[[*facts, *LABELS, *targets]])
+    about = ["series_uid", "patient", "site", "modality", "plane"]
+    rundir.write_csv(table, joined[[*about, *LABELS, *targets]])
 
 
 def _folder(out: Path, name: str) -> Path:

@@ -89,10 +89,10 @@ def _blocks(folder: Path, name: str, table: pd.DataFrame) -> list[Block]:
 def _curve(folder: Path, name: str, table: pd.DataFrame) -> froc.Froc | None:
     there = folder / f"{rundir.TEST}{name}"
     try:
-        paths = rundir.read_json(there / rundir.SUMMARY)["paths"]
-        volumes = store.volumes_table(location.place(paths[0]))
+        facts = rundir.read_json(there / rundir.PROVENANCE)
+        volumes = store.volumes_table(location.place(facts["volumes"]))
         candidates = rundir.read_csv(there / rundir.CANDIDATES)
-    except (RunDirError, KeyError, IndexError):
+    except (RunDirError, KeyError):
         return None
     volumes = volumes[volumes["series_uid"].isin(table["series_uid"])]
     points, ignored = froc.points_mm(volumes), froc.points_mm(volumes, "ignored")
