@@ -46,12 +46,12 @@ def check_uid(series_uid: str) -> str:
 
 def key_path(out: str) -> Path:
     """Return where a set's random key is kept."""
-    return _beside(out, "patient_key")
+    return _beside(out, ".patient_key")
 
 
-def _beside(out: str, what: str) -> Path:
+def _beside(out: str, ending: str) -> Path:
     path = Path(out).absolute()
-    return path.with_name(f"{path.name}.{what}")
+    return path.with_name(path.name + ending)
 
 
 def patient_key(out: str, key_file: str = "") -> bytes:
@@ -158,7 +158,7 @@ def uid_of_hash(place: str) -> str:
 
 def places_path(out: str) -> Path:
     """Return where the places behind a set's hashes are kept."""
-    return _beside(out, "sources.csv")
+    return _beside(out, rundir.PRIVATE_MAP)
 
 
 def read_places(out: str) -> dict[str, str]:
