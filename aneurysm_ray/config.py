@@ -121,9 +121,11 @@ class SamplerConfig(Section):
     location_balance: Fraction = 0.5
     """0: points are drawn as frequently as they occur; 1: every location equally often."""
     hard_negative_fraction: Fraction = 0.3
-    """Share of the negative patches taken where the model scored high on negative series."""
+    """Share of the negative patches taken where the model scored high away from every aneurysm."""
     hard_negative_every: Annotated[int, Field(ge=1)] = 5
     """Epochs between two searches for hard negatives."""
+    hard_negative_series: Annotated[int, Field(ge=1)] = 64
+    """Series that one search goes through; the next search takes others."""
     site_fraction: Fraction = 0.2
     """Share of the other negative patches taken at sites of points of other series of the modality: without them a
     network learns to tell where aneurysms sit, and not an aneurysm from an artery."""
