@@ -247,6 +247,8 @@ class InferenceConfig(Section):
     else lies in a window, and large windows overlap less. A pooled head's windows are patches."""
     gate: bool = True
     """grid head: a lesion is at most twice as probable as the most probable vessel near it, if masks taught vessels."""
+    atlas: bool = True
+    """A lesion is less probable where no aneurysm of the training series was near."""
     top_k: Annotated[int, Field(ge=1)] = 2
     """A series' probability is the mean of this many highest cells (grid head) or windows (pooled head)."""
     flip: bool = False
