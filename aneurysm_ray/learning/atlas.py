@@ -22,11 +22,11 @@ REACH_MM = 16.0
 USUAL = 0.02
 """Share of the training's own points that lie at places where the atlas is below 1."""
 LEAST_POINTS = 30
-"""From fewer points nothing is learnt: the atlas is 1 everywhere."""
+"""From fewer points nothing is learnt: the atlas stays that of the first weights, or 1 everywhere."""
 
 
-def learn(cases: Sequence[Case]) -> NDArray[np.float32]:
-    """Return the atlas (SIZE, SIZE, SIZE), 0 to 1, of the aneurysms of some series."""
+def learn(cases: Sequence[Case]) -> NDArray[np.float32] | None:
+    """Return the atlas (SIZE, SIZE, SIZE), 0 to 1, of the aneurysms of some series, None of too few."""
     known = [
         ((case.points[j] + 0.5) / case.shape, case.shape * case.spacing_mm)
         for case in cases
@@ -36,7 +36,7 @@ def learn(cases: Sequence[Case]) -> NDArray[np.float32]:
     inside = ((points >= 0) & (points <= 1)).all(1)
     points = points[inside]
     if len(points) < LEAST_POINTS:
-        return np.ones((SIZE, SIZE, SIZE), np.float32)
+        return None
     extent_mm = np.mean([extent for _, extent in known], 0)
     centres = (np.arange(SIZE) + 0.5) / SIZE
     # A Gaussian is the product of its axes: (points, cells) each.
@@ -45,7 +45,8 @@ def learn(cases: Sequence[Case]) -> NDArray[np.float32]:
     )
     density = np.einsum("pz,py,px->zyx", z, y, x)
     usual = np.quantile(_at(density, points.T), USUAL)
-    return np.minimum(1, density / usual).astype(np.float32)
+    learnt: NDArray[np.float32] = np.minimum(1, density / usual).astype(np.float32)
+    return learnt
 
 
 def on_cells(

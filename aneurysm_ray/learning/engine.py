@@ -217,7 +217,8 @@ def _start(
         checkpoint.transfer(network, init)
     # What nobody goes on teaching drifts: vessels learnt before may gate lesions only where masks keep them right.
     network.knows_vessels.fill_(float(objective.learns_vessels(config, cases)))
-    network.atlas.copy_(torch.from_numpy(atlas.learn(cases)))
+    if (learnt := atlas.learn(cases)) is not None:
+        network.atlas.copy_(torch.from_numpy(learnt))
     objective.freeze_unasked(network, config, cases)
     # Channels last: as fast or faster for every network, on CPUs and GPUs, and what a norm over channels reads.
     network = network.to(device=device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]

@@ -154,7 +154,7 @@ def find_hard_negatives(
     rng = np.random.default_rng((*seed, 0x4A))
     drawn = [known[i] for i in rng.permutation(len(known))[: config.sampler.hard_negative_series]][part[0] :: part[1]]
     by_uid = {case.series_uid: case for case in drawn}
-    found = []
+    found: list[HardNegative] = []
     for uid, score in score_cases(networks, drawn, cache, quick(config), device):
         case, to_voxel = by_uid[uid], np.linalg.inv(by_uid[uid].affine)
         reach_mm = HARD_AWAY_MM + np.nan_to_num(case.point_radii_mm)
