@@ -121,9 +121,11 @@ class SamplerConfig(Section):
     location_balance: Fraction = 0.5
     """0: points are drawn as frequently as they occur; 1: every location equally often."""
     hard_negative_fraction: Fraction = 0.3
-    """Share of the negative patches taken where the model scored high on negative series."""
+    """Share of the negative patches taken where the model scored high away from every aneurysm."""
     hard_negative_every: Annotated[int, Field(ge=1)] = 5
     """Epochs between two searches for hard negatives."""
+    hard_negative_series: Annotated[int, Field(ge=1)] = 64
+    """Series that one search goes through; the next search takes others."""
     site_fraction: Fraction = 0.2
     """Share of the other negative patches taken at sites of points of other series of the modality: without them a
     network learns to tell where aneurysms sit, and not an aneurysm from an artery."""
@@ -245,6 +247,8 @@ class InferenceConfig(Section):
     else lies in a window, and large windows overlap less. A pooled head's windows are patches."""
     gate: bool = True
     """grid head: a lesion is at most twice as probable as the most probable vessel near it, if masks taught vessels."""
+    atlas: bool = True
+    """A lesion is less probable where no aneurysm of the training series was near."""
     top_k: Annotated[int, Field(ge=1)] = 2
     """A series' probability is the mean of this many highest cells (grid head) or windows (pooled head)."""
     flip: bool = False

@@ -61,7 +61,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "inference.flip": True,
     },
     # The networks of the starter weights, small enough for a core to teach in an hour. Voxels of 0.8 mm, since most
-    # scans have no finer ones along all axes; patches are cubes, so that they may be turned into any orientation.
+    # scans have no finer ones along all axes; patches are cubes, so that they may be turned into any orientation. Most
+    # negatives are mined: of the rest of a head the networks know soon that it is no aneurysm.
     "starter": {
         "volume.spacing_mm": (0.8, 0.8, 0.8),
         "model.name": "small3d",
@@ -70,15 +71,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "patch.size": (32, 32, 32),
         "loss.name": "bce",
         "loss.positive_weight": 5.0,
+        "loss.series_weight": 0.3,
         "augment.turn": 0.5,
         "augment.affine_probability": 0.0,
         "augment.gamma": 0.3,
         "augment.contrast": 0.25,
         "augment.blur": 0.25,
         "augment.noise": 0.04,
-        "sampler.patches_per_volume": 40,
-        "sampler.hard_negative_fraction": 0.4,
+        "sampler.patches_per_volume": 20,
+        "sampler.hard_negative_fraction": 0.6,
         "sampler.hard_negative_every": 1,
+        "sampler.hard_negative_series": 128,
         "optim.lr": 2e-3,
         "optim.ema_decay": 0.995,
         "inference.overlap": 0.25,

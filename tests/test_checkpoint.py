@@ -127,13 +127,14 @@ def test_medicalnet_weights_find_their_place(tmp_path: Path) -> None:
         network.state_dict()["backbone.layer2.0.downsample.0.weight"], foreign["module.layer2.0.downsample.0.weight"]
     )
     assert report.misshapen == ("backbone.layer4.0.conv2.weight",)
-    assert set(report.missing) == {"backbone.layer4.0.conv2.weight", "head.weight", "head.bias", "knows_vessels"}
+    own = {"head.weight", "head.bias", "knows_vessels", "atlas"}
+    assert set(report.missing) == {"backbone.layer4.0.conv2.weight", *own}
     assert set(report.unused) == {"module.bn1.running_mean", "module.conv_seg.0.weight"}
-    assert len(report.matched) == len(network.state_dict()) - 4
+    assert len(report.matched) == len(network.state_dict()) - 5
     assert str(report) == (
         f"{len(report.matched)} of {len(network.state_dict())} tensors taken; "
         "1 of another shape (backbone.layer4.0.conv2.weight); "
-        "3 not in the file (knows_vessels, head.weight, head.bias); "
+        "4 not in the file (knows_vessels, atlas, head.weight, ...); "
         "2 not used (module.bn1.running_mean, module.conv_seg.0.weight)"
     )
 

@@ -12,7 +12,7 @@ from torch import nn
 from aneurysm_ray import overrides
 from aneurysm_ray.data import reading, store
 from aneurysm_ray.labels import LABELS
-from aneurysm_ray.learning import inference
+from aneurysm_ray.learning import atlas, inference
 from aneurysm_ray.learning.export import Ensemble
 from aneurysm_ray.learning.models import Answer
 
@@ -26,6 +26,7 @@ class Bright(nn.Module):
     stride = 4
     pooled = False
     knows_vessels = torch.zeros(())
+    atlas = torch.ones((atlas.SIZE,) * 3)
 
     def forward(self, image_BCZYX: torch.Tensor) -> Answer:
         cells = 12 * (nn.functional.avg_pool3d(image_BCZYX, 4) - 0.6)

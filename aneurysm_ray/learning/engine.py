@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from aneurysm_ray.config import Config
 from aneurysm_ray.errors import AneurysmRayError, ConfigError, RunDirError
-from aneurysm_ray.learning import augment, checkpoint, models, objective, optim, validation
+from aneurysm_ray.learning import atlas, augment, checkpoint, models, objective, optim, validation
 from aneurysm_ray.learning.arithmetic import arithmetic
 from aneurysm_ray.learning.cache import VolumeCache, groups_of, open_cache
 from aneurysm_ray.learning.cases import Case, from_table, shuffled
@@ -217,6 +217,8 @@ def _start(
         checkpoint.transfer(network, init)
     # What nobody goes on teaching drifts: vessels learnt before may gate lesions only where masks keep them right.
     network.knows_vessels.fill_(float(objective.learns_vessels(config, cases)))
+    if (learnt := atlas.learn(cases)) is not None:
+        network.atlas.copy_(torch.from_numpy(learnt))
     objective.freeze_unasked(network, config, cases)
     # Channels last: as fast or faster for every network, on CPUs and GPUs, and what a norm over channels reads.
     network = network.to(device=device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]

@@ -28,7 +28,7 @@ from aneurysm_ray.config import Config
 from aneurysm_ray.data.store import PreparedVolume
 from aneurysm_ray.data.window import bright_blood, to_uint8
 from aneurysm_ray.labels import LABELS, LOCATIONS, MIRRORED, PRESENT_INDEX
-from aneurysm_ray.learning import windows
+from aneurysm_ray.learning import atlas, windows
 from aneurysm_ray.learning.models import Answer, Network, lesion_probabilities
 from aneurysm_ray.learning.optim import autocast
 
@@ -88,6 +88,9 @@ def score_volume(
     layout = windows.layout((z, y, x), size, overlap, network.stride, pooled=network.pooled)
     seen = bright_blood(to_uint8(prepared.voxels, prepared.window), prepared.modality)
     answers = _answer(models, seen, layout, size, config, device)
+    if config.inference.atlas:
+        learnt = np.mean([model.atlas.cpu().numpy() for model in models], 0)
+        answers.grid[:] *= atlas.on_cells(learnt, layout.first, layout.step, layout.grid, (z, y, x))
     heat = answers.grid.max(0)
     return SeriesScore(
         probabilities=pool(answers.grid, config.inference.top_k),

@@ -24,7 +24,7 @@ from aneurysm_ray.config import Config
 from aneurysm_ray.data.window import BRAIN, DARK_BLOOD
 from aneurysm_ray.errors import AneurysmRayError, RequestError
 from aneurysm_ray.labels import LABELS
-from aneurysm_ray.learning import ensemble, export
+from aneurysm_ray.learning import atlas, ensemble, export
 from aneurysm_ray.learning.export import Ensemble
 
 log = logging.getLogger(__name__)
@@ -72,8 +72,10 @@ def write(run: Path, out: Path) -> None:
             file.write(path.read_bytes())
 
 
-def facts(config: Config) -> dict[str, str]:
+def facts(graph: Graph) -> dict[str, str]:
     """Return what a caller must know of a graph, as text."""
+    config, size = graph.config, [atlas.SIZE] * 3
+    learnt = np.mean([model.atlas.cpu().numpy() for model in graph.models], 0)  # type: ignore[operator]
     return {
         "labels": json.dumps(LABELS),
         "patch_size_zyx": json.dumps(config.patch.size),
@@ -81,6 +83,8 @@ def facts(config: Config) -> dict[str, str]:
         "input": "patches (B, 1, z, y, x) of a prepared volume, uint8 / 255: z to the head, y to the back, x to left",
         "input_of_dark_blood": f"of {', '.join(DARK_BLOOD)}: clip({3 * BRAIN} - 2 * uint8, 0, 255) / 255 in its place",
         "output": "probabilities (B, 14, cz, cy, cx) in the order of labels; cells share the patch evenly",
+        "atlas": json.dumps(learnt.ravel().round(3).tolist() if config.inference.atlas else []),
+        "atlas_is": f"{size} factors (z, y, x), even shares of the stored volume: multiply each cell by the one there",
         "config": overrides.to_toml(config),
     }
 
@@ -117,7 +121,7 @@ def _write_onnx(graph: Graph, path: Path) -> None:
             verbose=False,
         )
     model = onnx.load(path)
-    onnx.helper.set_model_props(model, facts(graph.config))
+    onnx.helper.set_model_props(model, facts(graph))
     onnx.save(model, path)
     if importlib.util.find_spec("onnxruntime"):
         _check(graph, onnx_answer(path), "onnxruntime")
@@ -138,7 +142,7 @@ def _write_program(graph: Graph, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.export(graph, (example,), dynamic_shapes=shapes)
-        torch.export.save(program, path, extra_files=facts(graph.config))
+        torch.export.save(program, path, extra_files=facts(graph))
         again: Any = torch.export.load(path).module()
     _check(graph, lambda images: again(torch.from_numpy(images)).numpy(), "the program that was read back")
 

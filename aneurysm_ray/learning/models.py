@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from aneurysm_ray.config import ModelConfig
 from aneurysm_ray.errors import ConfigError, did_you_mean
 from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
+from aneurysm_ray.learning import atlas
 from aneurysm_ray.learning.layers import Block, ChannelNorm, Conv3d, Decoder, group_norm
 
 PRIOR = 0.01
@@ -80,6 +81,9 @@ class Network(nn.Module):
         self.knows_vessels: Tensor
         self.register_buffer("knows_vessels", torch.zeros(()))
         """1 once masks taught it vessels: only then they may gate its lesions."""
+        self.atlas: Tensor
+        self.register_buffer("atlas", torch.ones(atlas.SIZE, atlas.SIZE, atlas.SIZE))
+        """Where the aneurysms lay that it learnt from."""
         set_prior(self, torch.full((len(LABELS),), PRIOR))
 
     def forward(self, image_BCZYX: Tensor) -> Answer:

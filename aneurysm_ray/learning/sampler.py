@@ -20,7 +20,7 @@ from aneurysm_ray.learning.cases import IGNORED, Case
 
 KINDS = ("anywhere", "point", "hard", "site", "vessel")
 ANYWHERE, POINT, HARD, SITE, VESSEL = range(len(KINDS))
-"""Kinds of patch: anywhere without a point, around a point, where the model was wrong on a negative series, without a
+"""Kinds of patch: anywhere without a point, around a point, where the model was wrong, without a
 point at a place where another series of the modality has one, without a point on a vessel."""
 
 TRIES = 20
@@ -32,7 +32,7 @@ HARD_JITTER = 0.25
 
 @dataclass(frozen=True)
 class HardNegative:
-    """A place in a negative series that the model took for an aneurysm."""
+    """A place without an aneurysm that the model took for one."""
 
     series_uid: str
     z: float

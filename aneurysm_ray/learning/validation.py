@@ -21,11 +21,8 @@ from aneurysm_ray.learning.models import Network
 from aneurysm_ray.learning.patches import prefetch
 from aneurysm_ray.learning.sampler import HardNegative
 
-HARD_SERIES = 64
-"""Negative series that one search for hard negatives goes through; the next search takes others."""
-
-HARD_PER_SERIES = 6
-"""Places kept of each."""
+HARD_PER_SERIES, HARD_AWAY_MM = 12, 10.0
+"""Places that a search for hard negatives keeps of each series, and how far beyond an aneurysm's radius they lie."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,21 +145,27 @@ def find_hard_negatives(
     seed: tuple[int, ...],
     part: tuple[int, int],
 ) -> list[HardNegative]:
-    """Return the most probable candidates of some negative series: false by definition.
+    """Return the most probable candidates of some series that are no aneurysms.
 
-    `part` is (rank, world size): a worker searches its share of the series that `seed` draws.
+    Of positive series too, away from their points, where all their aneurysms have one. `part` is (rank, world size): a
+    worker searches its share of the series that `seed` draws.
     """
-    negative = [case for case in cases if case.targets[PRESENT_INDEX] == 0]
+    known = [case for case in cases if not np.isnan(case.base[PRESENT_INDEX])]
     rng = np.random.default_rng((*seed, 0x4A))
-    drawn = [negative[i] for i in rng.permutation(len(negative))[:HARD_SERIES]][part[0] :: part[1]]
+    drawn = [known[i] for i in rng.permutation(len(known))[: config.sampler.hard_negative_series]][part[0] :: part[1]]
     by_uid = {case.series_uid: case for case in drawn}
-    found = []
+    found: list[HardNegative] = []
     for uid, score in score_cases(networks, drawn, cache, quick(config), device):
-        to_voxel = np.linalg.inv(by_uid[uid].affine)
-        best = score.candidates.head(HARD_PER_SERIES)
-        for x_mm, y_mm, z_mm, probability in best[["x_mm", "y_mm", "z_mm", "probability"]].to_numpy(np.float64):
-            z, y, x, _ = to_voxel @ (x_mm, y_mm, z_mm, 1.0)
-            found.append(HardNegative(uid, float(z), float(y), float(x), float(probability)))
+        case, to_voxel = by_uid[uid], np.linalg.inv(by_uid[uid].affine)
+        reach_mm = HARD_AWAY_MM + np.nan_to_num(case.point_radii_mm)
+        places = score.candidates[["x_mm", "y_mm", "z_mm", "probability"]].to_numpy(np.float64)
+        voxels = np.column_stack([places[:, :3], np.ones(len(places))]) @ to_voxel.T
+        far = [
+            (*voxel, probability)
+            for voxel, probability in zip(voxels[:, :3], places[:, 3], strict=True)
+            if (np.linalg.norm((case.points - voxel) * case.spacing_mm, axis=1) > reach_mm).all()
+        ]
+        found.extend(HardNegative(uid, *map(float, place)) for place in far[:HARD_PER_SERIES])
     return found
 
 
