@@ -20,7 +20,7 @@ from aneurysm_ray.config import Config
 from aneurysm_ray.data import store
 from aneurysm_ray.errors import AneurysmRayError, ConfigError, RequestError, RunDirError
 from aneurysm_ray.labels import LABELS, PRESENT
-from aneurysm_ray.learning import checkpoint, engine, epoch, models, objective, profiling, validation
+from aneurysm_ray.learning import atlas, checkpoint, engine, epoch, models, objective, profiling, validation
 from aneurysm_ray.learning.arithmetic import arithmetic
 from aneurysm_ray.learning.cases import from_table
 from aneurysm_ray.learning.engine import EpochResult, fit
@@ -268,6 +268,23 @@ def test_vessels_are_learnt_from_masks_and_carried_into_detection(masked: Path) 
     (after,) = _run(small_config(masked, **{**changes, "optim__epochs": 1}), masked, init=first[-1].state["model"])
     (scratch,) = _run(small_config(masked, **{**changes, "optim__epochs": 1}), masked)
     assert after.metrics["val/dice"] > scratch.metrics["val/dice"]
+
+
+def test_too_few_points_leave_the_atlas_of_the_first_weights(volumes: Path) -> None:
+    config = small_config(volumes, optim__epochs=1)
+    (plain,) = _run(config, volumes)
+    assert (plain.state["model"]["atlas"] == 1).all()
+    given = torch.rand_like(plain.state["model"]["atlas"])
+    (after,) = _run(config, volumes, init={**plain.state["model"], "atlas": given})
+    assert torch.equal(after.state["model"]["atlas"], given) and torch.equal(after.state["ema"]["atlas"], given)
+
+
+def test_enough_points_teach_an_atlas(volumes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atlas, "LEAST_POINTS", 1)
+    (result,) = _run(small_config(volumes, optim__epochs=1), volumes)
+    cases = from_table(store.volumes_table(volumes)[:12], volumes)
+    np.testing.assert_array_equal(result.state["model"]["atlas"].numpy(), atlas.learn(cases))
+    assert result.state["model"]["atlas"].min() < 0.5
 
 
 def test_unmasked_series_say_nothing_of_vessels(masked: Path, volumes: Path) -> None:
