@@ -296,8 +296,8 @@ def bare_step(config: Config, cases: tuple[Case, ...], volumes: Path, steps: int
     made = []
     for step in np.arange(8 * config.optim.batch_size).reshape(8, -1) % len(plan):
         batch = cut(cases, plan, step, config.patch.size, cache.patch, masks=objective.needs_masks(config, cases))
-        draws = augment.draw(config.augment, (0, 0, 0), step)
-        made.append([(augment.apply(batch, draws), draws)])
+        batch, changes = augment.prepare(batch, augment.draw(config.augment, (0, 0, 0), step))
+        made.append([(augment.apply(batch, changes), changes)])
     epoch.train_epoch(learner, iter(made), 8 * config.optim.batch_size, config, 1, device, lambda *_: None)
     begun = time.perf_counter()
     feed = (made[number % 8] for number in range(steps))

@@ -1,6 +1,5 @@
 import threading
 import time
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -126,27 +125,3 @@ def test_an_error_surfaces_where_its_item_was_due(threads: int) -> None:
     assert [next(stream), next(stream)] == [0, 1]
     with pytest.raises(RequestError, match="two is bad"):
         next(stream)
-
-
-@pytest.mark.parametrize("masks", [False, True])
-def test_a_packed_batch_is_copied_at_once_and_comes_out_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, masks: bool
-) -> None:
-    volumes = write_set(tmp_path, 3, shape=(20, 40, 40), masks=(0,))
-    cases = from_table(store.volumes_table(volumes), volumes)
-    plan = Plan(np.arange(3), np.array([[0, 3, 7], [0, 16, 16], [0, 0, 0]]), np.zeros(3, np.int64))
-    door = VolumeCache(tmp_path / "cache", 10**9).patch
-    batch = cut(cases, plan, np.arange(3), (9, 11, 13), door, masks=masks)
-    packed = batch.packed(pin=False)
-    copies: list[int] = []
-    original = torch.Tensor.to
-    with monkeypatch.context() as patched:
-        patched.setattr(torch.Tensor, "to", lambda t, *a, **k: copies.append(t.nbytes) or original(t, *a, **k))
-        done = packed.to(torch.device("cpu"))
-    assert copies == [packed.bytes_N.nbytes]
-    for field in fields(batch):
-        before, after = getattr(batch, field.name), getattr(done, field.name)
-        assert (before is None) == (after is None)
-        if before is not None:
-            assert before.dtype == after.dtype
-            torch.testing.assert_close(before, after, rtol=0, atol=0, equal_nan=True)
