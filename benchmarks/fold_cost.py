@@ -365,7 +365,7 @@ def fold(name: str, volumes: Path, options: argparse.Namespace, limit: Limit) ->
     where = ", ".join(f"{part} {100 * share:.0f} %" for part, share in zip(PARTS, of_fold / of_fold.sum(), strict=True))
     return (
         f"| {name} | {bare:.0f} | {whole:.0f} | {whole / bare:.2f} | {by_cpu / bare_cpu:.2f} | "
-        f"{100 * missed / asked:.1f} | {read / asked / np.prod(PATCH):.2f} | {peak:.1f} | {own:.1f} | {where} |"
+        f"{100 * missed / max(asked, 1):.1f} | {read / max(asked, 1) / np.prod(PATCH):.2f} | {peak:.1f} | {own:.1f} | {where} |"
     )
 
 
