@@ -362,10 +362,11 @@ def fold(name: str, volumes: Path, options: argparse.Namespace, limit: Limit) ->
     whole, by_cpu = patches / of_fold.sum(), patches / (of_cpu[0] + (EPOCHS - 2) * of_cpu[1] + of_cpu[2])
     # Of the second epoch, without the batches that were made before its first step.
     asked, missed, read = (getattr(traffic[3], key) - getattr(traffic[2], key) for key in vars(traffic[3]))
-    where = ", ".join(f"{part} {100 * share:.0f} %" for part, share in zip(PARTS, of_fold / of_fold.sum(), strict=True))
+    share, misses, taken = by_cpu / bare_cpu, 100 * missed / max(asked, 1), read / max(asked, 1) / np.prod(PATCH)
+    where = ", ".join(f"{part} {100 * of:.0f} %" for part, of in zip(PARTS, of_fold / of_fold.sum(), strict=True))
     return (
-        f"| {name} | {bare:.0f} | {whole:.0f} | {whole / bare:.2f} | {by_cpu / bare_cpu:.2f} | "
-        f"{100 * missed / max(asked, 1):.1f} | {read / max(asked, 1) / np.prod(PATCH):.2f} | {peak:.1f} | {own:.1f} | {where} |"
+        f"| {name} | {bare:.0f} | {whole:.0f} | {whole / bare:.2f} | {share:.2f} | {misses:.1f} | {taken:.2f} | "
+        f"{peak:.1f} | {own:.1f} | {where} |"
     )
 
 
