@@ -10,9 +10,9 @@ cgroup of version 1, where this machine lets us make one), and torch one thread.
     takes; from what it had before, memory maps of whole volumes, and on a miss the decompression of the volume; from
     blosc2 files as nnU-Net keeps them (`pip install blosc2`); from MONAI's PersistentDataset and CacheDataset.
   - folds: a network small enough to be fed by the same core, with all that a fold does - reading, steps, validation,
-    mining, writing its state and tables as `train` does - against the bare step on patches in memory. Epochs are
-    counted as often as a fold of 30 has them: one that fills the cache, 28 like the second, one with the full
-    validation, of which some series are scored and the rest counted.
+    mining, writing its state and tables as `train` does - against the bare step on patches in memory. Three epochs are
+    run and counted as often as a fold of 30 on `--real` series has them: one that fills the cache, 28 like the second,
+    one with the full validation, of which `--full` series are scored and the rest counted.
   - peers: the same steps fed by one thread from each storage, all volumes in random order, on the part of the set that
     the disk holds as whole arrays, with less memory.
 
@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--peers", type=int, default=240, help="series of the comparison with other storage")
     parser.add_argument("--peers-memory", type=float, default=1.5, help="GB that comparison may have")
     parser.add_argument("--steps", type=int, default=64, help="steps of each turn of that comparison")
+    parser.add_argument("--real", type=int, default=4348, help="series of the data set whose fold is computed")
     parser.add_argument("--only", choices=["readings", "folds", "peers"], help="one of the three parts")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -346,18 +347,18 @@ def fold(name: str, volumes: Path, options: argparse.Namespace, limit: Limit) ->
     saver.wait()
     peak, own = limit.peak_gb(), limit.own_gb()
     history = pd.DataFrame(result.state["history"])[[f"seconds/{part}" for part in PARTS]]
-    # Quick validation looks at so many series of a fold's, here at no more than there are.
-    quick = min(config.validation.series or int(held_out.sum()), int(held_out.sum())) / len(some)
-    full = int(held_out.sum()) / len(some)
-    scale = np.ones(history.shape)
-    scale[:, PARTS.index("validation")] = [quick, quick, full]
-    mined = history["seconds/mining"].max() / config.sampler.hard_negative_every
+    # As often as a fold of the real data has each: patches, series looked at quickly, series scored in full.
+    valid, trained = options.real // 5, options.real - options.real // 5
+    quick = min(config.validation.series or valid, valid) / len(some)
+    scale = np.full(history.shape, trained / int((~held_out).sum()))
+    scale[:, PARTS.index("validation")] = [quick, quick, valid / len(some)]
+    scale[:, PARTS.index("writing")] = 1.0
     epochs = history.to_numpy() * scale
-    epochs[:, PARTS.index("mining")] = [0.0, mined, 0.0]
+    epochs[:, PARTS.index("mining")] = [0.0, history["seconds/mining"].max() / config.sampler.hard_negative_every, 0.0]
     of_fold = epochs[0] + (EPOCHS - 2) * epochs[1] + epochs[2]
     # The same by CPU time, each epoch's as its seconds on the clock divide it.
     of_cpu = [epochs[i].sum() * cpu[i] / clock[i] for i in range(3)]
-    patches = EPOCHS * config.sampler.patches_per_volume * int((~held_out).sum())
+    patches = EPOCHS * config.sampler.patches_per_volume * trained
     bare, bare_cpu = bare_step(config, from_table(table[:16], volumes), volumes)
     whole, by_cpu = patches / of_fold.sum(), patches / (of_cpu[0] + (EPOCHS - 2) * of_cpu[1] + of_cpu[2])
     # Of the second epoch, without the batches that were made before its first step.
