@@ -1,18 +1,23 @@
 """What does a fold cost beside its training steps, on a set larger than memory? And what does a patch cost to read?
 
-    python benchmarks/fold_cost.py WORK --series 1600 --memory 8 [--epochs 2] [--presets v2,v5]
+    taskset -c 1 python benchmarks/fold_cost.py WORK --series 1600 --memory 8 [--presets v1,v4,v5] [--only folds]
 
-Writes prepared series at the real shape, 200 x 400 x 320 (25.6 MB each, 41 GB in all), then lets this process and its
-page cache have so many GB (a memory cgroup, where this machine lets us make one). First, patches/s of one core from
+Runs unattended and writes WORK/fold_cost.md line by line. Prepared series at the real shape, 200 x 400 x 320 (25.6 MB
+each, 41 GB in all, 21 GB of files), are written once; then this process and its page cache have so many GB (a memory
+cgroup of version 1, where this machine lets us make one), and torch one thread. Three parts:
 
-  - this project's cache: cold (not in the page cache), from the page cache, and with the bytes that a patch reads;
-  - what it had before: whole volumes as memory maps, and on a miss the decompression of the volume;
-  - blosc2 files as nnU-Net keeps them (chunks of 32 x 64 x 64, `pip install blosc2`), MONAI's PersistentDataset and
-    CacheDataset, whose unit is the volume.
+  - readings: patches/s of one core from this project's cache, cold, from the page cache, and the bytes that a patch
+    takes; from what it had before, memory maps of whole volumes, and on a miss the decompression of the volume; from
+    blosc2 files as nnU-Net keeps them (`pip install blosc2`); from MONAI's PersistentDataset and CacheDataset.
+  - folds: a network small enough to be fed by the same core, with all that a fold does - reading, steps, validation,
+    mining, writing its state and tables as `train` does - against the bare step on patches in memory. Three epochs are
+    run and counted as often as a fold of 30 on `--real` series has them: one that fills the cache, 28 like the second,
+    one with the full validation, of which `--full` series are scored and the rest counted.
+  - peers: the same steps fed by one thread from each storage, all volumes in random order, on the part of the set that
+    the disk holds as whole arrays, with less memory.
 
-Then whole folds: a network small enough for two cores to feed, with everything that a fold does - reading, steps,
-validation, mining, writing its state and tables as `train` does - against the bare step on patches in memory. The last
-epoch's full validation is scaled to a fold of 30 epochs: other epochs count as often as they would come.
+Shares are of CPU time as well as of time on the clock: the first hold on a busy machine, where waiting for the disk is
+left out, the second on an idle one.
 """
 
 import argparse
@@ -23,9 +28,11 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -37,9 +44,10 @@ from aneurysm_ray.data import store
 from aneurysm_ray.data.store import Point, PreparedVolume
 from aneurysm_ray.labels import LABELS, LOCATIONS
 from aneurysm_ray.learning import augment, checkpoint, engine, epoch, objective
-from aneurysm_ray.learning.cache import open_cache
+from aneurysm_ray.learning.cache import Patch, Traffic, VolumeCache, open_cache
 from aneurysm_ray.learning.cases import Case, from_table
-from aneurysm_ray.learning.patches import cut
+from aneurysm_ray.learning.ensemble import write_heatmap
+from aneurysm_ray.learning.patches import cut, prefetch
 
 SHAPE = (200, 400, 320)
 PATCH = (64, 96, 96)
@@ -57,9 +65,11 @@ TINY: dict[str, Any] = {
     "augment.noise": 0.0,
     "augment.gamma": 0.0,
     "loss.vessel_weight": 0.0,
-    "feed.threads": 2,
+    "feed.threads": 1,
 }
 """A network that costs less than reading its patches does."""
+
+PARTS = ("feed", "steps", "validation", "mining", "writing")
 
 
 def main() -> None:
@@ -67,20 +77,43 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--series", type=int, default=1600)
     parser.add_argument("--memory", type=float, default=8.0, help="GB for this process and its page cache; 0: no limit")
-    parser.add_argument("--epochs", type=int, default=2, help="epochs that are run of each fold")
+    parser.add_argument("--cache", type=float, default=-1.0, help="GB of the cache on disk, as feed.cache_gb")
     parser.add_argument("--presets", default="v1,v2,v3,v4,v5")
     parser.add_argument("--patches", type=int, default=300, help="patches of each reading")
+    parser.add_argument("--full", type=int, default=20, help="held-out series whose full validation is measured")
+    parser.add_argument("--peers", type=int, default=240, help="series of the comparison with other storage")
+    parser.add_argument("--peers-memory", type=float, default=1.5, help="GB that comparison may have")
+    parser.add_argument("--steps", type=int, default=64, help="steps of each turn of that comparison")
+    parser.add_argument("--real", type=int, default=4348, help="series of the data set whose fold is computed")
+    parser.add_argument("--only", choices=["readings", "folds", "peers"], help="one of the three parts")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     volumes = options.work / "volumes"
     if not (volumes / rundir.VOLUMES).exists():
         make_set(volumes, options.series)
-    with limited(options.memory) as limit:
-        print(f"{options.series} series of {np.prod(SHAPE) / 1e6:.1f} MB, memory limit: {limit}\n", flush=True)
-        readings(volumes, options)
-        print("\n| preset | patches/s, bare step | whole fold, 30 epochs | ratio | where a fold's time goes |")
-        print("|---|---:|---:|---:|---|")
-        for name in options.presets.split(","):
-            print(fold(name, volumes, options), flush=True)
+    table = store.volumes_table(volumes)
+    with open(options.work / "fold_cost.md", "a") as file:
+
+        def say(line: str) -> None:
+            print(line, flush=True)
+            print(line, file=file, flush=True)
+
+        said = f"{time.strftime('%Y-%m-%d %H:%M')}, {len(table)} series of {np.prod(SHAPE) / 1e6:.1f} MB, "
+        if options.only in (None, "readings"):
+            with limited(options.memory) as limit:
+                say(f"\n{said}memory {limit.said}; patches/s of one core by CPU time\n")
+                readings(volumes, options, say)
+        if options.only in (None, "folds"):
+            say(f"\n{said}folds\n")
+            say(FOLDS_HEAD + "\n|" + "---|" * FOLDS_HEAD.count(" | ") + "---|")
+            for name in options.presets.split(","):
+                with limited(options.memory) as limit:
+                    say(fold(name, volumes, options, limit))
+        if options.only in (None, "peers"):
+            part = min(options.peers, len(table))
+            with limited(options.peers_memory) as limit:
+                say(f"\n{said}of them {part}, memory {limit.said}; steps of {TINY['optim.batch_size']} patches\n")
+                peers(volumes, table[:part], options, say)
 
 
 def make_set(folder: Path, count: int) -> None:
@@ -114,21 +147,43 @@ def _head(rng: np.random.Generator) -> np.ndarray:
     return (np.clip(90 + 25 * smooth + rng.normal(0, 6, SHAPE), 1, 255) * inside).astype(np.uint8)
 
 
+class Limit:
+    """How much memory this process and the page cache of what it reads may have, and have had at most."""
+
+    def __init__(self, group: Path | None, said: str) -> None:
+        self.group, self.said = group, said
+
+    def peak_gb(self) -> float:
+        """Return the most of both since this was asked last; NaN where there is no limit."""
+        if self.group is None:
+            return float("nan")
+        peak = int((self.group / "memory.max_usage_in_bytes").read_text()) / 2**30
+        (self.group / "memory.max_usage_in_bytes").write_text("0")
+        return peak
+
+    def own_gb(self) -> float:
+        """Return what this process has of it, without page cache."""
+        if self.group is None:
+            return float("nan")
+        rows = dict(line.split() for line in (self.group / "memory.stat").read_text().splitlines())
+        return int(rows["total_rss"]) / 2**30
+
+
 @contextlib.contextmanager
-def limited(gigabytes: float) -> Iterator[str]:
+def limited(gigabytes: float) -> Iterator[Limit]:
     """Give this process and the page cache of what it reads so much memory."""
     group = Path(f"/sys/fs/cgroup/memory/fold_cost_{os.getpid()}")
     if not gigabytes or not group.parent.is_dir():
-        yield "none" if not gigabytes else "none: this machine has no memory cgroups of version 1"
+        yield Limit(None, "not limited" if not gigabytes else "not limited: no memory cgroups of version 1 here")
         return
     group.mkdir()
     (group / "memory.limit_in_bytes").write_text(str(int(gigabytes * 2**30)))
     (group / "cgroup.procs").write_text(str(os.getpid()))
     try:
-        yield f"{gigabytes:g} GB"
-        print(f"\npeak memory with page cache {int((group / 'memory.max_usage_in_bytes').read_text()) / 2**30:.1f} GB")
+        yield Limit(group, f"{gigabytes:.1f} GB")
     finally:
         (group.parent / "cgroup.procs").write_text(str(os.getpid()))
+        (group / "memory.force_empty").write_text("0")
         with contextlib.suppress(OSError):
             group.rmdir()
 
@@ -142,8 +197,8 @@ def forget(paths: Iterator[Path]) -> None:
         os.close(handle)
 
 
-def readings(volumes: Path, options: argparse.Namespace) -> None:
-    """Print what a patch costs from each kind of storage."""
+def readings(volumes: Path, options: argparse.Namespace, say: Callable[[str], None]) -> None:
+    """Say what a patch costs from each kind of storage."""
     cases = from_table(store.volumes_table(volumes), volumes)[:16]
     rng = np.random.default_rng(1)
     starts = [rng.integers(0, np.array(SHAPE) - PATCH) for _ in range(options.patches)]
@@ -172,40 +227,39 @@ def readings(volumes: Path, options: argparse.Namespace) -> None:
         "decompressing the set's own file (before: a miss)": (decompressed, [case.path for case in cases]),
         **_peers(cases, work),
     }
-    print("| storage | cold | page cache | GB of 16 series |")
-    print("|---|---:|---:|---:|")
+    say("| storage | cold | page cache | GB of 16 series |\n|---|---:|---:|---:|")
     for name, (read, files) in kinds.items():
         few = wanted if name.startswith(("cache", "memory", "blosc2")) else wanted[:32]
         forget(iter(files))
         cold = _each(read, few[:64])
         warm = statistics.median(_each(read, few) for _ in range(3))
         size = sum(path.stat().st_size for path in files) / 1e9
-        print(f"| {name} | {1 / cold:.0f} | {1 / warm:.0f} | {size:.2f} |", flush=True)
+        say(f"| {name} | {1 / cold:.0f} | {1 / warm:.0f} | {size:.2f} |")
     before = cache.traffic.bytes_read
     _each(bricks, wanted)
     share = (cache.traffic.bytes_read - before) / len(wanted) / np.prod(PATCH)
-    print(
-        f"\npatches/s of one core (CPU time); a first miss {1000 * miss:.0f} ms; bytes read {share:.2f} of the patch's"
-    )
+    say(f"\nA first miss {1000 * miss:.0f} ms; bytes read {share:.2f} of the patch's")
     shutil.rmtree(work)
 
 
-def _peers(cases: tuple[Case, ...], work: Path) -> dict[str, Any]:
-    kinds: dict[str, Any] = {}
+Reader = Callable[[Case, np.ndarray], np.ndarray]
+
+
+def _peers(cases: Sequence[Case], work: Path, share: float = 1.0) -> dict[str, tuple[Reader, list[Path]]]:
+    """Return what gives a patch from other storage, and its files; CacheDataset holds a share of the volumes."""
+    kinds: dict[str, tuple[Reader, list[Path]]] = {}
     with contextlib.suppress(ImportError):
         import blosc2
 
         blosc2.set_nthreads(1)
         files = {case.series_uid: work / f"{case.series_uid}.b2nd" for case in cases}
         for case in cases:
-            voxels = store.read_volume(case.path).voxels
-            blosc2.asarray(
-                voxels, chunks=(32, 64, 64), blocks=(16, 32, 32), urlpath=str(files[case.series_uid]), mode="w"
-            )
-        kinds["blosc2, as nnU-Net keeps its data"] = (
-            lambda case, start: blosc2.open(str(files[case.series_uid]), mode="r")[_box(start)],
-            list(files.values()),
-        )
+            _save_blosc2(files[case.series_uid], store.read_volume(case.path).voxels)
+
+        def blocks(case: Case, start: np.ndarray) -> np.ndarray:
+            return np.asarray(blosc2.open(str(files[case.series_uid]), mode="r", mmap_mode="r")[_box(start)])
+
+        kinds["blosc2, as nnU-Net keeps its data"] = blocks, list(files.values())
     from monai.data import CacheDataset, PersistentDataset
     from monai.transforms import Compose, Lambda
 
@@ -215,16 +269,22 @@ def _peers(cases: tuple[Case, ...], work: Path) -> dict[str, Any]:
     stored = PersistentDataset(paths, load, cache_dir=work / "monai")
     for i in range(len(stored)):
         stored[i]
-    held = CacheDataset(paths, load, progress=False)
-    kinds["MONAI PersistentDataset"] = (
-        lambda case, start: stored[index[case.series_uid]][_box(start)].numpy().copy(),
-        list((work / "monai").glob("*.pt")),
-    )
-    kinds["MONAI CacheDataset, all in memory"] = (
-        lambda case, start: held[index[case.series_uid]][_box(start)].numpy().copy(),
-        [],
-    )
+    held = CacheDataset(paths, load, cache_rate=share, progress=False, num_workers=1)
+
+    def of(dataset: Any) -> Reader:
+        return lambda case, start: dataset[index[case.series_uid]][_box(start)].numpy().copy()
+
+    kinds["MONAI PersistentDataset"] = of(stored), list((work / "monai").glob("*.pt"))
+    kinds[f"MONAI CacheDataset, {100 * share:.0f} % in memory"] = of(held), []
     return kinds
+
+
+def _save_blosc2(path: Path, voxels: np.ndarray) -> None:
+    """Write a volume with nnU-Net's codec (2.6: Zstandard at level 8) in chunks of about a patch."""
+    import blosc2
+
+    parameters = blosc2.CParams(codec=blosc2.Codec.ZSTD, clevel=8, nthreads=1)
+    blosc2.asarray(voxels, chunks=(64, 96, 96), blocks=(16, 32, 32), urlpath=str(path), mode="w", cparams=parameters)
 
 
 def _box(start: np.ndarray) -> tuple[slice, ...]:
@@ -239,56 +299,120 @@ def _each(read: Callable[[Case, np.ndarray], np.ndarray], wanted: list[tuple[Cas
     return (time.process_time() - begun) / len(wanted)
 
 
-def fold(name: str, volumes: Path, options: argparse.Namespace) -> str:
+FOLDS_HEAD = (
+    "| preset | bare step, patches/s | whole fold | share | share by CPU time | misses, % | bytes read of a patch's | "
+    "memory, GB | of it this process | where a fold's time goes |"
+)
+
+
+def fold(name: str, volumes: Path, options: argparse.Namespace, limit: Limit) -> str:
     """Run some epochs of a preset's fold and return its row."""
     preset = {
         key: value for key, value in overrides.preset(name).items() if not key.startswith(("model.name", "patch"))
     }
-    work = options.work / "folds"
-    config = overrides.build(
-        preset, TINY, {"optim.epochs": options.epochs, "feed.cache_dir": str(options.work / "cache")}
-    )
+    work, kept = options.work / "folds", options.work / "cache"
+    # The first epoch fills the cache, the second is as most are, the third validates in full.
+    changes = {"optim.epochs": 3, "feed.cache_dir": str(kept), "feed.cache_gb": options.cache}
+    config = overrides.build(preset, TINY, changes)
     table = store.volumes_table(volumes)
     held_out = np.arange(len(table)) % 5 == 0
-    shutil.rmtree(work, ignore_errors=True)
+    some = table[held_out][: options.full]
+    for folder in (work, kept):
+        shutil.rmtree(folder, ignore_errors=True)
+    caches: list[VolumeCache] = []
+    traffic: list[Traffic] = []
+
+    def opened(*words: Any) -> VolumeCache:
+        caches.append(open_cache(*words))
+        return caches[-1]
+
+    def tell(what: str, done: int, total: int) -> None:
+        if what == "training" and done in (1, total):  # what training took, validation left out
+            traffic.append(replace(caches[-1].traffic))
+
     saver = checkpoint.Saver(work / rundir.CHECKPOINT_LAST)
-    for result in engine.fit(config, volumes, table[~held_out], table[held_out]):
-        rundir.write_csv(work / rundir.METRICS, pd.DataFrame(result.state["history"]))
-        if len(result.predictions):
-            rundir.write_csv(work / rundir.PREDICTIONS, result.predictions)
-        for uid, heatmap in result.heatmaps.items():
-            engine_heatmap(work, uid, heatmap)
-        saver.save(result.state)
+    cpu, clock, begun = [], [], (time.process_time(), time.perf_counter())
+    limit.peak_gb()
+    with mock.patch.object(engine, "open_cache", opened):
+        for result in engine.fit(config, volumes, table[~held_out], some, tell=tell):
+            rundir.write_csv(work / rundir.METRICS, pd.DataFrame(result.state["history"]))
+            if len(result.predictions):
+                rundir.write_csv(work / rundir.PREDICTIONS, result.predictions)
+            for uid, heatmap in result.heatmaps.items():
+                write_heatmap(work / rundir.HEATMAPS / f"{uid}.npz", heatmap)
+            saver.save(result.state)
+            now = (time.process_time(), time.perf_counter())
+            cpu.append(now[0] - begun[0]), clock.append(now[1] - begun[1])
+            begun = now
     saver.wait()
-    history = pd.DataFrame(result.state["history"])
-    parts = [f"seconds/{part}" for part in ("feed", "steps", "validation", "mining", "writing")]
-    # The first epoch fills the cache, the last validates in full; all between are as the second to last.
-    first, usual, last = history.iloc[0], history.iloc[max(len(history) - 2, 0)], history.iloc[-1]
-    usual_seconds = usual[parts].copy()
-    usual_seconds["seconds/mining"] = history["seconds/mining"].max() / config.sampler.hard_negative_every
-    if len(history) > 2:
-        usual_seconds["seconds/feed"] = history["seconds/feed"].iloc[1:].mean()
-    else:
-        usual_seconds["seconds/feed"] = last["seconds/feed"]
-    total = first[parts] + (EPOCHS - 2) * usual_seconds
-    total["seconds/validation"] = (EPOCHS - 1) * usual["seconds/validation"] + last["seconds/validation"]
-    total["seconds/steps"] = EPOCHS * history["seconds/steps"].mean()
-    total["seconds/feed"] += last["seconds/feed"]
-    patches = EPOCHS * config.sampler.patches_per_volume * int((~held_out).sum())
-    whole, bare = patches / total.sum(), bare_step(config, from_table(table[:16], volumes), volumes)
-    where = ", ".join(f"{part.removeprefix('seconds/')} {100 * total[part] / total.sum():.0f} %" for part in parts)
-    return f"| {name} | {bare:.0f} | {whole:.0f} | {whole / bare:.2f} | {where} |"
+    peak, own = limit.peak_gb(), limit.own_gb()
+    history = pd.DataFrame(result.state["history"])[[f"seconds/{part}" for part in PARTS]]
+    # As often as a fold of the real data has each: patches, series looked at quickly, series scored in full.
+    valid, trained = options.real // 5, options.real - options.real // 5
+    quick = min(config.validation.series or valid, valid) / len(some)
+    scale = np.full(history.shape, trained / int((~held_out).sum()))
+    scale[:, PARTS.index("validation")] = [quick, quick, valid / len(some)]
+    scale[:, PARTS.index("writing")] = 1.0
+    epochs = history.to_numpy() * scale
+    epochs[:, PARTS.index("mining")] = [0.0, history["seconds/mining"].max() / config.sampler.hard_negative_every, 0.0]
+    of_fold = epochs[0] + (EPOCHS - 2) * epochs[1] + epochs[2]
+    # The same by CPU time, each epoch's as its seconds on the clock divide it.
+    of_cpu = [epochs[i].sum() * cpu[i] / clock[i] for i in range(3)]
+    patches = EPOCHS * config.sampler.patches_per_volume * trained
+    bare, bare_cpu = bare_step(config, from_table(table[:16], volumes), volumes)
+    whole, by_cpu = patches / of_fold.sum(), patches / (of_cpu[0] + (EPOCHS - 2) * of_cpu[1] + of_cpu[2])
+    # Of the second epoch, without the batches that were made before its first step.
+    asked, missed, read = (getattr(traffic[3], key) - getattr(traffic[2], key) for key in vars(traffic[3]))
+    share, misses, taken = by_cpu / bare_cpu, 100 * missed / max(asked, 1), read / max(asked, 1) / np.prod(PATCH)
+    where = ", ".join(f"{part} {100 * of:.0f} %" for part, of in zip(PARTS, of_fold / of_fold.sum(), strict=True))
+    return (
+        f"| {name} | {bare:.0f} | {whole:.0f} | {whole / bare:.2f} | {share:.2f} | {misses:.1f} | {taken:.2f} | "
+        f"{peak:.1f} | {own:.1f} | {where} |"
+    )
 
 
-def engine_heatmap(work: Path, uid: str, heatmap: Any) -> None:
-    """Write a heat map as `train` does."""
-    from aneurysm_ray.learning.ensemble import write_heatmap
+def peers(volumes: Path, table: pd.DataFrame, options: argparse.Namespace, say: Callable[[str], None]) -> None:
+    """Say how fast the same steps are when patches come from each kind of storage, volumes in random order."""
+    work = Path(tempfile.mkdtemp(dir=options.work))
+    cases = from_table(table, volumes)
+    config = overrides.build(TINY, {"feed.cache_dir": str(work / "bricks"), "feed.cache_gb": 1000.0})
+    cache = open_cache(volumes, config.feed)
+    for case in cases:
+        cache.patch(case, np.zeros(3, np.int64), PATCH)
+    share = 0.3 * (options.peers_memory or 1e9) * 2**30 / (len(cases) * np.prod(SHAPE))  # this process needs the rest
+    doors: dict[str, Reader] = {"cache of cubes": lambda case, start: cache.patch(case, start, PATCH).voxels}
+    doors |= {name: read for name, (read, _) in _peers(cases, work, min(share, 1.0)).items()}
+    bare, bare_cpu = bare_step(config, cases[:16], volumes)
+    say("| storage | patches/s of the steps | of the bare step | by CPU time |\n|---|---:|---:|---:|")
+    say(f"| in memory, ready made: the bare step | {bare:.0f} | 1 | 1 |")
+    for name, read in doors.items():
+        speed, by_cpu = fed(config, cases, read, options.steps)
+        say(f"| {name} | {speed:.0f} | {speed / bare:.2f} | {by_cpu / bare_cpu:.2f} |")
+    shutil.rmtree(work)
 
-    write_heatmap(work / rundir.HEATMAPS / f"{uid}.npz", heatmap)
+
+def fed(config: Config, cases: tuple[Case, ...], read: Reader, steps: int) -> tuple[float, float]:
+    """Return patches/s, on the clock and by CPU time, of steps that one thread feeds from some storage."""
+    device, size = torch.device("cpu"), config.optim.batch_size
+    learner = engine._start(config, cases, 0, device, lambda network: network, None)
+    plan = engine._plan(cases, config, 0, 0, ())
+
+    def door(case: Case, start: np.ndarray, _: tuple[int, int, int], *, masks: bool = False) -> Patch:
+        return Patch(read(case, np.asarray(start)))
+
+    def make(step: np.ndarray) -> epoch.MicroBatches:
+        batch = cut(cases, plan, step, PATCH, door)
+        batch, changes = augment.prepare(batch, augment.draw(config.augment, (0, 0, 0), step))
+        return [(augment.apply(batch, changes), changes)]
+
+    feed = prefetch(make, np.arange(steps * size).reshape(steps, size) % len(plan), 1, config.feed.prefetch)
+    begun = time.perf_counter(), time.process_time()
+    epoch.train_epoch(learner, feed, steps * size, config, 1, device, lambda *_: None)
+    return steps * size / (time.perf_counter() - begun[0]), steps * size / (time.process_time() - begun[1])
 
 
-def bare_step(config: Config, cases: tuple[Case, ...], volumes: Path, steps: int = 150) -> float:
-    """Return the patches/s of steps on batches that lie in memory, ready made."""
+def bare_step(config: Config, cases: tuple[Case, ...], volumes: Path, steps: int = 100) -> tuple[float, float]:
+    """Return the patches/s, on the clock and by CPU time, of steps on batches that lie in memory, ready made."""
     device = torch.device("cpu")
     learner = engine._start(config, cases, 0, device, lambda network: network, None)
     plan = engine._plan(cases, config, 0, 0, ())
@@ -296,13 +420,14 @@ def bare_step(config: Config, cases: tuple[Case, ...], volumes: Path, steps: int
     made = []
     for step in np.arange(8 * config.optim.batch_size).reshape(8, -1) % len(plan):
         batch = cut(cases, plan, step, config.patch.size, cache.patch, masks=objective.needs_masks(config, cases))
-        draws = augment.draw(config.augment, (0, 0, 0), step)
-        made.append([(augment.apply(batch, draws), draws)])
+        batch, changes = augment.prepare(batch, augment.draw(config.augment, (0, 0, 0), step))
+        made.append([(augment.apply(batch, changes), changes)])
     epoch.train_epoch(learner, iter(made), 8 * config.optim.batch_size, config, 1, device, lambda *_: None)
-    begun = time.perf_counter()
+    begun = time.perf_counter(), time.process_time()
     feed = (made[number % 8] for number in range(steps))
-    epoch.train_epoch(learner, feed, steps * config.optim.batch_size, config, 1, device, lambda *_: None)
-    return steps * config.optim.batch_size / (time.perf_counter() - begun)
+    patches = steps * config.optim.batch_size
+    epoch.train_epoch(learner, feed, patches, config, 1, device, lambda *_: None)
+    return patches / (time.perf_counter() - begun[0]), patches / (time.process_time() - begun[1])
 
 
 if __name__ == "__main__":

@@ -109,9 +109,12 @@ def row(name: str, config: Config, volumes: Path, options: argparse.Namespace, d
     masks = objective.needs_masks(config, cases)
     made = []
     for step in np.arange(2 * options.batch).reshape(2, -1) % len(plan):
-        batch = cut(cases, plan, step, config.patch.size, cache.patch, masks=masks).to(device)
-        draws = augment.draw(config.augment, (0, 0, 0), step)
-        made.append([(batch if device.type == "cuda" else augment.apply(batch, draws), draws)])
+        batch = cut(cases, plan, step, config.patch.size, cache.patch, masks=masks)
+        batch, changes = augment.prepare(batch, augment.draw(config.augment, (0, 0, 0), step))
+        if device.type == "cuda":
+            made.append([augment.packed(batch, changes, pin=True).to(device)])
+        else:
+            made.append([(augment.apply(batch, changes), changes)])
 
     def bare(count: int) -> float:
         begun = time.perf_counter()

@@ -8,7 +8,9 @@ PersistentDataset and CacheDataset with its own random crop, flip, affine, noise
 DataLoader. Every turn of a loop stands between two turns of the bare step and is compared with their mean, so that a
 machine that becomes slower or faster meanwhile does not decide. Prints a Markdown table of medians over rounds, with
 the least and the greatest share, and the achieved share of the device's measured peak. On the CPU one core is left to
-feed unless `--threads` says otherwise.
+feed unless `--threads` says otherwise. Beside shares of time on the clock stand those of this process's CPU time, which
+are what one core would show, `taskset -c 1`, and hold while others use it too. With `--masks` volumes have masks of
+vessels and domes, which a grid network cuts, changes and learns (`model.head=grid`); `--ours` leaves MONAI's loops out.
 """
 
 import argparse
@@ -54,6 +56,8 @@ def main() -> None:
     parser.add_argument("--loaders", type=int, default=2, help="worker processes of MONAI's DataLoader")
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--threads", type=int, default=max(1, cores - 1), help="torch's threads on the CPU")
+    parser.add_argument("--masks", action="store_true", help="volumes have masks of vessels and domes")
+    parser.add_argument("--ours", action="store_true", help="measure this project's loop alone")
     parser.add_argument("settings", nargs="*", help="key=value overrides")
     options = parser.parse_intermixed_args()
     torch.set_num_threads(options.threads)
@@ -73,41 +77,47 @@ def _compare(options: argparse.Namespace, folder: Path) -> None:
     )
     per_volume = -(-options.steps * config.optim.batch_size // options.volumes)
     config = overrides.build({"sampler.patches_per_volume": per_volume}, base=config)
-    _write_set(folder, options.volumes)
-    persistent = monai.data.PersistentDataset(_items(folder), _transforms(config), cache_dir=folder / "persistent")
-    cached = monai.data.CacheDataset(_items(folder), _transforms(config), progress=False)
+    _write_set(folder, options.volumes, masks=options.masks)
     step = _bare_step(config, device)
     image, target = (t.to(device) for t in _random_batch(config))
 
-    def alone() -> float:
-        return _timed(step, ((image, target) for _ in range(options.steps)), device)[0]
+    def alone() -> tuple[float, float]:
+        speed, _, cpu_rate = _timed(step, ((image, target) for _ in range(options.steps)), device)
+        return speed, cpu_rate
 
-    ways: dict[str, Callable[[], tuple[float, float]]] = {
-        "aneurysm_ray `fit`": lambda: _fit(config, folder, device),
-        "MONAI PersistentDataset + DataLoader": lambda: _timed(step, _loader(persistent, config, options), device),
-        "MONAI CacheDataset + DataLoader": lambda: _timed(step, _loader(cached, config, options), device),
+    ways: dict[str, Callable[[], tuple[float, float, float]]] = {
+        "aneurysm_ray `fit`": lambda: _fit(config, folder, device)
     }
+    if not options.ours:
+        persistent = monai.data.PersistentDataset(_items(folder), _transforms(config), cache_dir=folder / "persistent")
+        cached = monai.data.CacheDataset(_items(folder), _transforms(config), progress=False)
+        ways |= {
+            "MONAI PersistentDataset + DataLoader": lambda: _timed(step, _loader(persistent, config, options), device),
+            "MONAI CacheDataset + DataLoader": lambda: _timed(step, _loader(cached, config, options), device),
+        }
     for way in ways.values():  # fills caches
         way()
     before = alone()
-    bare_speeds = [before]
-    turns: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ways}
+    bare_speeds = [before[0]]
+    turns: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in ways}
     for _ in range(options.rounds):
         for name, way in ways.items():
-            speed, waited = way()
+            speed, waited, cpu_rate = way()
             after = alone()
-            turns[name].append((speed, 2 * speed / (before + after), waited))
-            bare_speeds.append(after)
+            share, cpu_share = (2 * a / (b + c) for a, b, c in zip((speed, cpu_rate), before, after, strict=True))
+            turns[name].append((speed, share, cpu_share, waited))
+            bare_speeds.append(after[0])
             before = after
     bare = statistics.median(bare_speeds)
     print(f"{config.model.name} {config.model.head}, batch {config.optim.batch_size} of {list(config.patch.size)}, "
           f"{options.steps} steps a turn, {options.rounds} rounds, {_describe(device)}\n")  # fmt: skip
-    print("| loop | patches/s | of the bare step | least to greatest | waiting for data |\n|---|---|---|---|---|")
-    print(f"| bare step, tensors on the device | {bare:.2f} | 1 | | |")
+    print("| loop | patches/s | of the bare step | least to greatest | by CPU time | least to greatest | waiting |")
+    print("|---|---|---|---|---|---|---|")
+    print(f"| bare step, tensors on the device | {bare:.2f} | 1 | | 1 | | |")
     for name, measured in turns.items():
-        speeds, shares, waits = zip(*measured, strict=True)
-        speed, share, waited = (statistics.median(values) for values in (speeds, shares, waits))
-        print(f"| {name} | {speed:.2f} | {share:.3f} | {min(shares):.3f} to {max(shares):.3f} | {waited:.3f} |")
+        speeds, *shares, waits = zip(*measured, strict=True)
+        told = " | ".join(f"{statistics.median(s):.3f} | {min(s):.3f} to {max(s):.3f}" for s in shares)
+        print(f"| {name} | {statistics.median(speeds):.2f} | {told} | {statistics.median(waits):.3f} |")
     with FlopCounterMode(display=False) as counter:
         step(image, target)
     rate = counter.get_total_flops() / len(image) * bare
@@ -135,7 +145,10 @@ def _bare_step(config: Config, device: torch.device) -> Callable[[Tensor, Tensor
     def step(image: Tensor, target: Tensor) -> None:
         with optim.autocast(config.optim, device):
             answer = network(image)
-        losses.patch_losses(answer.cells.mean((2, 3, 4)), target, config.loss, weights).mean().backward()
+        loss = losses.patch_losses(answer.cells.mean((2, 3, 4)), target, config.loss, weights).mean()
+        if answer.vessels is not None:
+            loss = loss + answer.vessels.mean()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -151,10 +164,10 @@ def _random_batch(config: Config) -> tuple[Tensor, Tensor]:
 
 def _timed(
     step: Callable[[Tensor, Tensor], None], batches: Iterator[tuple[Tensor, Tensor]], device: torch.device
-) -> tuple[float, float]:
-    """Return patches per second and the share of time spent waiting for a batch."""
+) -> tuple[float, float, float]:
+    """Return patches per second, the share of time spent waiting for a batch, and patches per CPU second."""
     _synchronise(device)
-    started, waited, patches = time.perf_counter(), 0.0, 0
+    started, cpu, waited, patches = time.perf_counter(), time.process_time(), 0.0, 0
     while True:
         asked = time.perf_counter()
         batch = next(batches, None)
@@ -167,16 +180,20 @@ def _timed(
         patches += len(batch[0])
     _synchronise(device)
     seconds = time.perf_counter() - started
-    return patches / seconds, waited / seconds
+    return patches / seconds, waited / seconds, patches / (time.process_time() - cpu)
 
 
-def _fit(config: Config, folder: Path, device: torch.device) -> tuple[float, float]:
-    table = store.volumes_table(folder)
-    last = list(engine.fit(config, folder, table, table[:0], device=device))[-1]
-    return last.metrics["patches_per_s"], last.metrics["data_wait_fraction"]
+def _fit(config: Config, folder: Path, device: torch.device) -> tuple[float, float, float]:
+    """Return the same of the second epoch of a fold, the first one having filled the cache."""
+    table, told, ends = store.volumes_table(folder), {}, []
+    for result in engine.fit(config, folder, table, table[:0], device=device):
+        told = result.metrics
+        ends.append(time.process_time())
+    patches = -(-len(table) * config.sampler.patches_per_volume // config.optim.batch_size) * config.optim.batch_size
+    return told["patches_per_s"], told["data_wait_fraction"], patches / (ends[1] - ends[0])
 
 
-def _write_set(folder: Path, count: int) -> None:
+def _write_set(folder: Path, count: int, *, masks: bool) -> None:
     """Write random volumes as a prepared set and, for MONAI, as arrays with a mask of the point."""
     rng, rows = np.random.default_rng(0), []
     for index in range(count):
@@ -195,6 +212,8 @@ def _write_set(folder: Path, count: int) -> None:
             points=(store.Point(*(float(n) for n in place), LOCATIONS[index % 13]),),
             quality=(),
             source_digest="",
+            vessels=(voxels > 200).astype(np.uint8) if masks else None,
+            domes=_ball(place).astype(np.uint8) if masks else None,
         )
         path = store.write_volume(folder, prepared, overrides.volume_identity(Config()))
         rows.append(store.table_row(prepared, path.stat().st_size))
@@ -203,6 +222,10 @@ def _write_set(folder: Path, count: int) -> None:
         np.save(folder / f"image{index}.npy", voxels)
         np.save(folder / f"mask{index}.npy", mask)
     store.write_table(folder, rows)
+
+
+def _ball(place: np.ndarray) -> np.ndarray:
+    return np.asarray(np.linalg.norm(np.indices(SHAPE).T - place, axis=-1).T < 5)
 
 
 def _items(folder: Path) -> list[dict[str, Any]]:

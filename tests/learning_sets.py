@@ -1,5 +1,6 @@
 """Small prepared sets for the tests of learning: noise, straight vessels, bright balls as aneurysms."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from aneurysm_ray import overrides, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import store
 from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
+from aneurysm_ray.learning import checkpoint, engine
 
 SITES = {
     "Right Middle Cerebral Artery": (0.5, 0.5, 0.25),
@@ -36,6 +38,8 @@ SMALL: dict[str, Any] = {
     "resources.cpus_per_worker": 1,
 }
 """Overrides with which an epoch takes a second."""
+
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def small_config(folder: Path, **changes: Any) -> Config:
@@ -103,3 +107,19 @@ def write_set(
     store.write_table(folder, rows)
     describe_set(folder, Config())
     return folder
+
+
+def fold_without_ray(fold: int, need: Any, config: Config, volumes: Path, out: Path, *_: Any) -> None:
+    """Train a fold here, for tests of what comes after folds, in place of `train._run_fold`, which starts processes."""
+    from aneurysm_ray.distributed import train
+
+    folder = rundir.fold_dir(out, fold)
+    dealt = rundir.read_csv(out / rundir.FOLDS).set_index("series_uid")["fold"]
+    table = store.volumes_table(volumes)
+    held_out = table["series_uid"].map(dealt) == fold
+    saver = checkpoint.Saver(folder / rundir.CHECKPOINT_LAST)
+    with _ONE_AT_A_TIME:  # torch has one generator and one choice of algorithms for all threads
+        for result in engine.fit(config, volumes, table[~held_out], table[held_out], fold=fold):
+            train._write_epoch(folder, result, saver)
+        saver.wait()
+    train._write_fold_summary(folder, fold)

@@ -40,6 +40,23 @@ def _batch(count: int = 4, size: tuple[int, int, int] = (12, 20, 24)) -> Batch:
     )
 
 
+def _draws(count: int, **drawn: object) -> augment.Draws:
+    """Draw nothing but what is said."""
+    return replace(augment.draw(NOTHING, (0, 0, 0), np.arange(count)), **drawn)
+
+
+def _changed(batch: Batch, draws: augment.Draws) -> Batch:
+    return augment.apply(*augment.prepare(batch, draws))
+
+
+def _mirrored(batch: Batch, *chosen: int) -> Batch:
+    return _changed(batch, _draws(len(batch), flip=np.isin(np.arange(len(batch)), chosen)))
+
+
+def _turned(batch: Batch, orientation: int) -> Batch:
+    return _changed(batch, _draws(len(batch), turn=np.full(len(batch), orientation)))
+
+
 def _brightest(image: torch.Tensor) -> np.ndarray:
     """Centre of mass of a patch (z, y, x)."""
     mass = image.double().numpy()
@@ -48,7 +65,7 @@ def _brightest(image: torch.Tensor) -> np.ndarray:
 
 def test_nothing_asked_nothing_done() -> None:
     batch = _batch()
-    done = augment.apply(batch, augment.draw(NOTHING, (0, 0, 0), np.arange(4)))
+    done = _changed(batch, augment.draw(NOTHING, (0, 0, 0), np.arange(4)))
     torch.testing.assert_close(done.image_BZYX, batch.image_BZYX / 255)
     torch.testing.assert_close(done.points_BP3, batch.points_BP3)
 
@@ -56,20 +73,22 @@ def test_nothing_asked_nothing_done() -> None:
 def test_mirroring_leaves_unknown_locations_and_ignored_places_what_they_are() -> None:
     batch = _batch()
     labels = torch.tensor([[PRESENT_INDEX], [IGNORED], [-1], [LOCATIONS.index("Basilar Tip")]])
-    done = augment.mirror(replace(batch, labels_BP=labels), np.arange(4))
+    done = _mirrored(replace(batch, labels_BP=labels), 0, 1, 2, 3)
     torch.testing.assert_close(done.labels_BP, labels)
 
 
 def test_mirroring_swaps_sides_with_the_image() -> None:
     batch = _batch()
-    done = augment.mirror(batch, np.array([1]))
+    done = _mirrored(batch, 1)
     assert done.labels_BP[:, 0].tolist() == [LEFT, RIGHT, LEFT, LEFT]
     assert torch.isnan(done.base_BL[1, LEFT]) and done.base_BL[1, RIGHT] == 0
     assert done.cut_B32[1, 2].tolist() == [False, True]
     np.testing.assert_allclose(_brightest(done.image_BZYX[1]), done.points_BP3[1, 0], atol=0.3)
     assert abs(float(done.points_BP3[1, 0, 2] - batch.points_BP3[1, 0, 2])) > 1
-    torch.testing.assert_close(done.image_BZYX[0], batch.image_BZYX[0])
-    twice = augment.mirror(done, np.array([1]))
+    torch.testing.assert_close(done.image_BZYX[0], batch.image_BZYX[0] / 255)
+    image = (done.image_BZYX * 255).round().to(torch.uint8)
+    twice = _mirrored(replace(done, image_BZYX=image), 1)
+    twice = replace(twice, image_BZYX=(twice.image_BZYX * 255).round().to(torch.uint8))
     for name in ("image_BZYX", "points_BP3", "labels_BP", "base_BL", "cut_B32"):
         torch.testing.assert_close(getattr(twice, name), getattr(batch, name), equal_nan=True)
 
@@ -77,7 +96,7 @@ def test_mirroring_swaps_sides_with_the_image() -> None:
 def test_padding_points_stay_padding_when_mirrored() -> None:
     batch = _batch()
     batch.labels_BP[:] = -1
-    assert (augment.mirror(batch, np.arange(4)).labels_BP == -1).all()
+    assert (_mirrored(batch, 0, 1, 2, 3).labels_BP == -1).all()
 
 
 def test_present_is_its_own_mirror() -> None:
@@ -98,7 +117,7 @@ def test_present_is_its_own_mirror() -> None:
 )
 def test_points_move_with_the_image(config: AugmentConfig) -> None:
     batch = _batch(16)
-    done = augment.apply(batch, augment.draw(config, (3, 0, 0), np.arange(16)))
+    done = _changed(batch, augment.draw(config, (3, 0, 0), np.arange(16)))
     moved, checked = 0.0, 0
     for b in range(16):
         point = done.points_BP3[b, 0].numpy()
@@ -113,7 +132,7 @@ def test_rotation_is_rigid_in_mm() -> None:
     config = AugmentConfig(rotate_deg=45, scale=0, translate=0, affine_probability=1, flip=0)
     batch = _batch(8)
     draws = augment.draw(config, (1, 0, 0), np.arange(8))
-    done = augment.move(batch.with_image(batch.image_BZYX.float()), np.arange(8), draws)
+    done = _changed(batch, draws)
     centre = (torch.tensor(batch.image_BZYX.shape[1:]) - 1) / 2
 
     def from_centre_mm(points: torch.Tensor) -> torch.Tensor:
@@ -137,10 +156,10 @@ def test_intensities_stay_in_range_and_noise_is_as_strong_as_asked() -> None:
     batch = _batch(2)
     batch = replace(batch, image_BZYX=image)
     draws = augment.draw(NOTHING.model_copy(update={"noise": 0.05}), (0, 0, 0), np.arange(2))
-    done = augment.apply(batch, draws).image_BZYX
+    done = _changed(batch, draws).image_BZYX
     for b in range(2):
         assert done[b].std().item() == pytest.approx(draws.noise[b], rel=0.05)
-    wild = augment.apply(batch, augment.draw(AugmentConfig(brightness=1, contrast=0.9), (0, 0, 0), np.arange(2)))
+    wild = _changed(batch, augment.draw(AugmentConfig(brightness=1, contrast=0.9), (0, 0, 0), np.arange(2)))
     assert wild.image_BZYX.min() >= 0 and wild.image_BZYX.max() <= 1
 
 
@@ -148,13 +167,14 @@ def test_mixing_blends_neighbours_and_keeps_what_is_unknown() -> None:
     draws = augment.draw(AugmentConfig(mixup=1.0), (0, 0, 0), np.arange(4))
     image = torch.arange(4.0).view(4, 1, 1, 1, 1)
     targets = torch.tensor([[1.0], [0.0], [torch.nan], [1.0]])
-    mixed, (blended,) = augment.mix(image, [targets], draws)
+    _, changes = augment.prepare(_batch(4), draws)
+    mixed, (blended,) = augment.mix(image, [targets], changes)
     share = torch.from_numpy(draws.mix).float()
     assert ((share >= 0.5) & (share < 1)).all()
     torch.testing.assert_close(mixed.flatten()[:2], torch.stack([1 - share[0], share[1]]))
     torch.testing.assert_close(blended[:2, 0], torch.stack([share[0], 1 - share[1]]))
     assert torch.isnan(blended[2:]).all()
-    unmixed = augment.mix(image, [targets], augment.draw(NOTHING, (0, 0, 0), np.arange(4)))
+    unmixed = augment.mix(image, [targets], augment.prepare(_batch(4), _draws(4))[1])
     assert unmixed[0] is image
 
 
@@ -190,7 +210,7 @@ def test_a_mask_moves_as_the_image_of_it_does(
     )  # fmt: skip
     batch = _masked(seed)
     draws = augment.draw(config, (seed, 0, 0), np.arange(len(batch)))
-    done = augment.apply(batch, draws)
+    done = _changed(batch, draws)
     assert done.vessels_BZYX is not None and done.domes_BZYX is not None
     assert (done.vessels_BZYX[-1] == 255).all() and (done.domes_BZYX[-1] == 255).all()
     for name, labels in (("vessels_BZYX", range(14)), ("domes_BZYX", range(2))):
@@ -198,7 +218,7 @@ def test_a_mask_moves_as_the_image_of_it_does(
         assert after.dtype == torch.uint8
         assert set(after.unique().tolist()) <= {*labels, 255}
         for label in labels:
-            pictured = augment.apply(batch.with_image((getattr(batch, name) == label).to(torch.uint8) * 255), draws)
+            pictured = _changed(replace(batch, image_BZYX=(getattr(batch, name) == label).to(torch.uint8) * 255), draws)
             image = pictured.image_BZYX[:-1].numpy()
             for b in range(len(after)):
                 other = MIRRORED_CLASSES[label] if draws.flip[b] and name == "vessels_BZYX" else label
@@ -208,7 +228,7 @@ def test_a_mask_moves_as_the_image_of_it_does(
                 assert not here[(image[b] < 0.001) & known].any()
         for b in range(len(after)):
             # Nothing is unknown that did not come from outside: an image of ones is whole there.
-            ones = augment.apply(batch.with_image(torch.full_like(batch.image_BZYX, 255)), draws).image_BZYX[b]
+            ones = _changed(replace(batch, image_BZYX=torch.full_like(batch.image_BZYX, 255)), draws).image_BZYX[b]
             assert not ((after[b] == 255) & (ones > 0.999) & (before[b] != 255).any()).any()
 
 
@@ -220,21 +240,22 @@ def test_left_and_right_vessels_change_places_with_a_mirrored_head() -> None:
     vessels = torch.zeros(2, 4, 5, 6, dtype=torch.uint8)
     vessels[:, :, :, 0], vessels[:, :, :, 5], vessels[:, 0] = right, left, 13
     vessels[:, 3, 4] = 255
-    batch = replace(_batch(2).with_image(vessels), vessels_BZYX=vessels, domes_BZYX=(vessels == left).to(torch.uint8))
-    done = augment.mirror(batch, np.array([1]))
+    domes = (vessels == left).to(torch.uint8)
+    batch = replace(_batch(2), image_BZYX=vessels, vessels_BZYX=vessels, domes_BZYX=domes)
+    done = _mirrored(batch, 1)
     torch.testing.assert_close(done.vessels_BZYX, vessels)  # left lies left again: the head is its own mirror image
     torch.testing.assert_close(done.domes_BZYX[1], batch.domes_BZYX[1].flip(-1))
     torch.testing.assert_close(done.domes_BZYX[0], batch.domes_BZYX[0])
     lopsided = vessels.clone()
     lopsided[:, 1, :, 0] = 0
-    once = augment.mirror(replace(batch, vessels_BZYX=lopsided), np.array([1])).vessels_BZYX
+    once = _mirrored(replace(batch, vessels_BZYX=lopsided), 1).vessels_BZYX
     assert once[1, 1, 2].tolist() == [right, 0, 0, 0, 0, 0] and once[0, 1, 2].tolist() == [0, 0, 0, 0, 0, left]
     assert [MIRRORED_CLASSES[MIRRORED_CLASSES[c]] for c in range(14)] == list(range(14))
     assert (MIRRORED_CLASSES[0], MIRRORED_CLASSES[13], MIRRORED_CLASSES[left]) == (0, 13, right)
 
 
 def test_training_without_masks_makes_none() -> None:
-    done = augment.apply(_batch(4), augment.draw(AugmentConfig(affine_probability=1), (0, 0, 0), np.arange(4)))
+    done = _changed(_batch(4), augment.draw(AugmentConfig(affine_probability=1), (0, 0, 0), np.arange(4)))
     assert done.vessels_BZYX is None and done.domes_BZYX is None
 
 
@@ -247,10 +268,10 @@ def test_a_turned_patch_keeps_points_masks_and_faces_where_they_were_in_its_imag
     faces = torch.zeros(1, 3, 2, dtype=torch.bool)
     faces[:, 0, 0] = True
     batch = replace(batch, vessels_BZYX=blob, domes_BZYX=mark, cut_B32=faces)
-    done = augment.turn(batch, np.array([orientation]))
+    done = _turned(batch, orientation)
     assert done.vessels_BZYX is not None and done.domes_BZYX is not None
     np.testing.assert_allclose(_brightest(done.image_BZYX[0]), done.points_BP3[0, 0], atol=0.4)
-    torch.testing.assert_close(done.vessels_BZYX, (done.image_BZYX > 60).to(torch.uint8))
+    torch.testing.assert_close(done.vessels_BZYX, (done.image_BZYX * 255 > 60).to(torch.uint8))
     ((axis, side),) = done.cut_B32[0].nonzero().tolist()
     assert done.domes_BZYX[0].nonzero()[0, axis] == (19 if side else 0)
     assert done.labels_BP.item() == (PRESENT_INDEX if orientation else LEFT)
@@ -261,7 +282,5 @@ def test_turns_are_as_frequent_as_asked_and_go_into_every_orientation() -> None:
     draws = augment.draw(NOTHING.model_copy(update={"turn": 0.5}), (0, 0, 0), np.arange(4000))
     assert np.mean(draws.turn > 0) == pytest.approx(0.5 * 47 / 48, abs=0.03)  # standard error 0.008
     assert set(draws.turn.tolist()) == set(range(48))
-    images = [
-        tuple(augment.turn(_batch(1, (10, 10, 10)), np.array([k])).image_BZYX.flatten().tolist()) for k in range(48)
-    ]
+    images = [tuple(_turned(_batch(1, (10, 10, 10)), k).image_BZYX.flatten().tolist()) for k in range(48)]
     assert len(set(images)) == 48

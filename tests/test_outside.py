@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from learning_sets import describe_set, small_config, volume, write_set
+from learning_sets import describe_set, fold_without_ray, small_config, volume, write_set
 
 from aneurysm_ray import rundir
 from aneurysm_ray.cli import main
@@ -41,7 +41,9 @@ def run(ray_session: None, sets: tuple[Path, Path], tmp_path_factory: pytest.Tem
     """Both folds of a run over one set, tested on the other."""
     out = tmp_path_factory.mktemp("runs") / "run"
     config = small_config(sets[0], folds__count=2, folds__by="site", optim__epochs=1)
-    train.train(sets[0], out, config, folds="all", tests=[sets[1]])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "_run_fold", fold_without_ray)
+        train.train(sets[0], out, config, folds="all", tests=[sets[1]])
     return out
 
 

@@ -39,6 +39,8 @@ KEY = "a test's key"
 def _key() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(identity.KEY_VARIABLE, KEY)
+        # As many actors as there are real cores: each imports for seconds what these small series need for moments.
+        patch.setattr(preparation, "workers_on", lambda nodes, need: 2)
         yield
 
 

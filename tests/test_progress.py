@@ -11,10 +11,13 @@ from aneurysm_ray.distributed.fold_lines import FoldLines
 
 LOG = logging.getLogger("aneurysm_ray.test")
 
+SILENT_SECONDS = 1.0
+"""In place of the real ones."""
+
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(progress, "SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(progress, "SILENT_SECONDS", SILENT_SECONDS)
     caplog.set_level(logging.INFO, "aneurysm_ray")
 
 
@@ -26,23 +29,23 @@ def until(condition, seconds: float = 30.0) -> None:
 
 
 def test_what_takes_long_is_said_again_and_again(caplog: pytest.LogCaptureFixture) -> None:
-    with progress.told("waiting"):
+    with progress.told("waiting", SILENT_SECONDS):
         until(lambda: caplog.text.count("waiting: 0:0") >= 2)
     said = len(caplog.records)
-    time.sleep(1.6)
+    time.sleep(1.6 * SILENT_SECONDS)
     assert len(caplog.records) == said, "what has ended says nothing"
 
 
 def test_the_innermost_speaks_and_the_outer_one_after_it(caplog: pytest.LogCaptureFixture) -> None:
-    with progress.told("outer"):
-        with progress.told(lambda: ["one", "two"]):
+    with progress.told("outer", SILENT_SECONDS):
+        with progress.told(lambda: ["one", "two"], SILENT_SECONDS):
             until(lambda: "two" in caplog.text)
         assert "outer" not in caplog.text
         until(lambda: "outer" in caplog.text)
 
 
 def test_who_speaks_by_itself_is_not_interrupted(caplog: pytest.LogCaptureFixture) -> None:
-    with progress.told("silent"):
+    with progress.told("silent", SILENT_SECONDS):
         for number in range(15):
             LOG.info("line %d", number)
             time.sleep(0.15)

@@ -9,7 +9,7 @@ from aneurysm_ray.learning import targets
 from aneurysm_ray.learning.cases import IGNORED, base_labels
 
 MCA, TIP = LOCATIONS.index("Left Middle Cerebral Artery"), LOCATIONS.index("Basilar Tip")
-SIZE = torch.tensor([16.0, 16.0, 16.0])
+SIZE = (16, 16, 16)
 
 
 def _pooled(*points: tuple[float, float, float, int], cut: bool = True, spacing: float = 1.0) -> torch.Tensor:

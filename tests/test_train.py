@@ -225,19 +225,18 @@ def test_what_would_fail_again_is_not_tried_again(
 
 
 def test_a_fold_that_must_fail_leaves_the_others_complete(straight: Path, volumes: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    config = settings(volumes, optim__epochs=1)
-    train.train(volumes, out, config, folds="0")
-    (out / "fold_1").write_text("in the way")
+    out = shutil.copytree(straight, tmp_path / "run")
+    config = rundir.read_config(out)
+    (out / "fold_0").write_text("in the way")
     with pytest.raises(AneurysmRayError) as failed:
         train.train(volumes, out, config, folds="all", resume=True)
     text = str(failed.value)
-    assert text.startswith("fold 1 failed: ") and "fold_1" in text and "cannot be written: " in text
-    assert text.endswith("Folds 0, 2 are complete. Mend the cause and add --resume to go on")
+    assert text.startswith("fold 0 failed: ") and "fold_0" in text and "cannot be written: " in text
+    assert text.endswith("Folds 1, 2 are complete. Mend the cause and add --resume to go on")
     assert failed.value.exit_code == 1
     assert not (out / rundir.SUMMARY).exists(), "a run that lacks a fold is not complete"
     assert (out / "fold_2" / rundir.SUMMARY).exists() and (out / rundir.REPORT).exists()
-    (out / "fold_1").unlink()
+    (out / "fold_0").unlink()
     summary = train.train(volumes, out, config, folds="all", resume=True)
     assert [fold["fold"] for fold in summary["folds"]] == [0, 1, 2]
 

@@ -249,10 +249,10 @@ def _feed(
         made = []
         for chosen in np.array_split(step, min(config.optim.accumulate, len(step))):
             batch = cut(cases, plan, chosen, config.patch.size, cache.patch, masks=masks)
-            draws = augment.draw(config.augment, seed, chosen)
+            batch, changes = augment.prepare(batch, augment.draw(config.augment, seed, chosen))
             if changes_ahead(device):
-                batch = augment.apply(batch, draws)
-            made.append((batch.packed(pin=True) if device.type == "cuda" else batch, draws))
+                batch = augment.apply(batch, changes)
+            made.append(augment.packed(batch, changes, pin=True) if device.type == "cuda" else (batch, changes))
         return made
 
     steps = rank_batches(plan, config.optim.batch_size, *part)

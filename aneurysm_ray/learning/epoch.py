@@ -15,15 +15,17 @@ from torch.profiler import record_function
 
 from aneurysm_ray.config import Config
 from aneurysm_ray.learning import augment, models, objective, optim
-from aneurysm_ray.learning.augment import Draws
+from aneurysm_ray.learning.augment import Changes, MicroBatch, PackedMicroBatch
 from aneurysm_ray.learning.objective import Weights
-from aneurysm_ray.learning.patches import Batch, Packed
+from aneurysm_ray.learning.patches import Batch
 from aneurysm_ray.learning.sampler import KINDS, HardNegative
 
 PARTS = ("feed", "copy", "augment", "forward", "backward", "optimizer")
 """Names of a step's ranges."""
 
-MicroBatches = list[tuple[Batch | Packed, Draws]]
+MicroBatches = list[MicroBatch | PackedMicroBatch]
+"""Those that are not packed lie where the step is made."""
+
 Tell = Callable[[str, int, int], None]
 """Is told what is being done, how much of it is, and of how much: steps of an epoch's training, series validated."""
 
@@ -84,15 +86,17 @@ def train_epoch(
         rate = optim.learning_rate(learner.step, steps, config.optim)
         for group in learner.optimizer.param_groups:
             group["lr"] = rate
-        for number, (batch, draws) in enumerate(micro_batches, 1):
+        for number, micro_batch in enumerate(micro_batches, 1):
             with contextlib.nullcontext() if number == len(micro_batches) else _no_sync(learner.replica):
                 with record_function("copy"):
-                    batch = batch.to(device)
+                    if isinstance(micro_batch, PackedMicroBatch):
+                        micro_batch = micro_batch.to(device)
+                    batch, changes = micro_batch
                 if not changes_ahead(device):
                     with record_function("augment"):
-                        batch = augment.apply(batch, draws)
+                        batch = augment.apply(batch, changes)
                 with record_function("forward"):
-                    loss = losses_of(learner, batch, draws, config)
+                    loss = losses_of(learner, batch, changes, config)
                 # Data-parallel gradients are means over workers: this makes them the mean over the global batch.
                 with record_function("backward"):
                     (loss.sum() * (world_size / config.optim.batch_size)).backward()  # type: ignore[no-untyped-call]
@@ -115,10 +119,10 @@ def train_epoch(
     return Taught(losses.double().cpu().numpy(), int(skipped.item()), waited, rate)
 
 
-def losses_of(learner: Learner, batch: Batch, draws: Draws, config: Config) -> Tensor:
+def losses_of(learner: Learner, batch: Batch, changes: Changes, config: Config) -> Tensor:
     """Return (B,) losses of patches."""
     goals = objective.wanted(batch, config, learner.network)
-    image, goals = augment.mix(batch.image_BZYX.unsqueeze(1), goals, draws)
+    image, goals = augment.mix(batch.image_BZYX.unsqueeze(1), goals, changes)
     image = image.to(memory_format=torch.channels_last_3d)
     with optim.autocast(config.optim, image.device):
         answer = learner.replica(image)

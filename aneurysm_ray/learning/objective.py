@@ -79,9 +79,8 @@ def wanted(batch: Batch, config: Config, network: Network) -> list[Tensor]:
     Vessels are (B, 1, z, y, x).
     """
     patch = config.patch
-    size = torch.tensor(patch.size, device=batch.points_BP3.device, dtype=torch.float32)
     of_patch = targets.pooled(
-        batch.points_BP3, batch.labels_BP, batch.base_BL, batch.cut_B32, batch.spacing_B3, size, patch.border_mm
+        batch.points_BP3, batch.labels_BP, batch.base_BL, batch.cut_B32, batch.spacing_B3, patch.size, patch.border_mm
     )
     if network.pooled:
         return [of_patch]

@@ -6,8 +6,8 @@ Shapes: B patches, P points (padded), axes (z, y, x).
 import concurrent.futures
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -58,51 +58,38 @@ class Batch:
     def __len__(self) -> int:
         return len(self.image_BZYX)
 
-    def to(self, device: torch.device) -> "Batch":
-        """Copy to a device, without waiting for the copy where the memory is pinned."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def packed(self, *, pin: bool) -> "Packed":
-        """Copy all tensors into one, pinned if asked, which a GPU fetches by itself and at once."""
-        layout, offset = [], 0
-        for f in fields(self):
-            if (tensor := getattr(self, f.name)) is not None:
-                layout.append((f.name, tensor.dtype, tuple(tensor.shape), offset))
-                offset = -(-(offset + tensor.nbytes) // ALIGNED) * ALIGNED
-        packed = Packed(torch.zeros(offset, dtype=torch.uint8, pin_memory=pin), tuple(layout))
-        for name, tensor in packed.tensors().items():
-            tensor.copy_(getattr(self, name))
-        return packed
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        tensors: dict[str, Tensor | None] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: change(tensor) for name, tensor in tensors.items() if tensor is not None})
-
-    def with_image(self, image: Tensor) -> "Batch":
-        """Return the batch with another image."""
-        return replace(self, image_BZYX=image)
-
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A batch as one tensor of bytes."""
+    """Tensors as one tensor of bytes."""
 
     bytes_N: Tensor
     layout: tuple[tuple[str, torch.dtype, tuple[int, ...], int], ...]
-    """Name, type, shape and first byte of each of the batch's tensors."""
+    """Name, type, shape and first byte of each."""
 
-    def to(self, device: torch.device) -> Batch:
-        """Copy to a device in one go, without waiting where the memory is pinned."""
-        there = replace(self, bytes_N=self.bytes_N.to(device, non_blocking=True))
-        return Batch(**there.tensors())
+    def to(self, device: torch.device) -> dict[str, Tensor]:
+        """Copy to a device in one go, without waiting where the memory is pinned; return the tensors by name."""
+        return replace(self, bytes_N=self.bytes_N.to(device, non_blocking=True)).tensors()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the batch's tensors, which share this one's memory."""
+        """Return the tensors, which share this one's memory."""
         found = {}
         for name, dtype, shape, offset in self.layout:
             size = math.prod(shape) * dtype.itemsize
             found[name] = self.bytes_N[offset : offset + size].view(dtype).view(shape)
         return found
+
+
+def pack(tensors: Mapping[str, Tensor], *, pin: bool) -> Packed:
+    """Copy tensors into one, in pinned memory if asked."""
+    layout, offset = [], 0
+    for name, tensor in tensors.items():
+        layout.append((name, tensor.dtype, tuple(tensor.shape), offset))
+        offset = -(-(offset + tensor.nbytes) // ALIGNED) * ALIGNED
+    packed = Packed(torch.zeros(offset, dtype=torch.uint8, pin_memory=pin), tuple(layout))
+    for name, view in packed.tensors().items():
+        view.copy_(tensors[name])
+    return packed
 
 
 class Door(Protocol):

@@ -34,19 +34,21 @@ def pooled(
     base_BL: Tensor,
     cut_B32: Tensor,
     spacing_B3: Tensor,
-    size: Tensor,
+    size: tuple[int, int, int],
     border_mm: float,
 ) -> Tensor:
     """Return targets (B, 14) of whole patches.
 
     `labels_BP` is each point's location index, -1 where there is no point, IGNORED in an ignored place; `cut_B32` says
-    of each face, first and last along each axis, whether the head goes on behind it; `size` (3,) is the patch's size.
+    of each face, first and last along each axis, whether the head goes on behind it; `size` is the patch's.
     """
     border_B13 = (border_mm / spacing_B3).unsqueeze(1)
     low = torch.where(cut_B32[:, None, :, 0], border_B13, 0.0) - 0.5
-    high = size - 0.5 - torch.where(cut_B32[:, None, :, 1], border_B13, 0.0)
+    # Filled where it lies: a tensor of Python's numbers would be copied there, and a GPU wait for it.
+    end = torch.stack([border_B13.new_full((), length - 0.5) for length in size])
+    high = end - torch.where(cut_B32[:, None, :, 1], border_B13, 0.0)
     inside = ((points_BP3 >= low) & (points_BP3 <= high)).all(-1)
-    near = ((points_BP3 >= -0.5 - border_B13) & (points_BP3 <= size - 0.5 + border_B13)).all(-1)
+    near = ((points_BP3 >= -0.5 - border_B13) & (points_BP3 <= end + border_B13)).all(-1)
     of_label_BPL = _of_label(labels_BP)
     positive = (inside.unsqueeze(2) & of_label_BPL).any(1)
     doubtful = (near.unsqueeze(2) & (of_label_BPL | (labels_BP == IGNORED).unsqueeze(2))).any(1)
