@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from aneurysm_ray.distributed import addresses, room, session
-from aneurysm_ray.errors import RequestError
+from aneurysm_ray.errors import AneurysmRayError, RequestError
 
 
 @pytest.fixture
@@ -132,6 +132,49 @@ def test_a_private_ray_runs_nothing_of_whoever_has_not_its_token(tmp_path: Path)
     assert private.returncode == 0, errors
     assert out == "left [] []\n", "a token is written nowhere"
     assert [line for line in errors.splitlines() if line.strip()] == []
+
+
+TAKEN = """
+import logging, socket
+import ray
+from aneurysm_ray.distributed import session
+
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+other = socket.create_server(("", 0))
+found, looked = session._unused_port, []
+
+def lost():
+    looked.append(other.getsockname()[1] if not looked else found())
+    return looked[-1]
+
+session._unused_port = lost
+with session.connect():
+    print(len(looked), ray.get(ray.remote(lambda: 1).remote()))
+"""
+
+
+@pytest.mark.slow
+def test_a_port_that_another_program_takes_meanwhile_is_let_go() -> None:
+    """Slow: Ray waits for 40 seconds for what cannot start."""
+    done = subprocess.run([sys.executable, "-c", TAKEN], capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stdout) == (0, "2 1\n"), done.stderr
+    assert "another program has taken port" in done.stderr
+
+
+def test_a_ray_that_cannot_start_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def fails(**_: object) -> None:
+        raise RuntimeError("Failed to start GCS.  Last 1 lines of error files:\nand more")
+
+    monkeypatch.setattr("ray.init", fails)
+    before = dict(os.environ)
+    told = "could not be started on this machine: Failed to start GCS"
+    with pytest.raises(AneurysmRayError, match=told) as error, session.connect():
+        pass
+    assert "doctor" in str(error.value) and "\n" not in str(error.value)
+    assert dict(os.environ) == before
 
 
 def test_a_running_ray_is_used_and_left_running(ray_session: None) -> None:
