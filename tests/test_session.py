@@ -84,6 +84,35 @@ def test_auto_joins_no_strangers_ray(monkeypatch: pytest.MonkeyPatch, unused: st
         assert words in refusal(monkeypatch, "auto")
 
 
+def test_whoever_is_on_no_node_of_a_cluster_is_told(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on the login node of a SLURM cluster."""
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    assert addresses.checked(address, 5.0) == address
+    monkeypatch.setattr(addresses, "_running", lambda: {"10.0.0.1:1": {os.getuid()}})
+    with pytest.raises(RequestError, match=f"cluster at {address} has no node on this machine.*aneurysm-ray submit"):
+        addresses.checked(address, 0.5)
+
+
+def test_processes_whose_words_are_no_text_hide_nobodys_ray() -> None:
+    with subprocess.Popen([b"caf\xe9", b"60"], executable="/bin/sleep") as other:
+        try:
+            assert isinstance(addresses._running(), dict)
+        finally:
+            other.kill()
+
+
+def test_what_ray_met_is_said_and_not_only_that_it_failed() -> None:
+    try:
+        try:
+            raise RuntimeError("No node info found\nand more")
+        except RuntimeError as cause:
+            raise ConnectionError("Failed to connect") from cause
+    except ConnectionError as error:
+        assert "answers at head:6379 (No node info found);" in str(addresses.silent("head:6379", error))
+
+
 PRIVATE = """
 import os, sys
 import ray
