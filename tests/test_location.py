@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import object_store
 import optuna
@@ -18,9 +19,9 @@ from learning_sets import small_config, write_set
 from aneurysm_ray import location, overrides, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import store, urls
-from aneurysm_ray.distributed import begin, driver, record, search_tables, space, trial_process
+from aneurysm_ray.distributed import begin, driver, prepare, record, search_tables, space, trial_process
 from aneurysm_ray.distributed.object_journal import ObjectJournal
-from aneurysm_ray.errors import OutputError, RequestError, RunDirError
+from aneurysm_ray.errors import AneurysmRayError, OutputError, RequestError, RunDirError
 from aneurysm_ray.learning import cache, cases, checkpoint, ensemble, models
 
 
@@ -146,6 +147,17 @@ def test_a_store_that_lets_nobody_in_is_a_sentence(monkeypatch: pytest.MonkeyPat
     )
     with pytest.raises(RequestError, match=r"runs/x cannot be reached \(.*check the address and the credentials"):
         location.check_reachable(closed)
+
+
+def test_a_preparation_whose_store_is_gone_ends(monkeypatch: pytest.MonkeyPatch, bucket: str) -> None:
+    """It would reject every series that is left, as if each had vanished."""
+    prepare._check_data_is_there(f"{bucket}/dicom")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with pytest.raises(AneurysmRayError, match=r"cannot be reached.* and run the same command to go on"):
+        prepare._check_data_is_there(f"{bucket}/dicom")
+    monkeypatch.undo()
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 @pytest.mark.slow

@@ -190,6 +190,34 @@ def test_a_port_that_another_program_takes_meanwhile_is_let_go() -> None:
     assert "another program has taken port" in done.stderr
 
 
+BUSY = """
+import time
+import ray, ray._private.services as services
+from aneurysm_ray.distributed import session
+
+real, asked = services.get_node, []
+
+def late(*words):
+    asked.append(time.monotonic())
+    if asked[-1] - asked[0] < 35:
+        time.sleep(1)
+        raise RuntimeError("the node is not there yet")
+    return real(*words)
+
+services.get_node = late
+with session.connect():
+    print("up", ray.get(ray.remote(lambda: 1).remote()))
+print(services.get_node is late)
+"""
+
+
+@pytest.mark.slow
+def test_a_node_that_needs_longer_than_ray_waits_is_waited_for() -> None:
+    """As beside much other work: Ray gives up after 30 seconds."""
+    done = subprocess.run([sys.executable, "-c", BUSY], capture_output=True, text=True, timeout=900, check=False)
+    assert (done.returncode, done.stdout) == (0, "up 1\nTrue\n"), done.stderr
+
+
 def test_a_ray_that_cannot_start_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

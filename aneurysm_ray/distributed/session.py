@@ -40,6 +40,8 @@ _PORTS = range(20_000, 32_768)
 """Of which a local Ray takes one: above those of Ray's workers, below those that systems hand out by themselves."""
 _STARTS = 3
 """Another program may take a port between the moment when it is found and that when Ray takes it."""
+_NODE_SECONDS = 240.0
+"""Time in which the node of a local Ray has to start."""
 _ROOMLESS = ("PENDING", "RESCHEDULING")
 """States of a placement group that holds nothing, or not all, of what it asks for."""
 _ANSWER_SECONDS = 8.0
@@ -136,7 +138,7 @@ def _start(folder: str, dashboard: bool) -> None:
         port = _unused_port()
         address = f"{ray.util.get_node_ip_address()}:{port}"
         try:
-            with environment({"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": address}):
+            with environment({"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": address}), _patience():
                 ray.init(
                     address="local",
                     include_dashboard=dashboard,
@@ -146,7 +148,7 @@ def _start(folder: str, dashboard: bool) -> None:
                     _temp_dir=folder,
                 )
             return
-        except (RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
+        except Exception as error:  # Ray raises plain ones too
             ray.shutdown()
             if _is_unused(port) or attempt == _STARTS - 1:
                 first = next(iter(str(error).splitlines()), type(error).__name__)
@@ -154,6 +156,29 @@ def _start(folder: str, dashboard: bool) -> None:
                     f"Ray could not be started on this machine: {first}; `aneurysm-ray doctor` examines it"
                 ) from error
             log.info("  another program has taken port %d before Ray did; trying another", port)
+
+
+@contextlib.contextmanager
+def _patience() -> Iterator[None]:
+    """Let a node that starts take its time: after 30 s, which is little on a busy machine, Ray 2.60 gives it up."""
+    services: Any = ray._private.services
+    once = services.get_node
+    until = time.monotonic() + _NODE_SECONDS
+
+    def asked_again(*words: Any) -> Any:
+        while True:
+            try:
+                return once(*words)
+            except RuntimeError:  # not there yet
+                if time.monotonic() > until:
+                    raise
+            time.sleep(0.1)
+
+    services.get_node = asked_again
+    try:
+        yield
+    finally:
+        services.get_node = once
 
 
 def _unused_port() -> int:
