@@ -57,12 +57,12 @@ def _build(preset: str | None, file: Path | None, words: list[str] | None, **mor
     return rundir.configure(preset, file, words or (), **more)
 
 
-def _going_on(what: str | Callable[[], str]) -> contextlib.AbstractContextManager[None]:
+def _going_on(what: str | Callable[[], str], first_seconds: float = 0.5) -> contextlib.AbstractContextManager[None]:
     """Say at once, and again when nothing else is said, what a command does: loading its libraries alone takes seconds,
     so that they are imported inside."""
     from aneurysm_ray.distributed import progress
 
-    return progress.told(what, first_seconds=0.5)
+    return progress.told(what, first_seconds)
 
 
 def _resumed(out: Path | None, resume: bool) -> Path | None:
@@ -191,7 +191,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What of this machine would make a command fail or crawl, each with its cure; starts nothing."""
-    with _going_on("examining"):
+    with _going_on("examining", first_seconds=0.0):
         from aneurysm_ray.distributed import doctor as examination
 
         findings = examination.examine(places or ["."])

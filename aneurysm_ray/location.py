@@ -16,6 +16,8 @@ from typing import Any, cast
 
 from aneurysm_ray.errors import RequestError
 
+_S3 = ("s3://", "s3a://")
+
 
 def place(location: str | os.PathLike[str], **options: Any) -> Path:
     """Return a path, or what a URL is as one; `options` are fsspec's, whose defaults come from the environment."""
@@ -27,7 +29,17 @@ def place(location: str | os.PathLike[str], **options: Any) -> Path:
     from upath import UPath
 
     # A listing that is kept would hide what other processes write.
-    return cast(Path, UPath(text.rstrip("/"), use_listings_cache=False, **options))
+    return cast(Path, UPath(text.rstrip("/"), **{"use_listings_cache": False, **patience(text), **options}))
+
+
+def patience(location: str) -> dict[str, Any]:
+    """Return fsspec's options by which S3 is asked again for about a minute while it is away; by itself for 10 s.
+
+    The user's own variables of the AWS tools outweigh them.
+    """
+    if not location.startswith(_S3) or {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & os.environ.keys():
+        return {}
+    return {"config_kwargs": {"retries": {"mode": "standard", "max_attempts": 10}}}
 
 
 def fresh(*parts: str) -> Path:
@@ -51,9 +63,11 @@ def absolute(path: Path) -> Path:
 
 
 def check_reachable(path: Path) -> None:
-    """Raise RequestError when an object store does not answer, or lets nobody in."""
+    """Raise RequestError when an object store does not answer at once, or lets nobody in."""
     if is_remote(path):
         remote: Any = path
+        if str(path).startswith(_S3):
+            remote = place(str(path), **{**remote.storage_options, "config_kwargs": {"retries": {"max_attempts": 1}}})
         try:
             remote.fs.exists(remote.path)
         # Every object store has errors of its own.

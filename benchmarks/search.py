@@ -1,7 +1,7 @@
 """How many epochs does a search spend to find what random search finds at full length?
 
     python benchmarks/search.py            epochs, on a surrogate of training: seconds, no Ray processes
-    python benchmarks/search.py --ray      seconds per trial beyond training, with real Ray Tune trials
+    python benchmarks/search.py --ray      seconds per trial beyond training, and of the driver's CPU, with real trials
     python benchmarks/search.py --volumes DEMO/volumes --out OUT    epochs, with real trainings on the demo's phantoms
 
 The surrogate has five parameters that interact as learning rates, losses and depths do: a curve rises to a height at a
@@ -44,6 +44,7 @@ GAIN = {"resnet3d10": -0.01, "resnet3d18": 0.0, "resnet3d34": 0.012}
 """What a depth adds to the height of a curve."""
 SPEED = {"resnet3d10": 1.0, "resnet3d18": 0.0, "resnet3d34": -1.0}
 """Its speed, times the spread: with a large one the best networks are the slowest at first, and curves cross."""
+CONFIGURED = "TPE + ASHA, as configured"
 SPREAD = {"some curves cross": 0.1, "most curves cross": 0.35}
 
 
@@ -168,19 +169,20 @@ def rays(seed: int, spread: float) -> Iterator[tuple[int, float]]:
     return drive(searcher, scheduler, seed, TRIALS, spread)
 
 
-def compare(seeds: int, spread: float) -> None:
-    """Print the table of epochs."""
+def compare(seeds: range, spread: float, *, alone: bool) -> None:
+    """Print the table of epochs; `alone` of the configured search only."""
     searches: dict[str, Callable[[int], Iterator[tuple[int, float]]]] = {
         "random, full length": lambda seed: ours(seed, spread, sampler="random", prune=False),
         "random + ASHA": lambda seed: ours(seed, spread, sampler="random"),
         "TPE, full length": lambda seed: ours(seed, spread, prune=False),
         "OptunaSearch + ASHA, as Ray ships it": lambda seed: rays(seed, spread),
-        "TPE + ASHA, as configured": lambda seed: ours(seed, spread),
+        CONFIGURED: lambda seed: ours(seed, spread),
     }
+    searches = {CONFIGURED: searches[CONFIGURED]} if alone else searches
     full = RANDOM_TRIALS * EPOCHS
     spent: dict[str, list[float]] = {name: [] for name in searches}
     best: dict[str, list[float]] = {name: [] for name in searches}
-    for seed in range(seeds):
+    for seed in seeds:
         # The target is the best of 64 random trials, none of them the default, of another seed than the search's.
         draws = ours(1000 + seed, spread, sampler="random", prune=False, trials=RANDOM_TRIALS + 1)
         target = max(height for _, height in itertools.islice(draws, 1, None))
@@ -202,7 +204,7 @@ def compare(seeds: int, spread: float) -> None:
         within, reached = sum(epochs <= full / 4 for epochs in found), sum(map(math.isfinite, found))
         shown = f"{median:.0f}" if math.isfinite(median) else "not reached"
         short = -float(np.nanmedian(best[name]))
-        print(f"| {name} | {shown} | {share} | {within}/{seeds} | {reached}/{seeds} | {short:.4f} |")
+        print(f"| {name} | {shown} | {share} | {within}/{len(seeds)} | {reached}/{len(seeds)} | {short:.4f} |")
 
 
 def fit(config: Config, fold: int, resume: dict[str, Any] | None, tell: Any = None, *, seconds: float) -> Iterator[Any]:
@@ -230,16 +232,19 @@ def overhead(trials: int, seconds: float) -> None:
     config = config_for(0, trials=trials, concurrent=1)
     with session.connect():
         ray.get(ray.remote(lambda: None).remote())
-        begun = time.monotonic()
+        begun, spent = time.monotonic(), time.process_time()
         rundir.create(out / "s", config, {"kind": "tune"})
         summary = tune.run_search(out / "s", config, functools.partial(fit, seconds=seconds))
-        wall = time.monotonic() - begun
+        wall, spent = time.monotonic() - begun, time.process_time() - spent
     training = summary["epochs"] * seconds
     print(f"\n{trials} trials, {summary['epochs']} epochs of {seconds:g} s, one trial at a time:\n")
-    print("| wall s | training s | s per trial beyond training | ms per epoch beyond training |")
-    print("|---|---|---|---|")
-    beyond = wall - training
-    print(f"| {wall:.1f} | {training:.1f} | {beyond / trials:.2f} | {1000 * beyond / summary['epochs']:.0f} |")
+    print("| wall s | training s | s per trial beyond training | ms per epoch beyond it | driver's CPU s per 1,000 |")
+    print("|---|---|---|---|---|")
+    beyond, epochs = wall - training, summary["epochs"]
+    per_thousand = 1000 * spent / epochs
+    print(
+        f"| {wall:.1f} | {training:.1f} | {beyond / trials:.2f} | {1000 * beyond / epochs:.0f} | {per_thousand:.1f} |"
+    )
     shutil.rmtree(out)
 
 
@@ -279,7 +284,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ray", action="store_true", help="measure the overhead with real trials")
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--first", type=int, default=0, help="the first of the seeds; 25 and on are fresh")
+    parser.add_argument("--alone", action="store_true", help="only the search that is configured here")
     parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument("--seconds", type=float, default=0.1, help="of an epoch with --ray")
     parser.add_argument("--volumes", type=Path, help="prepared phantoms, such as the demo's, for real trainings")
     parser.add_argument("--out", type=Path, help="folder of the searches over --volumes")
     words = parser.parse_args()
@@ -291,13 +299,14 @@ def main() -> None:
     if words.volumes:
         on_phantoms(words.volumes, words.out)
     elif words.ray:
-        overhead(words.trials, 0.1)
+        overhead(words.trials, words.seconds)
     else:
         print(f"Epochs until a full trial is as good as the best of {RANDOM_TRIALS} random ones of {EPOCHS} epochs;")
-        print(f"{words.seeds} seeds, {AT_ONCE} trials at a time, at most {TRIALS} trials.")
+        seeds = range(words.first, words.first + words.seeds)
+        print(f"seeds {seeds[0]} to {seeds[-1]}, {AT_ONCE} trials at a time, at most {TRIALS} trials.")
         for name, spread in SPREAD.items():
             print(f"\nWhere {name}:\n")
-            compare(words.seeds, spread)
+            compare(seeds, spread, alone=words.alone)
 
 
 if __name__ == "__main__":

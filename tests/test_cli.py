@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -194,3 +195,28 @@ def test_a_file_of_settings_can_be_checked(tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr().out.startswith("optim.lr = 0.5   (default 0.0007)")
     file.write_text("[optim]\nlearning_rate = 0.5\n")
     assert cli.main(["config", "--check", str(file)]) == 2
+
+
+def test_next_lines_are_taken_by_a_shell_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "aneurysm_ray")
+    words = [("aneurysm-ray", "train", Path("my volumes")), ("open", "it's/report.html")]
+    cli._next(*words)
+    assert [shlex.split(line.removeprefix("next:")) for line in caplog.messages] == [[*map(str, one)] for one in words]
+    assert caplog.messages[0].startswith("next: ")
+
+
+def test_nobody_is_told_to_train_on_a_set_without_a_volume(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aneurysm_ray.data.ledger import PrepareSummary
+    from aneurysm_ray.distributed import prepare
+    from aneurysm_ray.reporting import pages
+
+    caplog.set_level(logging.INFO, "aneurysm_ray")
+    monkeypatch.setattr(pages, "write_report", lambda out: out / "report.html")
+    for prepared in (0, 1):
+        caplog.clear()
+        done = PrepareSummary(prepared, 0, 0, (), (), 1.0)
+        monkeypatch.setattr(prepare, "prepare", lambda *_, done=done, **__: done)
+        assert cli.main(["prepare", "dicom", "volumes"]) == 0
+        assert ("aneurysm-ray train volumes" in caplog.text) == bool(prepared)

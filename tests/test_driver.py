@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,6 +63,19 @@ def test_a_number_that_was_given_to_another_process_is_not_the_driver(tmp_path: 
     with driver.alone(tmp_path) as token:
         assert driver.holds(tmp_path, token) and not driver.holds(tmp_path, "another's")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_process_whose_name_is_no_text_is_not_the_driver(tmp_path: Path) -> None:
+    program = os.fsencode(tmp_path) + b"/caf\xe9"
+    shutil.copy("/bin/sleep", program)
+    with subprocess.Popen([program, b"60"]) as stranger:
+        left = dataclasses.replace(driver._this_process(), process=stranger.pid, began="1", token="another's")
+        rundir.write_json(tmp_path / rundir.DRIVER, dataclasses.asdict(left))
+        try:
+            with driver.alone(tmp_path) as token:
+                assert driver.holds(tmp_path, token)
+        finally:
+            stranger.kill()
 
 
 def test_a_driver_of_another_machine_is_dead_when_it_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

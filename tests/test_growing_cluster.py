@@ -68,7 +68,7 @@ def head(*, grows: bool) -> Iterator[dict[str, str]]:
         **({"RAY_FAKE_CLUSTER": "1"} if grows else {}),
     }
     environment.pop("RAY_ADDRESS", None)
-    ports = ("--port", str(port), "--dashboard-port", str(free_port()), "--ray-client-server-port", str(free_port()))
+    ports = ("--port", str(port), "--dashboard-port", str(free_port()))
     words = ["--head", "--num-cpus", "0", *ports, "--temp-dir", str(place)]
     words += ["--autoscaling-config", str(place / session.LAUNCHER_FILE)] if grows else []
     process = start(environment, place / "head.log", *words)

@@ -1,10 +1,13 @@
 """A run lies in a folder or in an object store, and is read and written alike."""
 
+import concurrent.futures
+import json
 import logging
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import object_store
 import optuna
@@ -15,9 +18,10 @@ from learning_sets import small_config, write_set
 
 from aneurysm_ray import location, overrides, rundir
 from aneurysm_ray.config import Config
-from aneurysm_ray.distributed import begin, driver, record, search_tables, space, trial_process
+from aneurysm_ray.data import store, urls
+from aneurysm_ray.distributed import begin, driver, prepare, record, search_tables, space, trial_process
 from aneurysm_ray.distributed.object_journal import ObjectJournal
-from aneurysm_ray.errors import OutputError, RequestError, RunDirError
+from aneurysm_ray.errors import AneurysmRayError, OutputError, RequestError, RunDirError
 from aneurysm_ray.learning import cache, cases, checkpoint, ensemble, models
 
 
@@ -143,6 +147,43 @@ def test_a_store_that_lets_nobody_in_is_a_sentence(monkeypatch: pytest.MonkeyPat
     )
     with pytest.raises(RequestError, match=r"runs/x cannot be reached \(.*check the address and the credentials"):
         location.check_reachable(closed)
+
+
+def test_a_preparation_whose_store_is_gone_ends(monkeypatch: pytest.MonkeyPatch, bucket: str) -> None:
+    """It would reject every series that is left, as if each had vanished."""
+    prepare._check_data_is_there(f"{bucket}/dicom")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with pytest.raises(AneurysmRayError, match=r"cannot be reached.* and run the same command to go on"):
+        prepare._check_data_is_there(f"{bucket}/dicom")
+    monkeypatch.undo()
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+@pytest.mark.slow
+def test_a_store_that_is_away_for_a_while_is_waited_for(tmp_path: Path) -> None:
+    """As when it is started anew; the tools of AWS by themselves give up after ten seconds."""
+    with object_store.s3("hospital") as url:
+        volumes = write_set(tmp_path / "volumes", 1)
+        run, copied = location.place(f"{url}/run"), location.place(f"{url}/volumes")
+        rundir.write_json(run / "a.json", {"a": 1})
+        for file in sorted(volumes.rglob("*.parquet")):
+            location.upload(str(file), copied / file.relative_to(volumes).as_posix())
+        place = f"{copied}/{store.volumes_table(copied)['path'][0]}"
+        working = {
+            "read": lambda: rundir.read_json(run / "a.json"),
+            "look": lambda: (run / "a.json").exists(),
+            "write": lambda: rundir.write_json(run / "b.json", {"b": 2}),
+            "volume": lambda: store.read_volume(place).series_uid,
+            "url": lambda: urls.read_bytes(f"{url}/run/a.json"),
+        }
+        with concurrent.futures.ThreadPoolExecutor(len(working)) as pool:
+            with object_store.away(20):
+                started = {name: pool.submit(work) for name, work in working.items()}
+            done = {name: future.result(timeout=120) for name, future in started.items()}
+        assert done["read"] == {"a": 1} == json.loads(done["url"])
+        assert done["look"] is True and done["volume"] == "1.2.0.0"
+        assert rundir.read_json(run / "b.json") == {"b": 2}
 
 
 def test_volumes_are_cached_from_wherever_they_lie(tmp_path: Path, bucket: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from aneurysm_ray.distributed import addresses, room, session
-from aneurysm_ray.errors import RequestError
+from aneurysm_ray.errors import AneurysmRayError, RequestError
 
 
 @pytest.fixture
@@ -85,6 +85,35 @@ def test_auto_joins_no_strangers_ray(monkeypatch: pytest.MonkeyPatch, unused: st
         assert words in refusal(monkeypatch, "auto")
 
 
+def test_whoever_is_on_no_node_of_a_cluster_is_told(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on the login node of a SLURM cluster."""
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    assert addresses.checked(address, 5.0) == address
+    monkeypatch.setattr(addresses, "_running", lambda: {"10.0.0.1:1": {os.getuid()}})
+    with pytest.raises(RequestError, match=f"cluster at {address} has no node on this machine.*aneurysm-ray submit"):
+        addresses.checked(address, 0.5)
+
+
+def test_processes_whose_words_are_no_text_hide_nobodys_ray() -> None:
+    with subprocess.Popen([b"caf\xe9", b"60"], executable="/bin/sleep") as other:
+        try:
+            assert isinstance(addresses._running(), dict)
+        finally:
+            other.kill()
+
+
+def test_what_ray_met_is_said_and_not_only_that_it_failed() -> None:
+    try:
+        try:
+            raise RuntimeError("No node info found\nand more")
+        except RuntimeError as cause:
+            raise ConnectionError("Failed to connect") from cause
+    except ConnectionError as error:
+        assert "answers at head:6379 (No node info found);" in str(addresses.silent("head:6379", error))
+
+
 PRIVATE = """
 import os, sys
 import ray
@@ -140,6 +169,77 @@ def test_a_private_ray_runs_nothing_of_whoever_has_not_its_token(tmp_path: Path)
     assert private.returncode == 0, errors
     assert out == "left [] []\n", "a token is written nowhere"
     assert [line for line in errors.splitlines() if line.strip()] == []
+
+
+TAKEN = """
+import logging, socket
+import ray
+from aneurysm_ray.distributed import session
+
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+other = socket.create_server(("", 0))
+found, looked = session._unused_port, []
+
+def lost():
+    looked.append(other.getsockname()[1] if not looked else found())
+    return looked[-1]
+
+session._unused_port = lost
+with session.connect():
+    print(len(looked), ray.get(ray.remote(lambda: 1).remote()))
+"""
+
+
+@pytest.mark.slow
+def test_a_port_that_another_program_takes_meanwhile_is_let_go() -> None:
+    """Slow: Ray waits for 40 seconds for what cannot start."""
+    done = subprocess.run([sys.executable, "-c", TAKEN], capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stdout) == (0, "2 1\n"), done.stderr
+    assert "another program has taken port" in done.stderr
+
+
+BUSY = """
+import time
+import ray, ray._private.services as services
+from aneurysm_ray.distributed import session
+
+real, asked = services.get_node, []
+
+def late(*words):
+    asked.append(time.monotonic())
+    if asked[-1] - asked[0] < 35:
+        time.sleep(1)
+        raise RuntimeError("the node is not there yet")
+    return real(*words)
+
+services.get_node = late
+with session.connect():
+    print("up", ray.get(ray.remote(lambda: 1).remote()))
+print(services.get_node is late)
+"""
+
+
+@pytest.mark.slow
+def test_a_node_that_needs_longer_than_ray_waits_is_waited_for() -> None:
+    """As beside much other work: Ray gives up after 30 seconds."""
+    done = subprocess.run([sys.executable, "-c", BUSY], capture_output=True, text=True, timeout=900, check=False)
+    assert (done.returncode, done.stdout) == (0, "up 1\nTrue\n"), done.stderr
+
+
+def test_a_ray_that_cannot_start_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def fails(**_: object) -> None:
+        raise RuntimeError("Failed to start GCS.  Last 1 lines of error files:\nand more")
+
+    monkeypatch.setattr("ray.init", fails)
+    before = dict(os.environ)
+    told = "could not be started on this machine: Failed to start GCS"
+    with pytest.raises(AneurysmRayError, match=told) as error, session.connect():
+        pass
+    assert "doctor" in str(error.value) and "\n" not in str(error.value)
+    assert dict(os.environ) == before
 
 
 def test_a_running_ray_is_used_and_left_running(ray_session: None) -> None:

@@ -1,5 +1,6 @@
 """Submission: what is refused before anything is sent, and the exit code that comes back."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ from ray.job_submission import JobStatus
 
 from aneurysm_ray.distributed import submit
 from aneurysm_ray.errors import RequestError
+from aneurysm_ray.learning import starter
 
 
 @pytest.mark.parametrize(
@@ -77,3 +79,15 @@ def test_the_jobs_own_exit_code_comes_back(monkeypatch, status, driver, code):
 def test_a_cluster_that_does_not_answer_is_a_sentence():
     with pytest.raises(RequestError, match="no dashboard answers at http://127"):
         submit.connect("http://127.0.0.1:9")
+
+
+def test_a_job_brings_the_whole_package_along_and_no_exported_model() -> None:
+    """As Ray itself reads what is left out."""
+    from ray._private.runtime_env import packaging
+
+    root = Path(submit.__file__).parents[2]
+    left_out = packaging._get_excludes(root, submit.EXCLUDED)
+    files = [path for path in (root / "aneurysm_ray").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert starter.FILE in files
+    assert [str(path) for path in files if left_out(path)] == []
+    assert left_out(root / "runs" / "model.safetensors") and left_out(root / "tests" / "test_submit.py")

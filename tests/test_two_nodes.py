@@ -27,7 +27,16 @@ VOLUME = ["volume.spacing_mm=[4,4,4]"]
 DIVERGES = ["--config", "{shared}/small.toml", "--fold", "0", "optim.lr=1e30", "optim.clip_norm=0"]
 DIVERGES += ["resources.max_failures=0"]
 PATIENCE_SECONDS = 300
-RAY = "from ray.scripts.scripts import main; main()"
+RAY = """
+import ray.scripts.scripts as command
+from aneurysm_ray.distributed import session
+
+command.get_ray_client_dependency_error = lambda: "not wanted"
+with session._patience():
+    command.main()
+"""
+"""Ray's command, patient with a busy machine, without its server for Ray Client: that one gives up after 30 s when a
+node is slow to start, and `ray start --block` then ends the head, a second after it has said that it runs."""
 OURS = "import sys; from aneurysm_ray.cli import main; sys.exit(main())"
 
 
@@ -37,8 +46,8 @@ def free_port() -> int:
         return int(asked.getsockname()[1])
 
 
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
+def wait_for(condition: Callable[[], object], what: str, seconds: float = PATIENCE_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
         time.sleep(0.1)
@@ -67,22 +76,33 @@ class Nodes:
         self.environment.pop("RAY_ADDRESS", None)
         ports = ["--dashboard-agent-listen-port", str(free_port()), "--dashboard-agent-grpc-port", str(free_port())]
         self.head = self.start(
-            *("--head", "--port", str(self.port), "--dashboard-port", str(self.dashboard), "--temp-dir", str(place)),
-            *("--ray-client-server-port", str(free_port()), *ports),
+            place,
+            *("--head", "--port", str(self.port), "--dashboard-port", str(self.dashboard), *ports),
         )
         wait_for(lambda: self.run(RAY, "job", "list", "--address", self.address).returncode == 0, "the head")
         self.other = self.add()
 
-    def start(self, *words: str) -> subprocess.Popen[bytes]:
+    def start(self, folder: Path, *words: str) -> subprocess.Popen[bytes]:
+        """Start a node and return its process once it runs."""
         command = [sys.executable, "-c", RAY, "start", "--block", "--num-cpus", "1", "--disable-usage-stats", *words]
-        with (self.place / f"{secrets.token_hex(4)}.node").open("wb") as log:
-            return subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+        log = self.place / f"{secrets.token_hex(4)}.node"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [*command, "--temp-dir", str(folder)],
+                env=self.environment,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        wait_for(lambda: process.poll() is not None or b"--block" in log.read_bytes(), "a node")
+        assert process.poll() is None, log.read_text()
+        return process
 
     def add(self) -> subprocess.Popen[bytes]:
         """Start another node and return its process once its raylet runs and the cluster counts it."""
         # On a machine of its own a node has a folder of its own; in a shared one it would clear away the jobs' folders.
         folder = Path(tempfile.mkdtemp(prefix="n", dir=self.place))
-        node = self.start("--address", f"127.0.0.1:{self.port}", "--temp-dir", str(folder))
+        node = self.start(folder, "--address", f"127.0.0.1:{self.port}")
         wait_for(lambda: self.alive() == 2, "the second node")
         return node
 

@@ -24,6 +24,7 @@ from aneurysm_ray.data.dicom.archives import is_archive, stem
 from aneurysm_ray.data.dicom.files import list_files
 from aneurysm_ray.data.urls import join
 from aneurysm_ray.errors import DatasetError, SeriesError
+from aneurysm_ray.location import patience
 
 HEADER_BYTES = 256 * 1024
 """Of a file in an object store, read to learn its UID and size."""
@@ -80,7 +81,7 @@ def _placeholder(folder: Path) -> str:
 def in_object_store(url: str, frame_base: FrameBase = "auto") -> Found:
     """Return the series below an fsspec URL. Raises DatasetError."""
     try:
-        filesystem, root = fsspec.core.url_to_fs(url)
+        filesystem, root = fsspec.core.url_to_fs(url, **patience(url))
         infos = filesystem.find(root, detail=True)
     # Every object store has errors of its own; all of them mean that the data set cannot be listed.
     except Exception as error:
@@ -152,7 +153,7 @@ def _fetch_counted_frames(filesystem: Any, root: str, folder: Path) -> None:
 
 def fetch_mask(location: str, folder: Path) -> Path:
     """Copy a mask from an object store into a folder and return its path there. Raises SeriesError (`vanished`)."""
-    filesystem, path = fsspec.core.url_to_fs(location)
+    filesystem, path = fsspec.core.url_to_fs(location, **patience(location))
     target = folder / ("mask.nii.gz" if path.endswith(".gz") else "mask.nii")
     try:
         filesystem.get_file(path, str(target))
@@ -168,7 +169,7 @@ def fetch(location: str, folder: Path, *, header_only: bool = False, deep: bool 
     Objects get names of ours, since theirs are data from outside. `header_only` copies the start of a few files.
     Raises SeriesError (`vanished`).
     """
-    filesystem, root = fsspec.core.url_to_fs(location)
+    filesystem, root = fsspec.core.url_to_fs(location, **patience(location))
     name = re.sub(r"[^A-Za-z0-9.]", "_", root.rstrip("/").rsplit("/", 1)[-1]).lstrip(".") or "series"
     target = folder / name
     try:

@@ -24,6 +24,7 @@ from aneurysm_ray.data.identity import check_uid
 from aneurysm_ray.data.window import AS_STORED, Window
 from aneurysm_ray.errors import RunDirError
 from aneurysm_ray.labels import LABELS
+from aneurysm_ray.location import patience
 
 PICTURES = "pictures"
 
@@ -238,7 +239,7 @@ def read_volume(path: str | Path, *, masks: bool = True) -> PreparedVolume:
     """
     columns = [name for name in SCHEMA.names if masks or name not in ("vessels", "domes")]
     try:
-        with fsspec.open(str(path), "rb") as file:
+        with fsspec.open(str(path), "rb", **patience(str(path))) as file:
             stored = pq.ParquetFile(file)
             _check_format(stored, path)
             # Sets may have been made before there were ignored places and sites.
@@ -310,7 +311,7 @@ def volumes_table(folder: str | Path) -> pd.DataFrame:
     """
     path = f"{str(folder).rstrip('/')}/{rundir.VOLUMES}"
     try:
-        with fsspec.open(path, "rb") as file:
+        with fsspec.open(path, "rb", **patience(path)) as file:
             stored = pq.ParquetFile(file)
             _check_format(stored, folder)
             table = stored.read()

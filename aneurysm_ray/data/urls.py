@@ -10,6 +10,7 @@ import fsspec
 
 from aneurysm_ray import rundir
 from aneurysm_ray.errors import OutputError
+from aneurysm_ray.location import patience
 
 
 def is_url(location: str) -> bool:
@@ -26,7 +27,7 @@ def write_bytes(location: str, data: bytes) -> None:
     """Write a whole file: renamed into place on a file system, one upload to an object store. Raises OutputError."""
     try:
         if is_url(location):
-            filesystem, path = fsspec.core.url_to_fs(location)
+            filesystem, path = fsspec.core.url_to_fs(location, **patience(location))
             filesystem.pipe_file(path, data)
         else:
             with rundir.atomic(Path(location), "wb") as file:
@@ -41,7 +42,7 @@ def write_bytes(location: str, data: bytes) -> None:
 def read_bytes(location: str) -> bytes | None:
     """Return a file's bytes, or None where there is none."""
     try:
-        with fsspec.open(location, "rb") as file:
+        with fsspec.open(location, "rb", **patience(location)) as file:
             data: bytes = file.read()
             return data
     except (FileNotFoundError, NotADirectoryError):
@@ -52,7 +53,7 @@ def size_of(location: str) -> int | None:
     """Return a file's size in bytes, or None where there is none."""
     try:
         if is_url(location):
-            filesystem, path = fsspec.core.url_to_fs(location)
+            filesystem, path = fsspec.core.url_to_fs(location, **patience(location))
             return int(filesystem.size(path))
         return os.stat(location).st_size
     except (FileNotFoundError, NotADirectoryError):
@@ -62,7 +63,7 @@ def size_of(location: str) -> int | None:
 def files_below(folder: str) -> list[str]:
     """Return the locations of all files below a folder or URL, sorted; none where it does not exist."""
     if is_url(folder):
-        filesystem, path = fsspec.core.url_to_fs(folder)
+        filesystem, path = fsspec.core.url_to_fs(folder, **patience(folder))
         filesystem.invalidate_cache()
         return sorted(filesystem.unstrip_protocol(name) for name in filesystem.find(path))
     return sorted(os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names)
@@ -91,7 +92,7 @@ def remove_abandoned(folder: str) -> None:
 def remove(location: str) -> None:
     """Remove a file that may be gone already."""
     if is_url(location):
-        filesystem, path = fsspec.core.url_to_fs(location)
+        filesystem, path = fsspec.core.url_to_fs(location, **patience(location))
         filesystem.rm_file(path)
     else:
         Path(location).unlink(missing_ok=True)

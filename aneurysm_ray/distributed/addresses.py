@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from pathlib import Path
 
 import grpc
@@ -34,6 +35,7 @@ def checked(address: str, seconds: float) -> str:
     if address.startswith("http"):
         raise RequestError(f"RAY_ADDRESS={address} is a dashboard's; {_HEAD}")
     _ask(address, seconds)
+    _find_node(address, seconds)
     return address
 
 
@@ -42,8 +44,9 @@ _HEAD = "give its port of 6379 or as `ray start --head` said it, or `aneurysm-ra
 
 def silent(address: str, error: BaseException) -> RequestError:
     """Return what to say of a cluster that does not answer."""
+    why = str(error.__cause__ or error).strip().partition("\n")[0]  # Ray says only below what went wrong
     return RequestError(
-        f"no Ray cluster answers at {address} ({error}); start one with `ray start --head`, or unset RAY_ADDRESS to "
+        f"no Ray cluster answers at {address} ({why}); start one with `ray start --head`, or unset RAY_ADDRESS to "
         "use this machine alone"
     )
 
@@ -62,6 +65,23 @@ def _ask(address: str, seconds: float) -> None:
         raise RequestError(f"what answers at {address} is not the head of a Ray cluster; {_HEAD}") from error
     finally:
         channel.close()
+
+
+def _find_node(address: str, seconds: float) -> None:
+    """Raise RequestError when none of the cluster's nodes is on this machine; one may be about to start.
+
+    Ray 2.60 runs drivers on nodes alone, and looks for one for a minute. By the port alone no cluster's node is missed:
+    a head has several addresses.
+    """
+    port = address.rpartition(":")[2]
+    until = time.monotonic() + seconds
+    while not any(found.rpartition(":")[2] == port for found in _running()):
+        if time.monotonic() > until:
+            raise RequestError(
+                f"the Ray cluster at {address} has no node on this machine, and drivers run on nodes alone; run the "
+                "command on a node, such as the head, or send it there with `aneurysm-ray submit`"
+            )
+        time.sleep(0.2)
 
 
 def _mine() -> str:
@@ -91,7 +111,7 @@ def _running() -> dict[str, set[int]]:
     found: dict[str, set[int]] = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            name, *words = (process / "cmdline").read_text().split("\0")
+            name, *words = (process / "cmdline").read_text(errors="replace").split("\0")
             owner = process.stat().st_uid
         except OSError:  # it has ended, or is hidden
             continue

@@ -160,7 +160,7 @@ def _began(process: int) -> str:
     """Return when a process of this machine began, in ticks since the machine did; empty when there is none."""
     try:
         # The name before it may hold anything (proc(5)): what follows are the state and, as 22nd field, the start.
-        state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        state, *fields = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return "" if state in "ZX" else fields[18]
     except FileNotFoundError:
         return ""

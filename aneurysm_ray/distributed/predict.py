@@ -95,6 +95,7 @@ def find(paths: Sequence[str]) -> tuple[list[Item], list[str]]:
     notes: list[str] = []
     for text in paths:
         path = location.place(text)
+        location.check_reachable(path)
         if not path.exists():
             raise RequestError(f"{text} does not exist; give series, data sets, archives or prepared sets")
         if path.is_dir() and (path / rundir.VOLUMES).exists():

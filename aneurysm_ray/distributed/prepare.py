@@ -22,7 +22,7 @@ from typing import Any
 import ray
 import ray.data
 
-from aneurysm_ray import __version__, rundir
+from aneurysm_ray import __version__, location, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import catalogue, identity, ledger, urls, work
 from aneurysm_ray.data.catalogue import Source
@@ -60,6 +60,8 @@ def prepare(data: str, out: str, config: Config, *, dry_run: bool = False) -> Pr
     out = out if urls.is_url(out) else os.path.abspath(out)
     data = data if urls.is_url(data) else os.path.abspath(data)
     volume = config.volume.model_dump(mode="json")
+    for each in (data, out):
+        location.check_reachable(location.place(each))
     found, notes = catalogue.find_sources(data, config.prepare.frame_base)
     for note in notes:
         log.info("%s", note)
@@ -258,5 +260,10 @@ class _Preparer:
 
 
 def _check_data_is_there(data: str) -> None:
-    if not urls.is_url(data) and not os.path.isdir(data):
+    if urls.is_url(data):
+        try:
+            location.check_reachable(location.place(data))
+        except RequestError as error:
+            raise AneurysmRayError(f"{error}, and run the same command to go on") from error
+    elif not os.path.isdir(data):
         raise AneurysmRayError(f"{data} disappeared; mount it again and run the same command to go on")

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -21,7 +22,7 @@ import yaml
 
 from aneurysm_ray.distributed import addresses, progress
 from aneurysm_ray.distributed.room import Cluster, Growth
-from aneurysm_ray.errors import RequestError
+from aneurysm_ray.errors import AneurysmRayError, RequestError
 
 OBJECT_STORE_BYTES = 512 * 2**20
 """Of a local Ray: only status rows and metrics pass through it, never voxels."""
@@ -35,6 +36,12 @@ _LOCAL_DEFAULTS = {
     # Nobody takes the nodes of one machine back with notice; the watcher is a process more for every run.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
+_PORTS = range(20_000, 32_768)
+"""Of which a local Ray takes one: above those of Ray's workers, below those that systems hand out by themselves."""
+_STARTS = 3
+"""Another program may take a port between the moment when it is found and that when Ray takes it."""
+_NODE_SECONDS = 240.0
+"""Time in which the node of a local Ray has to start."""
 _ROOMLESS = ("PENDING", "RESCHEDULING")
 """States of a placement group that holds nothing, or not all, of what it asks for."""
 _ANSWER_SECONDS = 8.0
@@ -122,20 +129,69 @@ def _private() -> dict[str, str]:
 
 
 def _start(folder: str, dashboard: bool) -> None:
-    """Start a local Ray whose processes know its address: beside another Ray they could not tell which is theirs."""
+    """Start a local Ray whose processes know its address: beside another Ray they could not tell which is theirs.
+
+    Raises AneurysmRayError where none can be started.
+    """
     _read_environment()
+    for attempt in range(_STARTS):
+        port = _unused_port()
+        address = f"{ray.util.get_node_ip_address()}:{port}"
+        try:
+            with environment({"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": address}), _patience():
+                ray.init(
+                    address="local",
+                    include_dashboard=dashboard,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    _temp_dir=folder,
+                )
+            return
+        except Exception as error:  # Ray raises plain ones too
+            ray.shutdown()
+            if _is_unused(port) or attempt == _STARTS - 1:
+                first = next(iter(str(error).splitlines()), type(error).__name__)
+                raise AneurysmRayError(
+                    f"Ray could not be started on this machine: {first}; `aneurysm-ray doctor` examines it"
+                ) from error
+            log.info("  another program has taken port %d before Ray did; trying another", port)
+
+
+@contextlib.contextmanager
+def _patience() -> Iterator[None]:
+    """Let a node that starts take its time: after 30 s, which is little on a busy machine, Ray 2.60 gives it up."""
+    services: Any = ray._private.services
+    once = services.get_node
+    until = time.monotonic() + _NODE_SECONDS
+
+    def asked_again(*words: Any) -> Any:
+        while True:
+            try:
+                return once(*words)
+            except RuntimeError:  # not there yet
+                if time.monotonic() > until:
+                    raise
+            time.sleep(0.1)
+
+    services.get_node = asked_again
+    try:
+        yield
+    finally:
+        services.get_node = once
+
+
+def _unused_port() -> int:
+    return next(port for port in random.sample(_PORTS, len(_PORTS)) if _is_unused(port))
+
+
+def _is_unused(port: int) -> bool:
     with socket.socket() as asked:
-        asked.bind(("", 0))
-        port = asked.getsockname()[1]
-    with environment({"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}):
-        ray.init(
-            address="local",
-            include_dashboard=dashboard,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=folder,
-        )
+        try:
+            asked.bind(("", port))
+        except OSError:
+            return False
+    return True
 
 
 def _read_environment() -> None:

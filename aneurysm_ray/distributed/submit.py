@@ -30,8 +30,10 @@ EXCLUDED = [
     "tests",
     "benchmarks",
     "*.safetensors",
+    "!aneurysm_ray/weights/*.safetensors",
 ]
-"""What of the checkout a job does not need."""
+"""What of the checkout a job does not need, in the words of a .gitignore. A job runs the package that it brings along,
+its starter weights too."""
 
 _DETACHED = 130
 _POLL_SECONDS = 1.0

@@ -78,6 +78,7 @@ def train(
     labels or with other volume settings, a test that is not one, a run directory that is taken, or resources that do
     not fit; AneurysmRayError when a fold fails more often than `resources.max_failures`.
     """
+    location.check_reachable(volumes)
     config = preflight.settled(config)
     overrides.refuse_contradiction(config, volumes, rundir.read_volume_settings(volumes))
     chosen = parse_folds(folds, config.folds.count)

@@ -61,6 +61,7 @@ def tune(
     """
     from aneurysm_ray.reporting import pages
 
+    location.check_reachable(volumes)
     config = preflight.settled(config)
     overrides.refuse_contradiction(config, volumes, rundir.read_volume_settings(volumes))
     parameters = check(config)
