@@ -19,7 +19,7 @@ from aneurysm_ray import overrides
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import store
 from aneurysm_ray.errors import AneurysmRayError, ConfigError, RequestError, RunDirError
-from aneurysm_ray.labels import LABELS, PRESENT
+from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT
 from aneurysm_ray.learning import atlas, checkpoint, engine, epoch, models, objective, profiling, validation
 from aneurysm_ray.learning.arithmetic import arithmetic
 from aneurysm_ray.learning.cases import from_table
@@ -341,6 +341,19 @@ def test_settings_that_do_not_fit_are_refused(volumes: Path) -> None:
 def test_a_loss_that_is_no_number_stops_the_run(volumes: Path) -> None:
     with pytest.raises(AneurysmRayError, match="try a smaller"):
         _run(small_config(volumes, optim__lr=1e30, optim__clip_norm=0), volumes)
+
+
+@pytest.mark.parametrize("head", ["pooled", "grid"])
+def test_points_of_masks_which_have_no_location_are_learnt_and_validated(volumes: Path, head: str) -> None:
+    table = store.volumes_table(volumes)
+    unplaced = [[{**point, "location": ""} for point in points] for points in table["points"]]
+    ignored = [[{"z": 5.0, "y": 5.0, "x": 5.0, "location": "", "radius_mm": 2.0}]] * len(table)
+    table = table.assign(points=unplaced, ignored=ignored)
+    table[list(LOCATIONS)] = np.nan
+    config = small_config(volumes, optim__epochs=1, model__head=head)
+    (result,) = fit(config, volumes, table[:12], table[12:])
+    assert math.isfinite(result.metrics["train/loss"]) and math.isfinite(result.metrics["val/auc_present"])
+    assert len(result.predictions) == 4
 
 
 def test_determinism_settings_are_put_back(volumes: Path) -> None:

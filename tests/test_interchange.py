@@ -1,12 +1,16 @@
 """Models in the formats of others: the same answers, and what their callers must know."""
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from learning_sets import write_set
 
 from aneurysm_ray import overrides
 from aneurysm_ray.errors import AneurysmRayError, RequestError
@@ -81,3 +85,21 @@ def test_the_ending_says_the_format(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RequestError, match=r"onnx and onnxscript must be installed .* pip install -e '\.\[onnx\]'"):
         interchange.write(tmp_path, tmp_path / "model.onnx")
+
+
+def test_the_python_of_the_page_runs_on_a_set_with_nothing_of_this_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    trained = _ensemble("grid", count=1)
+    monkeypatch.setattr(export, "load", lambda run: trained)
+    interchange.write(tmp_path, tmp_path / "model.onnx")
+    write_set(tmp_path / "volumes", 2, shape=(15, 30, 40))
+    page = (Path(__file__).resolve().parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert "aneurysm_ray" not in code
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("  ") for line in done.stdout.splitlines()]
+    assert [label for _, label in rows] == list(LABELS)
+    assert all(0 < float(probability) < 1 for probability, _ in rows)

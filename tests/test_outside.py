@@ -139,8 +139,25 @@ def test_what_is_no_outside_test_is_refused(sets: tuple[Path, Path], tmp_path: P
         outside.check(
             [sets[1], write_sites(tmp_path / "again" / "elsewhere", 2, 5, 1)],
             sets[0],
-            pd.DataFrame({"patient": [], "series_uid": [], "shape": [], "affine": []}),
+            pd.DataFrame({"patient": [], "series_uid": [], "quality": [], "shape": [], "affine": []}),
         )
+
+
+def test_files_at_equal_places_of_two_sets_are_not_one_series(tmp_path: Path) -> None:
+    """NIfTI files have no UID: one is made of a file's place in its set, and many sets have a sub-01/anat."""
+    folders = []
+    for seed, codes in ((0, ("series_uid_assumed",)), (1, ("series_uid_assumed",)), (2, ())):
+        folder = tmp_path / f"set{seed}"
+        made = replace(volume(0, True, seed), series_uid="2.25.7", quality=codes)
+        store.write_table(folder, [store.table_row(made, store.write_volume(folder, made, "{}").stat().st_size)])
+        describe_set(folder, Config())
+        folders.append(folder)
+    assert check(folders[1], folders[0]) == [folders[1].resolve()]
+    brought = tmp_path / "brought"
+    store.write_table(brought, [store.table_row(replace(volume(0, True, 3), series_uid="2.25.7"), 1)])
+    describe_set(brought, Config())
+    with pytest.raises(RequestError, match=r"1 series of .* are in .* too, such as 2\.25\.7"):
+        check(brought, folders[2])
 
 
 def test_a_scan_of_the_training_set_is_known_under_another_name(

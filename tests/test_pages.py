@@ -1,6 +1,7 @@
 """Pages of synthetic directories: complete, safe, offline, and without an error in a real browser."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from browser import check_in_browser, open_page
 from plotly.offline import get_plotlyjs
 
 from aneurysm_ray import rundir
-from aneurysm_ray.data import doubts, identity
+from aneurysm_ray.data import doubts, identity, store
 from aneurysm_ray.data.dicom import QUALITY
 from aneurysm_ray.errors import RunDirError
 from aneurysm_ray.labels import LABELS, PRESENT
@@ -110,7 +111,7 @@ def test_run_without_its_volumes_says_so(run: Path, tmp_path: Path) -> None:
 def test_sizes_come_from_the_phantoms_truth(tmp_path: Path) -> None:
     table = synthetic_runs.write_volumes(tmp_path / "volumes", 30, files=0)
     run = synthetic_runs.write_run(tmp_path / "run", tmp_path / "volumes", table)
-    assert "truth table" in blocks(run_page.page(run))["group-table"].caption  # type: ignore[attr-defined]
+    assert "Sizes are not known" in blocks(run_page.page(run))["group-table"].caption  # type: ignore[attr-defined]
     points = froc.points_mm(table)
     truth = points[["series_uid", "location"]].assign(diameter_mm=np.arange(len(points)) + 2.5)
     (tmp_path / "dicom").mkdir()
@@ -128,6 +129,26 @@ def test_sizes_come_from_the_phantoms_truth(tmp_path: Path) -> None:
     ]
     radii = run_data.read_run(run).points.set_index("series_uid")["radius_mm"]
     assert radii.loc[truth["series_uid"].iloc[3]] == pytest.approx(5.5 / 2)
+
+
+def test_sizes_come_from_masks_and_a_point_without_location_is_told(tmp_path: Path) -> None:
+    table = synthetic_runs.write_volumes(tmp_path / "volumes", 30)
+    run = synthetic_runs.write_run(tmp_path / "run", tmp_path / "volumes", table)
+    rows = table.to_dict("records")
+    for row in rows:
+        row["points"] = [{**point, "location": "", "radius_mm": 2.0} for point in row["points"]]
+        row["ignored"] = list(row["ignored"])
+    store.write_table(tmp_path / "volumes", rows)
+    found = blocks(run_page.page(run))
+    sizes = [row for row in found["group-table"].rows if row[0] == "size"]  # type: ignore[attr-defined]
+    assert [(row[1], row[3], row[4]) for row in sizes][1] == ("3–5 mm", 10, 30)
+    worst = found["missed"].cases[0]  # type: ignore[attr-defined]
+    path = tmp_path / "volumes" / store.volume_path(worst.title)
+    prepared = store.read_volume(path)
+    unplaced = tuple(replace(point, location="") for point in prepared.points)
+    path.write_bytes(store.encode(replace(prepared, points=unplaced), "{}"))
+    told = blocks(run_page.page(run))["missed"].cases[0].facts  # type: ignore[attr-defined]
+    assert "aneurysm: location unknown" in told
 
 
 def test_unfinished_run_has_a_page(tmp_path: Path) -> None:

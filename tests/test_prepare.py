@@ -22,8 +22,9 @@ from ray.exceptions import ActorDiedError
 
 from aneurysm_ray import rundir
 from aneurysm_ray.config import Config
-from aneurysm_ray.data import catalogue, identity, store, work
+from aneurysm_ray.data import catalogue, identity, ledger, store, work
 from aneurysm_ray.distributed import prepare as preparation
+from aneurysm_ray.distributed import session
 from aneurysm_ray.distributed.data_passes import Pass
 from aneurysm_ray.distributed.prepare import PrepareSummary, prepare
 from aneurysm_ray.distributed.progress import Status
@@ -160,6 +161,19 @@ def test_a_series_that_is_none_any_more_leaves_no_volume(copies: tuple[Path, Pat
     assert run(data, out).rejected == 3
     assert not (out / store.volume_path(uid)).exists()
     assert not (out / store.picture_path(uid)).exists()
+
+
+def test_a_run_that_was_stopped_before_its_first_series_is_gone_on_with(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(session, "connect", stopped)
+        run(data, tmp_path / "out")
+    assert (tmp_path / "out" / rundir.VOLUMES).exists()
+    ledger.check_foreign(str(tmp_path / "out"))
 
 
 def test_other_settings_another_key_or_a_foreign_folder_are_refused(

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scans import head_hu, mr_head, scan, shoulders_hu
+from scans import HEAD_RADII_MM, head_hu, mr_head, scan, shoulders_hu
 
 from aneurysm_ray.config import VolumeConfig
 from aneurysm_ray.data.preprocess import prepare_series
@@ -149,3 +149,60 @@ def test_tilted_and_turned_slices_give_the_same_head() -> None:
         head = found(volume)
         assert head.top_mm == pytest.approx(TOP_MM, abs=6)
         assert head.centre_mm == pytest.approx((0, 0), abs=8)
+
+
+def _moved(volume: Volume, by: NDArray[np.float64]) -> Volume:
+    affine = volume.affine.copy()
+    affine[:3] += by
+    origins = affine[:3, 3] + np.arange(len(volume.voxels))[:, None] * affine[:3, 0]
+    return replace(volume, affine=affine, origins_mm=origins)
+
+
+def _cube(mm: NDArray[np.float64], half_mm: float = 66.0) -> NDArray[np.float64]:
+    """A block whose depths are whole steps: a ball of 48 mm fits or does not by the last digit of a spacing."""
+    return np.where((np.abs(mm) <= [half_mm, half_mm, half_mm + 20]).all(-1), 300.0, 0.0)
+
+
+def _grid(mm: float) -> dict[str, object]:
+    count = (round(170 / mm), round(220 / mm), round(220 / mm))
+    return {
+        "shape": count,
+        "pitch": (mm, mm),
+        "step": (0, 0, mm),
+        "first": (-mm * (count[2] // 2), -mm * (count[1] // 2), -80.0),
+    }
+
+
+ROUND = {
+    **{f"{kind} {mm}": (field, kind, mm) for mm in (1.2, 2.0, 2.4, 4.0) for kind, field in (("MR", _cube),)},
+    "CT 3.0": (lambda mm: _cube(mm) - 1000 * (_cube(mm) == 0) - 260 * (_cube(mm) > 0), "CT", 3.0),
+    "ball 1.2": (lambda mm: np.where((mm**2).sum(-1) < HEAD_RADII_MM[0] ** 2, 300.0, 0.0), "MR", 1.2),
+}
+
+
+@pytest.mark.parametrize("name", ROUND)
+def test_the_rounding_of_a_files_affine_does_not_move_the_box(name: str) -> None:
+    field, modality, mm = ROUND[name]
+    volume = scan(field, **_grid(mm), modality=modality)  # type: ignore[arg-type]
+    config = VolumeConfig(spacing_mm=(3, 3, 3))
+    wanted = prepare_series(volume, config)
+    rng = np.random.default_rng(5)
+    moves = [rng.uniform(-1e-5, 1e-5, (3, 4)) for _ in range(2)]
+    scaled = [sign * 1e-5 * volume.affine[:3] * [1, 1, 1, 0] for sign in (-1, 1)]
+    for move in moves + scaled:
+        made = prepare_series(_moved(volume, move), config)
+        assert made.voxels.shape == wanted.voxels.shape
+        assert np.abs(made.affine - wanted.affine).max() < 3e-3
+        assert np.abs(made.voxels.astype(int) - wanted.voxels.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("columns", [(1.0, 0.0, 0.0), (0.96, 0.28, 0.0)], ids=["straight", "turned"])
+def test_a_scan_kept_in_float32_gives_the_same_volume_bit_by_bit(columns: tuple[float, float, float]) -> None:
+    rows = (-columns[1], columns[0], 0.0)
+    shape, first = (55, 90, 90), (-120.3, -131.7, -61.9)
+    volume = scan(mr_head, columns=columns, rows=rows, first=first, shape=shape, step=(0, 0, 3.1), modality="MR")
+    rounded = _moved(volume, volume.affine[:3].astype(np.float32) - volume.affine[:3])
+    assert np.abs(rounded.affine - volume.affine).max() > 1e-8
+    one, other = (prepare_series(each, VolumeConfig(spacing_mm=(2, 2, 2))) for each in (volume, rounded))
+    assert np.array_equal(one.affine, other.affine)
+    assert np.array_equal(one.voxels, other.voxels)

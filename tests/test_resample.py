@@ -149,7 +149,7 @@ def test_the_frame_is_right_handed_in_space_whatever_the_slice_order() -> None:
     where = frame_of(volume(affine, origins))
     np.testing.assert_allclose(where.directions, [[0, 0, -1], [0, 1, 0], [1, 0, 0]], atol=1e-12)
     np.testing.assert_allclose(where.slices_mm, [-30, -28, -26, -24])
-    np.testing.assert_allclose((where.rows_mm[0], where.columns_mm[0], *where.pitch_mm), (20, 10, 0.7, 0.5))
+    np.testing.assert_allclose((where.rows_mm[0], where.columns_mm[0], *where.pitch_mm), (20, 10, 0.7, 0.5), atol=1e-5)
     back = where.slices_mm[1] * where.directions[0] + 20 * where.directions[1] + 10 * where.directions[2]
     np.testing.assert_allclose(back, origins[1])
 

@@ -46,7 +46,8 @@ def check_foreign(out: str) -> None:
     """Raise RunDirError when `out` is a folder that holds something else than a prepared set."""
     if urls.is_url(out) or not os.path.isdir(out) or os.path.isdir(urls.join(out, work.STATUS)):
         return
-    if set(os.listdir(out)) - {LOCK, rundir.PREPARE}:
+    # A run that was stopped before its first series leaves tables of nothing.
+    if set(os.listdir(out)) - {LOCK} and not os.path.isfile(urls.join(out, rundir.PREPARE)):
         raise RunDirError(f"{out} is not empty and holds no prepared set; choose another OUT")
 
 

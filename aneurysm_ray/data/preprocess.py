@@ -105,7 +105,8 @@ def prepare_series(
 
 def _centres(low: float, high: float, spacing: float) -> NDArray[np.float64]:
     """Return the centres of the whole voxels that fit between two edges, one at least, in the middle of them."""
-    count = max(1, int((high - low) / spacing + 1e-6))
+    # A scan as long as so many voxels has them all, however its file rounds positions.
+    count = max(1, int((high - low) / spacing + 1e-3))
     return np.linspace(-(count - 1) / 2, (count - 1) / 2, count) * spacing + (low + high) / 2
 
 

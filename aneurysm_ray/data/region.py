@@ -2,7 +2,8 @@
 
 Only the image decides, never the labels, so that training and inference see the same box. What tells a head from arms,
 cradles, tables and necks is that a large ball fits into it: the head's top is one radius above the highest place where
-one does. All is found on a copy thinned to about 6 mm, so that it costs little next to decoding.
+one does. All is found on a copy thinned to about 6 mm, so that it costs little next to decoding. Lengths are compared
+to a hundredth of a mm: spacings are often round numbers, and a file's rounding must not decide what reaches a limit.
 """
 
 import itertools
@@ -11,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.ndimage
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from aneurysm_ray.data.resample import Axes
+from aneurysm_ray.data.resample import FINE_GRID, Axes, rounded
 from aneurysm_ray.data.volume import Volume
 from aneurysm_ray.errors import SeriesError
 
@@ -76,7 +77,7 @@ def patient_axes(frame: Axes) -> tuple[tuple[int, int, int], tuple[int, int, int
     Standard axes: z from feet to head, y from front to back, x from right to left; each gets the nearest one.
     """
     along = frame.directions[:, ::-1]  # along[axis] in patient (z, y, x)
-    best = max(itertools.permutations(range(3)), key=lambda p: sum(abs(along[p[i], i]) for i in range(3)))
+    best = max(itertools.permutations(range(3)), key=lambda p: round(sum(abs(along[p[i], i]) for i in range(3)), 3))
     signs = [1 if along[best[i], i] >= 0 else -1 for i in range(3)]
     return (best[0], best[1], best[2]), (signs[0], signs[1], signs[2])
 
@@ -100,7 +101,8 @@ def find_head(volume: Volume, frame: Axes) -> Head:
     edge = float(z.max()) + step / 2
     if fits.any():
         top = min(_top_mm(thinned, tissue, fits), edge)
-        inside = tissue & (z >= top - CENTRE_DEPTH_MM) & (z <= top)
+        below_top = _compared(top - z)
+        inside = tissue & (below_top >= 0) & (below_top <= CENTRE_DEPTH_MM)
         middle = [float(place[fits & inside].mean()) for place in (y, x)]
     else:
         top, inside = edge, tissue
@@ -119,10 +121,11 @@ def _top_mm(thinned: _Thinned, tissue: NDArray[np.bool_], fits: NDArray[np.bool_
     heights = z.mean(axis=(1, 2))
     level = max(np.flatnonzero(fits.any(axis=(1, 2))), key=lambda k: heights[k])
     middle = y[level][fits[level]].mean(), x[level][fits[level]].mean()
-    limit = heights[level] + BALL_MM + CROWN_MM
+    ball = level
     for above in np.argsort(heights):
-        crown = np.hypot(y[above] - middle[0], x[above] - middle[1]) <= CROWN_MM
-        if heights[level] < heights[above] <= limit and crown.any():
+        crown = _compared(np.hypot(y[above] - middle[0], x[above] - middle[1])) <= CROWN_MM
+        near = _compared(heights[above] - heights[ball]) <= BALL_MM + CROWN_MM
+        if heights[level] < heights[above] and near and crown.any():
             if tissue[above][crown].mean() < 0.5:
                 break
             level = above
@@ -156,7 +159,7 @@ def _ct_tissues(thinned: _Thinned) -> Iterator[NDArray[np.bool_]]:
     """
     values = thinned.values
     dense = values > FAT_HU
-    reach = [2 * int(FAT_MM / mm + 0.5) + 1 for mm in thinned.spacing_mm]
+    reach = [2 * int(round(FAT_MM / mm, 3) + 0.5) + 1 for mm in thinned.spacing_mm]
     by_units = (values > AIR_HU) & scipy.ndimage.maximum_filter(dense, reach)
     if values.min() < AIR_HU and dense.any():
         yield by_units
@@ -216,7 +219,8 @@ def _parting(values: F32) -> float:
 def _thin(volume: Volume, frame: Axes) -> _Thinned:
     """Return every so many slices and rows of a scan, averaged along the rows: whole rows are what memory gives fast,
     and their average has little noise."""
-    steps = [max(1, round(THINNED_MM / mm)) for mm in volume.spacing_mm]
+    spacing_mm = rounded(volume.spacing_mm, FINE_GRID).tolist()
+    steps = [max(1, round(round(THINNED_MM / mm, 3))) for mm in spacing_mm]
     rows = volume.voxels[:: steps[0], :: steps[1]]
     starts = np.arange(0, rows.shape[2], steps[2])
     counts = np.diff(np.append(starts, rows.shape[2]))
@@ -230,7 +234,7 @@ def _thin(volume: Volume, frame: Axes) -> _Thinned:
     ]
     axes, signs = patient_axes(frame)
     z, y, x = (np.broadcast_to(sign * along[axis], values.shape) for axis, sign in zip(axes, signs, strict=True))
-    spacing = [step * mm for step, mm in zip(steps, volume.spacing_mm, strict=True)]
+    spacing = [step * mm for step, mm in zip(steps, spacing_mm, strict=True)]
     # Levels of one value, such as those a scan was padded with, show nothing: the scan ends before them.
     others = tuple(axis for axis in range(3) if axis != axes[0])
     shown = np.flatnonzero(values.max(axis=others) > values.min(axis=others))
@@ -240,7 +244,7 @@ def _thin(volume: Volume, frame: Axes) -> _Thinned:
 
 def _closed(tissue: NDArray[np.bool_], thinned: _Thinned) -> NDArray[np.bool_]:
     """Return tissue with its gaps closed."""
-    reach = [int(BRIDGED_MM / mm + 0.5) for mm in thinned.spacing_mm]
+    reach = [int(round(BRIDGED_MM / mm, 3) + 0.5) for mm in thinned.spacing_mm]
     size = [2 * n + 1 for n in reach]
     padded = np.pad(tissue, [(n, n) for n in reach], mode="edge")
     closed = scipy.ndimage.minimum_filter(scipy.ndimage.maximum_filter(padded, size), size)
@@ -249,13 +253,18 @@ def _closed(tissue: NDArray[np.bool_], thinned: _Thinned) -> NDArray[np.bool_]:
 
 
 def _distance_mm(mask: NDArray[np.bool_], spacing_mm: Sequence[float]) -> NDArray[np.float64]:
-    """Return the distance of each voxel to the nearest one outside the mask; infinite where there is none.
+    """Return the distance of each voxel to the nearest one outside the mask, to a hundredth; infinite where none is.
 
     What the scan cuts off is not outside, since nobody knows it to be air.
     """
     if mask.all():
         return np.full(mask.shape, np.inf)
-    return np.asarray(scipy.ndimage.distance_transform_edt(mask, sampling=spacing_mm))
+    return _compared(scipy.ndimage.distance_transform_edt(mask, sampling=spacing_mm))
+
+
+def _compared(lengths_mm: ArrayLike) -> NDArray[np.float64]:
+    """Return lengths to a hundredth, as they are compared with limits."""
+    return np.asarray(np.round(np.asarray(lengths_mm, np.float64), 2))
 
 
 def _off_the_border(thinned: _Thinned) -> NDArray[np.bool_]:
@@ -264,6 +273,7 @@ def _off_the_border(thinned: _Thinned) -> NDArray[np.bool_]:
     may = np.ones(thinned.values.shape, bool)
     for axis, (n, mm) in enumerate(zip(thinned.values.shape, thinned.spacing_mm, strict=True)):
         if axis != thinned.upward:
-            away = np.minimum(np.arange(n), np.arange(n)[::-1]) * mm >= min(BALL_MM / 2, n * mm / 4)
+            away_mm = _compared(np.minimum(np.arange(n), np.arange(n)[::-1]) * mm)
+            away = away_mm >= _compared(min(BALL_MM / 2, n * mm / 4))
             may &= away.reshape([n if a == axis else 1 for a in range(3)])
     return may

@@ -15,13 +15,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from aneurysm_ray.data.volume import Volume, largest_gap_mm, typical_step_mm
 from aneurysm_ray.errors import SeriesError
 
 Positions = NDArray[np.float64]
 
+GRID_MM, FINE_GRID = 2.0**-10, 2.0**-16
+"""Places count to a micrometre, directions and distances of pixels finer, as many add up. Powers of two, since short
+decimals and usual pixel spacings (a field of view over 512 or 1024) do not lie halfway between their multiples."""
 SHIFT_TOLERANCE_MM = 0.01
 """Slices shifted within their plane by less than this share one set of weights."""
 
@@ -61,19 +64,38 @@ class Axes:
 
 
 def frame_of(volume: Volume) -> Axes:
-    """Return a volume's own axes. Raises SeriesError (`no_geometry`) when two slices lie at one position."""
+    """Return a volume's own axes. Raises SeriesError (`no_geometry`) when two slices lie at one position.
+
+    Numbers are rounded, so that a scan has the same axes from DICOM's decimals as from NIfTI's float32.
+    """
     row, column = volume.affine[:3, 1], volume.affine[:3, 2]
-    pitch = float(np.linalg.norm(row)), float(np.linalg.norm(column))
-    u = column / pitch[1]
-    v = row - (row @ u) * u
+    pitch = float(rounded(np.linalg.norm(row), FINE_GRID)), float(rounded(np.linalg.norm(column), FINE_GRID))
+    u, v = (rounded(step / np.linalg.norm(step), FINE_GRID) for step in (column, row))
+    u /= np.linalg.norm(u)
+    v -= (v @ u) * u
     v /= np.linalg.norm(v)
     normal = np.cross(u, v)
     if (volume.origins_mm[-1] - volume.origins_mm[0]) @ normal < 0:
         normal = -normal
-    slices = volume.origins_mm @ normal
+    directions = np.array([normal, v, u])
+    slices, rows, columns = (_on_a_line(volume.origins_mm @ direction) for direction in directions)
     if len(slices) < 2 or np.diff(slices).min() <= 0:
         raise SeriesError("no_geometry", f"{volume.series_uid}: slices do not lie one after another along their normal")
-    return Axes(np.array([normal, v, u]), slices, volume.origins_mm @ v, volume.origins_mm @ u, pitch)
+    return Axes(directions, slices, rows, columns, pitch)
+
+
+def rounded(values: ArrayLike, grid: float) -> NDArray[np.float64]:
+    """Return numbers as multiples of a grid."""
+    return np.asarray(np.rint(np.asarray(values, np.float64) / grid) * grid)
+
+
+def _on_a_line(places_mm: Positions) -> Positions:
+    """Return places rounded: those in even steps by the first and the last, others one by one."""
+    even = np.linspace(places_mm[0], places_mm[-1], len(places_mm))
+    if np.abs(even - places_mm).max() < GRID_MM:
+        first, last = rounded(places_mm[[0, -1]], GRID_MM)
+        return np.linspace(first, last, len(places_mm))
+    return rounded(places_mm, GRID_MM)
 
 
 def weights(

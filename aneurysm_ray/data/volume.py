@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 MAX_GAP_MM, MAX_GAP_STEPS = 12.0, 3.0
 """Nothing is made up between slices farther apart than both: in mm, and in steps of the series."""
+TIE_MM = 1e-3
+"""What differs by less is equal: positions are often round numbers, which files keep with different rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,4 +99,4 @@ def typical_step_mm(steps_mm: NDArray[np.float64]) -> float:
 
 def largest_gap_mm(steps_mm: NDArray[np.float64]) -> float:
     """Return the widest gap of a stack with these steps that may be interpolated."""
-    return max(MAX_GAP_MM, MAX_GAP_STEPS * typical_step_mm(steps_mm))
+    return max(MAX_GAP_MM, MAX_GAP_STEPS * typical_step_mm(steps_mm)) + TIE_MM

@@ -54,8 +54,11 @@ def _check_settings(test: Path, found: VolumeConfig, wanted: VolumeConfig) -> No
 
 def _check_patients(test: Path, there: pd.DataFrame, volumes: Path, table: pd.DataFrame) -> None:
     shared = set(there["patient"]) & set(table["patient"])
-    series = set(there["series_uid"]) & set(table["series_uid"])
-    cure = "leave them out of one of the two; a test of whom a network has learnt says nothing"
+    series = _own_uids(there) & _own_uids(table)
+    cure = (
+        "leave them out of one of the two, as a test of whom a network has learnt says nothing; if they only share a "
+        "name, prepare one of the sets with another prepare.patient_key_file"
+    )
     if shared or series:
         who = f"{len(shared)} patients" if shared else f"{len(series)} series"
         some = sorted(shared or series)[0]
@@ -69,6 +72,16 @@ def _check_patients(test: Path, there: pd.DataFrame, volumes: Path, table: pd.Da
             "scan is. Prepare both with one prepare.patient_key_file to know",
             *(test.name, volumes.name),
         )
+
+
+def _own_uids(table: pd.DataFrame) -> set[str]:
+    """Return the UIDs that series brought along. One that was made of a file's place in its set says nothing of another
+    set's file at such a place."""
+    return {
+        uid
+        for uid, codes in zip(table["series_uid"], table["quality"], strict=True)
+        if "series_uid_assumed" not in codes
+    }
 
 
 def _same_scan(test: Path, there: pd.DataFrame, volumes: Path, table: pd.DataFrame) -> tuple[str, str] | None:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from aneurysm_ray.config import Config
 from aneurysm_ray.data.masks import UNKNOWN
-from aneurysm_ray.data.store import Point, PreparedVolume
-from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
+from aneurysm_ray.data.store import PreparedVolume
+from aneurysm_ray.labels import LABELS, PRESENT_INDEX
 from aneurysm_ray.learning import metrics, targets
 from aneurysm_ray.learning.cache import VolumeCache
 from aneurysm_ray.learning.cases import Case
@@ -179,10 +179,7 @@ def _prepared(case: Case, cache: VolumeCache, *, masks: bool) -> PreparedVolume:
         voxels=whole.voxels,
         affine=case.affine,
         targets=case.targets,
-        points=tuple(
-            Point(float(z), float(y), float(x), LOCATIONS[label])
-            for (z, y, x), label in zip(case.points, case.point_labels, strict=True)
-        ),
+        points=(),  # nothing that scores may know them
         quality=(),
         source_digest="",
         vessels=whole.vessels,

@@ -43,7 +43,7 @@ def _case(run: RunData, row: dict[Any, Any]) -> Case | None:
     found = own.sort_values("probability", ascending=False).head(_CANDIDATES_SHOWN)
     candidates = pictures.to_voxel(prepared, found[["x_mm", "y_mm", "z_mm"]].to_numpy(np.float64))
     focus = _focus(prepared.voxels.shape, points, candidates, heatmap, prepared)
-    locations = ", ".join(SHORT_NAMES.get(p.location, p.location) for p in prepared.points)
+    locations = ", ".join(SHORT_NAMES.get(p.location, "location unknown") for p in prepared.points)
     facts = [
         f"probability {row[PRESENT]:.3f}",
         f"{prepared.modality}, {prepared.plane}",

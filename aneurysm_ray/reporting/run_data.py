@@ -31,9 +31,7 @@ class RunData:
     volumes: pd.DataFrame | None
     """The table of the prepared set; None when it is gone."""
     points: pd.DataFrame
-    """Labelled points of the scored series, patient mm; with radius_mm where the truth is known."""
-    truth: pd.DataFrame | None
-    """Aneurysms with their diameters; None where no truth is known."""
+    """Labelled points of the scored series, patient mm; with radius_mm where a mask, a table or the truth gives it."""
     seconds: float | None
 
     @property
@@ -72,7 +70,6 @@ def read_run(folder: Path) -> RunData:
         candidates=froc.judged(_table(folder, folds, rundir.CANDIDATES, columns), points, ignored),
         volumes=volumes,
         points=points if known is None else truth.with_radius(points, known),
-        truth=known,
         seconds=rundir.read_json(folder / rundir.SUMMARY).get("seconds") if finished else None,
     )
 

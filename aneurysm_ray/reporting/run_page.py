@@ -119,7 +119,7 @@ def _froc_table(found: Results) -> pd.DataFrame:
 
 
 def _groups(run: RunData, found: Results) -> Section:
-    groups = metrics.subgroups(run.predictions, None if run.truth is None else truth.diameters_mm(run.truth))
+    groups = metrics.subgroups(run.predictions, truth.diameters_mm(run.points))
     defined = groups[groups["auc"].notna()]
     labels = {"label": "label", "interval": _AUC, "n_positive": "positive", "n": "series"}
     columns = {"group": "group", "value": "value", "interval": _AUC, "n_positive": "positive", "n": "series"}
@@ -145,7 +145,7 @@ def _groups(run: RunData, found: Results) -> Section:
         Table.of(
             "group-table",
             "Subgroups",
-            "" if (groups["group"] == "size").any() else "Sizes are not known: the data set has no truth table.",
+            "" if (groups["group"] == "size").any() else "Sizes are not known: no mask and no table gave them.",
             run_tests.with_interval(groups),
             columns,
             wide=False,

@@ -25,9 +25,10 @@ def lesions(volumes: Path) -> pd.DataFrame | None:
     return table[columns].dropna() if set(columns) <= set(table.columns) else None
 
 
-def diameters_mm(truth: pd.DataFrame) -> pd.Series:
-    """Return the largest aneurysm's diameter by series_uid."""
-    return truth.groupby("series_uid")["diameter_mm"].max()
+def diameters_mm(points: pd.DataFrame) -> pd.Series | None:
+    """Return the largest aneurysm's diameter by series_uid, or None where no radius is known."""
+    known = points.dropna(subset=["radius_mm"])
+    return 2 * known.groupby("series_uid")["radius_mm"].max() if len(known) else None
 
 
 def with_radius(points: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
