@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from monai.networks.nets.resnet import ResNet
@@ -150,3 +153,16 @@ def test_unknown_names_and_impossible_strides_are_refused() -> None:
         models.build(ModelConfig(name="small3d", head="grid", output_stride=32))
     with pytest.raises(ConfigError, match="output_stride = 2 is none"):
         models.build(ModelConfig(head="grid", stem_stride=4, output_stride=2))
+
+
+def test_networks_of_our_own_load_no_monai() -> None:
+    """It takes two seconds of every worker's start."""
+    program = """
+import sys
+from aneurysm_ray.config import ModelConfig
+from aneurysm_ray.learning import engine, models
+models.build(ModelConfig(name="small3d", width=4))
+print("monai" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

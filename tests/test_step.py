@@ -72,8 +72,6 @@ def test_a_step_on_a_device_makes_one_copy_and_waits_for_nothing(
     # It knows no autocasting, and has no generator.
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(torch, "Generator", lambda device: _NoGenerator())
-    if head == "pooled":  # the weights of its labels are made for each loss anew
-        monkeypatch.setattr("aneurysm_ray.learning.losses.label_weights", lambda _: torch.ones(14, device=there))
     with Copies() as copies:
         batch, changes = packed.to(there)
         loss = epoch.losses_of(learner, augment.apply(batch, changes), changes, config)

@@ -22,9 +22,9 @@ VESSEL_WEIGHT = 3.0
 """Of a vessel's cells in the cross-entropy of vessels."""
 
 
-def label_weights(present_weight: float) -> Tensor:
+def label_weights(present_weight: float, device: torch.device | str = "cpu") -> Tensor:
     """Return (14,) weights that sum to 1: the mean of the locations against `present_weight` times the last label."""
-    weights = torch.full((len(LABELS),), 1 / len(LOCATIONS))
+    weights = torch.full((len(LABELS),), 1 / len(LOCATIONS), device=device)
     weights[PRESENT_INDEX] = present_weight
     return weights / weights.sum()
 
@@ -41,7 +41,7 @@ def positive_weights(config: LossConfig, frequency_L: Tensor) -> Tensor:
 def patch_losses(logits_BL: Tensor, targets_BL: Tensor, config: LossConfig, weights_L: Tensor) -> Tensor:
     """Return (B,) losses of whole patches' 14 labels. `weights_L` are those of `positive_weights`."""
     loss, known, hard = _cross_entropy(logits_BL, targets_BL, config)
-    loss = loss * (1 + hard * (weights_L - 1)) * label_weights(config.present_weight).to(loss) * known
+    loss = loss * (1 + hard * (weights_L - 1)) * label_weights(config.present_weight, loss.device) * known
     return loss.sum(1)
 
 

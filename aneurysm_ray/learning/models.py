@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from monai.networks.nets.resnet import ResNet
 from torch import Tensor, nn
 
 from aneurysm_ray.config import ModelConfig
@@ -149,6 +148,8 @@ class ResNetFeatures(Backbone):
 
     def __init__(self, config: ModelConfig, block: str, layers: tuple[int, int, int, int]) -> None:
         super().__init__()
+        from monai.networks.nets.resnet import ResNet  # takes two seconds, which the other networks need not
+
         planes = [config.width * factor for factor in (1, 2, 4, 8)]
         made = ResNet(
             block=block,
