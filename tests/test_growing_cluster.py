@@ -97,7 +97,7 @@ def environment() -> Iterator[dict[str, str]]:
 def ours(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", OURS, *words]
     return subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS
+        command, env=environment, capture_output=True, text=True, check=False, timeout=3 * PATIENCE_SECONDS
     )
 
 
