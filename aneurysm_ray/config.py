@@ -324,8 +324,8 @@ class Config(Section):
     trace."""
     tensorboard: bool = False
     """Also write every epoch's metrics as TensorBoard files, in `tensorboard/` of each fold."""
-    tracker: Literal["", "mlflow"] = ""
-    """mlflow: also send every epoch to the server of MLFLOW_TRACKING_URI, folds and trials as nested runs."""
+    tracker: Literal["", "mlflow", "wandb"] = ""
+    """Also send every epoch, folds and trials as own runs. mlflow: to MLFLOW_TRACKING_URI; wandb: to `wandb/` here."""
     volume: VolumeConfig = VolumeConfig()
     prepare: PrepareConfig = PrepareConfig()
     folds: FoldsConfig = FoldsConfig()

@@ -1,8 +1,10 @@
-"""A run's directory followed into MLflow: a real server on loopback, and what happens without one."""
+"""A run's directory followed into MLflow, a real server on loopback, and into W&B's offline files; and without them."""
 
 import importlib.util
+import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -43,11 +45,12 @@ print(sorted({name.partition(".")[0] for name in sys.modules} & {"mlflow", "wand
     assert done.stdout.strip() == "[]"
 
 
-def test_a_tracker_that_is_not_installed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_a_tracker_that_is_not_installed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with (
-        pytest.raises(RequestError, match=r"pip install -e '\.\[mlflow\]'"),
-        tracking.followed(tmp_path, overrides.build({"tracker": "mlflow"}), "train"),
+        pytest.raises(RequestError, match=rf"pip install -e '\.\[{name}\]'"),
+        tracking.followed(tmp_path, overrides.build({"tracker": name}), "train"),
     ):
         raise AssertionError("the run began")
 
@@ -65,6 +68,65 @@ def test_a_server_that_does_not_answer_is_told_before_anything_starts(
         tracking.followed(tmp_path, overrides.build({"tracker": "mlflow"}), "train"),
     ):
         raise AssertionError("the run began")
+
+
+def offline_records(path: Path) -> list[Any]:
+    """Return the records of one of W&B's files: protocol buffers in LevelDB's log, blocks of 32 KB after 7 bytes."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, at, whole, found = path.read_bytes(), 7, b"", []
+    assert data[:4] == b":W&B"
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            found.append(wandb_internal_pb2.Record.FromString(whole))
+            whole = b""
+    return found
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+def test_wandb_keeps_folds_and_epochs_offline_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    table = synthetic_runs.write_volumes(tmp_path / "volumes", 12, files=0)
+    out = synthetic_runs.write_run(tmp_path / "run", tmp_path / "volumes", table, folds=2)
+    epochs = rundir.read_csv(out / "fold_0" / rundir.METRICS)
+    config = overrides.build({"tracker": "wandb"}, base=rundir.read_config(out))
+    rundir.write_csv(out / "fold_0" / rundir.METRICS, epochs.head(5))
+    with tracking.followed(out, config, "train"):
+        pass
+    # A run that goes on sends what came since, into the same runs.
+    rundir.write_csv(out / "fold_0" / rundir.METRICS, epochs)
+    rundir.write_json(out / rundir.SUMMARY, {"kind": "train", "score": {"value": 0.75, "low": 0.5, "high": 0.9}})
+    with tracking.followed(out, config, "train"):
+        pass
+    runs = rundir.read_json(out / tracking.TRACKED)["runs"]
+    files = {name: sorted(tmp_path.glob(f"wandb/offline-run-*-{run}/run-{run}.wandb")) for name, run in runs.items()}
+    assert sorted(files) == ["", "fold_0", "fold_1"] and len(files["fold_0"]) == 2
+    steps, scores = [], []
+    for path in files["fold_0"]:
+        for record in offline_records(path):
+            if record.HasField("run"):
+                assert record.run.run_group == runs[""] and record.run.job_type == "fold"
+            items = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
+            if "val/score" in items:
+                steps.append(record.history.step.num)
+                scores.append(float(items["val/score"]))
+    assert steps == list(range(12))
+    np.testing.assert_allclose(scores, epochs["val/score"])
+    settings = {
+        update.key or update.nested_key[0]: update.value_json
+        for record in offline_records(files[""][0])
+        for update in [*record.config.update, *record.run.config.update]
+    }
+    assert float(settings["optim.lr"]) == config.optim.lr and json.loads(settings["model.head"]) == "grid"
+    kept = {path.name for path in tmp_path.glob("wandb/offline-run-*/files/*")}
+    assert not kept & {"requirements.txt", "output.log", "wandb-metadata.json"}
 
 
 @pytest.fixture(scope="module")
