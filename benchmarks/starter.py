@@ -5,14 +5,19 @@
 Writes twice 640 varied phantoms of four modalities (seeds 18 and 20) as DICOM into WORK, prepares them, and trains the
 networks of `--preset starter` on 600 of each, one stage after the other, 468,000 patches in all (about two and a half
 hours of one core). The last stage sees other heads than those before, so that what was learnt by heart is of no use
-there. The result goes into the package. The other 40 of each set judge. Each step goes on where it stopped.
+there; the networks of the last two stages go into the package together. The other 40 of each set judge. Each step goes
+on where it stopped.
 """
 
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
+
+from safetensors import safe_open
+from safetensors.torch import load, save
 
 from aneurysm_ray.learning import export, starter
 
@@ -53,8 +58,22 @@ def main(work: Path) -> None:
         new = [*TRAIN, "--epochs", str(stage.epochs), *stage.words, *init]
         _run("train", volumes, "--out", run, *(["--resume"] if run.exists() else new))
         init = [f"init={run / 'fold_0' / 'checkpoint_last'}"]
-    starter.FILE.parent.mkdir(exist_ok=True)
-    export.export_run(run, starter.FILE, NOTE)
+    write([work / f"run_{number}" for number in (len(STAGES) - 1, len(STAGES) - 2)])
+
+
+def write(runs: list[Path]) -> None:
+    """Write the networks of some runs of one fold as one model, the first run's first."""
+    tensors, metadata = {}, {}
+    for number, run in enumerate(runs):
+        exported = run / "exported.safetensors"
+        export.export_run(run, exported, NOTE)
+        for name, tensor in load(exported.read_bytes()).items():
+            tensors[f"fold_{number}/{name.partition('/')[2]}"] = tensor
+        with safe_open(exported, "pt") as file:
+            metadata = metadata or file.metadata()
+    # Thresholds were chosen for one network, and are not those of a mean.
+    del metadata["operating"]
+    starter.FILE.write_bytes(save(tensors, {**metadata, "folds": json.dumps(list(range(len(runs))))}))
     print(f"{starter.FILE} ({starter.FILE.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -36,6 +36,8 @@ FORMAT = "aneurysm_ray 1"
 _KEYS = ("format", "config", "folds", "prevalence", "calibration")
 _UNCALIBRATED: tuple[None, ...] = (None,) * len(LABELS)
 _OPERATING = "operating"
+_OF_A_MACHINE = ("init", "folds.file", "prepare.patient_key_file", "feed.cache_dir", "tune.storage")
+"""Settings that are places on somebody's machine: no business of whom a model is given to."""
 _NO_MATTER = {"batch_size", "candidates", "candidate_distance_mm", "operating"}
 """Settings of `inference` that change no probability."""
 
@@ -156,7 +158,7 @@ def _collect(run: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     prevalence, platt, curves = _label_facts(run, folds)
     return tensors, {
         "format": FORMAT,
-        "config": overrides.to_toml(config),
+        "config": overrides.to_toml(overrides.build(dict.fromkeys(_OF_A_MACHINE, ""), base=config)),
         "folds": json.dumps(folds),
         "prevalence": json.dumps(prevalence),
         "calibration": json.dumps(platt),
