@@ -228,6 +228,7 @@ def test_a_node_that_needs_longer_than_ray_waits_is_waited_for() -> None:
 
 def test_a_ray_that_cannot_start_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.shutdown", lambda: None)  # the tests' own Ray goes on
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
     def fails(**_: object) -> None:
