@@ -146,6 +146,19 @@ def test_file_is_plain_tensors_and_text(run: Path, tmp_path: Path) -> None:
     assert all(name.startswith(("fold_0/", "fold_1/")) for name in load_file(path))
 
 
+PLACES = ("init", "folds.file", "prepare.patient_key_file", "feed.cache_dir", "tune.storage")
+
+
+def test_a_file_says_nothing_of_the_machine_that_made_it(run: Path, tmp_path: Path) -> None:
+    config = overrides.build({**SMALL, **{key: "/home/somebody/secret" for key in PLACES}})
+    for fold in (0, 1):
+        folder = rundir.fold_dir(run, fold) / rundir.CHECKPOINT_LAST
+        checkpoint.save(folder, {**checkpoint.load(folder), "config": config.model_dump(mode="json")})
+    export.export_run(run, tmp_path / "model.safetensors")
+    assert b"somebody" not in (tmp_path / "model.safetensors").read_bytes()
+    assert export.load(tmp_path / "model.safetensors").config == overrides.build(SMALL)
+
+
 def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
