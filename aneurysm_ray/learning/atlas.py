@@ -56,8 +56,10 @@ def on_cells(
     cells: Sequence[int],
     shape: Sequence[int],
 ) -> NDArray[np.float64]:
-    """Return an atlas' values (z, y, x) at the cells of a grid: cell i is centred on voxel first + i * step of a volume
-    of `shape`."""  # fmt: skip
+    """Return an atlas' values (z, y, x) at the cells of a grid.
+
+    Cell i is centred on voxel first + i * step of a volume of `shape`.
+    """
     axes = [(first[a] + step[a] * np.arange(cells[a]) + 0.5) / shape[a] for a in range(3)]
     return _at(atlas, np.stack(np.meshgrid(*axes, indexing="ij")))
 

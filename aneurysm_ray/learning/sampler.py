@@ -20,8 +20,8 @@ from aneurysm_ray.learning.cases import IGNORED, Case
 
 KINDS = ("anywhere", "point", "hard", "site", "vessel")
 ANYWHERE, POINT, HARD, SITE, VESSEL = range(len(KINDS))
-"""Kinds of patch: anywhere without a point, around a point, where the model was wrong, without a
-point at a place where another series of the modality has one, without a point on a vessel."""
+"""Kinds of patch: anywhere without a point, around a point, where the model was wrong, without a point at a place where
+another series of the modality has one, without a point on a vessel."""
 
 TRIES = 20
 """How often a background patch is drawn again because a point lies in it or near it."""
@@ -50,7 +50,7 @@ class Plan:
     start: NDArray[np.int64]
     """(N, 3): first voxel (z, y, x) of the patch."""
     kind: NDArray[np.int64]
-    """(N,): ANYWHERE, POINT, HARD or SITE."""
+    """(N,): index into KINDS."""
 
     def __len__(self) -> int:
         return len(self.case)
