@@ -79,7 +79,8 @@ class ModelConfig(Section):
     """The network. Every network maps a patch to a grid of 14 logits per cell; a pooled one's grid is 1x1x1."""
 
     name: str = "resnet3d18"
-    """A key of `learning.models.MODELS`: resnet3d10, resnet3d18, resnet3d34, resnet3d50, small3d."""
+    """A key of `learning.models.MODELS`: resnet3d10, resnet3d18, resnet3d34, resnet3d50, small3d,
+    light3d."""
     head: Literal["pooled", "grid"] = "pooled"
     """pooled: one vector of logits per patch. grid: lesion, its location and vessel per cell at the output stride."""
     width: Annotated[int, Field(ge=4, le=256)] = 64
@@ -165,6 +166,9 @@ class AugmentConfig(Section):
     """Largest shift of intensity; an image spans 0 to 1."""
     contrast: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Largest relative change of contrast."""
+    curve: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Largest shift, up or down, of five points of a rising curve that maps intensity: scanners, kernels and contrast
+    media differ in how bright bone, blood and tissue are beside each other."""
     blur: Fraction = 0.1
     """Probability of a blur, as of other kernels and thicker slices."""
     noise: Annotated[float, Field(ge=0, le=1)] = 0.03

@@ -31,6 +31,9 @@ _SWAPPED_CLASSES = torch.tensor(
 
 _ORDERS = [list(order) for order in itertools.permutations(range(3))]
 
+KNOTS = np.linspace(0, 1, 5)
+"""Intensities that a curve maps; between them it is straight."""
+
 DARKEST = 1e-4
 """What black is taken for before an exponent, whose slope at 0 is infinite."""
 
@@ -54,6 +57,8 @@ class Draws:
     contrast: NDArray[np.float64]
     """Factor about the middle of the range."""
     brightness: NDArray[np.float64]
+    curve: NDArray[np.float64]
+    """(B, 5): what the intensities KNOTS become, rising."""
     gamma: NDArray[np.float64]
     """Exponent of intensity."""
     blur: NDArray[np.float64]
@@ -67,7 +72,7 @@ class Draws:
 
 def draw(config: AugmentConfig, seed: tuple[int, ...], chosen: NDArray[np.int64]) -> Draws:
     """Draw the changes of the chosen patches of a plan; `seed` is (seed, fold, epoch)."""
-    rows = []
+    rows, curves = [], []
     for index in chosen:
         rng = np.random.default_rng((*seed, int(index), 0xA6))
         u = rng.uniform(-1, 1, 15)
@@ -75,6 +80,7 @@ def draw(config: AugmentConfig, seed: tuple[int, ...], chosen: NDArray[np.int64]
         noise_seed = float(rng.integers(2**53))
         turn = int(rng.integers(48)) if rng.random() < config.turn else 0
         rows.append((*u, max(share, 1 - share), noise_seed, turn))
+        curves.append(np.sort(KNOTS + config.curve * rng.uniform(-1, 1, len(KNOTS))))
     table = np.array(rows, np.float64).reshape(-1, 18)
     unit = (table[:, :2] + 1) / 2
     return Draws(
@@ -86,6 +92,7 @@ def draw(config: AugmentConfig, seed: tuple[int, ...], chosen: NDArray[np.int64]
         shift=table[:, 6:9] * config.translate,
         contrast=1 + table[:, 9] * config.contrast,
         brightness=table[:, 10] * config.brightness,
+        curve=np.clip(np.reshape(curves, (-1, len(KNOTS))), 0, 1),
         gamma=np.exp(table[:, 12] * config.gamma),
         blur=np.where((table[:, 13] + 1) / 2 < config.blur, (table[:, 14] + 1) / 2, 0.0),
         noise=np.abs(table[:, 11]) * config.noise,
@@ -108,6 +115,8 @@ class Changes:
     """int64, patches that are moved."""
     theta_M34: Tensor | None
     """float32, whence each voxel of theirs comes, as `affine_grid` wants it."""
+    curve_B256: Tensor | None
+    """float32, what each byte of an image becomes."""
     gamma_B: Tensor | None
     """float32; the same for the other changes of intensity."""
     factor_B: Tensor
@@ -141,6 +150,7 @@ def prepare(batch: Batch, draws: Draws) -> MicroBatch:
         turn=draws.turn,
         moved_M=_indices(moved),
         theta_M34=theta,
+        curve_B256=_curves(draws.curve) if (draws.curve != KNOTS).any() else None,
         gamma_B=_float(draws.gamma) if (draws.gamma != 1).any() else None,
         factor_B=_float(draws.contrast),
         offset_B=_float(0.5 - 0.5 * draws.contrast + draws.brightness),  # contrast turns about the middle
@@ -191,8 +201,7 @@ def apply(batch: Batch, changes: Changes) -> Batch:
             for b in turned:
                 order, mirrored = _orientation(changes.turn[b])
                 voxels[name][b] = tensor[b].permute(order).flip(mirrored)
-    # The same digits as dividing bytes gives, in half the time.
-    voxels["image_BZYX"] = voxels["image_BZYX"].float().div_(255)
+    voxels["image_BZYX"] = _in_unit_range(voxels["image_BZYX"], changes.curve_B256)
     if (index := changes.moved_M) is not None:
         assert changes.theta_M34 is not None
         size = [len(index), 1, *batch.image_BZYX.shape[1:]]
@@ -313,6 +322,18 @@ def _matrices(angles_deg: NDArray[np.float64], scale: NDArray[np.float64]) -> ND
         turn[:, i, j], turn[:, j, i] = -sin[:, axis], sin[:, axis]
         result = turn @ result
     return np.asarray(result * scale[:, None, None])
+
+
+def _curves(knots_B5: NDArray[np.float64]) -> Tensor:
+    """Return (B, 256) float32: what each byte becomes under curves through their knots."""
+    return _float(np.stack([np.interp(np.arange(256) / 255, KNOTS, knots) for knots in knots_B5]))
+
+
+def _in_unit_range(image: Tensor, curve_B256: Tensor | None) -> Tensor:
+    """Return bytes as float32 in [0, 1], by the curve of each patch where there is one."""
+    if curve_B256 is None:
+        return image.float().div_(255)  # the same digits as dividing bytes gives, in half the time
+    return curve_B256.gather(1, image.flatten(1).long()).view(image.shape)
 
 
 def _change_intensity(image: Tensor, changes: Changes) -> None:
