@@ -163,6 +163,28 @@ def test_intensities_stay_in_range_and_noise_is_as_strong_as_asked() -> None:
     assert wild.image_BZYX.min() >= 0 and wild.image_BZYX.max() <= 1
 
 
+def test_a_curve_takes_each_byte_to_where_its_knots_lead() -> None:
+    ramp = torch.arange(256, dtype=torch.uint8).reshape(1, 4, 8, 8)
+    batch = replace(_batch(2), image_BZYX=ramp.repeat(2, 1, 1, 1))
+    knots = np.array([[0.0, 0.5, 0.5, 0.75, 1.0], augment.KNOTS])
+    bent, straight = _changed(batch, _draws(2, curve=knots)).image_BZYX.flatten(1)
+    torch.testing.assert_close(straight, torch.arange(256) / 255)
+    # 255/4 is half of the way to the second knot's 0.5; from there to 255/2 nothing changes; then a half is 1 of it.
+    for byte, becomes in ((0, 0.0), (51, 0.4), (64, 0.5), (127, 0.5), (153, 0.6), (204, 0.8), (255, 1.0)):
+        assert float(bent[byte]) == pytest.approx(becomes, abs=1e-6)
+
+
+def test_curves_rise_and_shift_their_knots_by_what_is_asked() -> None:
+    drawn = augment.draw(NOTHING.model_copy(update={"curve": 0.3}), (0, 0, 0), np.arange(2000)).curve
+    assert (np.diff(drawn, axis=1) >= 0).all()
+    assert drawn.min() >= 0
+    assert drawn.max() <= 1
+    # Sorting and clipping bring points no further from where they began than the draw did.
+    shift = np.abs(drawn - augment.KNOTS).max(0)
+    assert (shift <= 0.3).all()
+    assert (shift > 0.25).all()
+
+
 def test_mixing_blends_neighbours_and_keeps_what_is_unknown() -> None:
     draws = augment.draw(AugmentConfig(mixup=1.0), (0, 0, 0), np.arange(4))
     image = torch.arange(4.0).view(4, 1, 1, 1, 1)
