@@ -9,7 +9,7 @@ from aneurysm_ray.data.dicom import read_series
 from aneurysm_ray.errors import RequestError
 from aneurysm_ray.phantom import PhantomOptions, plan_series, write_dataset
 from aneurysm_ray.phantom.appearance import draw_appearance, draw_varied_appearance
-from aneurysm_ray.phantom.clutter import CLEAR_MM, draw_clutter
+from aneurysm_ray.phantom.clutter import CLEAR_MM, CLINOIDS, draw_clutter
 from aneurysm_ray.phantom.scans import SCANS
 from aneurysm_ray.phantom.series import Rendered, make_series
 from aneurysm_ray.phantom.veins import draw_veins
@@ -109,7 +109,7 @@ def test_masks_of_vessels_and_domes_lie_where_they_were_drawn(tmp_path) -> None:
 
 @pytest.mark.parametrize("varied", [False, True])
 def test_clutter_keeps_off_arteries_but_for_plaques_in_their_walls(varied: bool) -> None:
-    seen = touching = 0
+    seen = touching = heads_with_a_clinoid = 0
     for seed in range(12):
         rng = np.random.default_rng(seed)
         arteries, veins = draw_arteries(rng), draw_veins(rng, varied=varied)
@@ -118,6 +118,10 @@ def test_clutter_keeps_off_arteries_but_for_plaques_in_their_walls(varied: bool)
         points = np.concatenate([tube.points for tube in arteries])
         radii = np.concatenate([tube.radii_mm for tube in arteries])
         of_veins = np.concatenate([tube.points for tube in veins])
+        carotids = np.concatenate([tube.points for tube in arteries if tube.name.startswith(CLINOIDS)])
+        bone = [blob for blob in clutter.under if blob.value == look.cortical_bone]
+        beside = [np.linalg.norm(carotids - blob.centre, axis=1).min() - blob.radii_mm.max() < 5 for blob in bone]
+        heads_with_a_clinoid += sum(beside) >= 3  # a process is a row of balls
         for blob in clutter.under:
             on_a_vein = np.linalg.norm(of_veins - blob.centre, axis=1).min() < 3
             room = (np.linalg.norm(points - blob.centre, axis=1) - radii).min()
@@ -131,6 +135,7 @@ def test_clutter_keeps_off_arteries_but_for_plaques_in_their_walls(varied: bool)
             assert wall < 0.2 or blob.value <= 1000
     assert seen > 10
     assert bool(touching) == varied  # as the clinoids touch the carotids
+    assert heads_with_a_clinoid >= 6 if varied else heads_with_a_clinoid == 0
 
 
 @pytest.mark.parametrize("modality", ["CTA", "MRA", "MRI T2", "MRI T1post"])

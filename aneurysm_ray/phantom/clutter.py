@@ -68,7 +68,9 @@ def draw_clutter(
     stones = _stones(rng, modality, look, varied=varied)
     free = _Room(arteries, blood)
     spots = _spots(rng, modality, look, free, 0.7 * rate)
-    spurs = _spurs(rng, look, free, arteries, 3 * rate) if varied and not look.without_bone else []
+    spurs = []
+    if varied and not look.without_bone:
+        spurs = _spurs(rng, look, free, arteries, 3 * rate) + _clinoids(rng, look, free, arteries, rate)
     return Clutter(tuple(bulbs + spots + spurs), tuple(plaques + stones))
 
 
@@ -167,6 +169,29 @@ def _spurs(
             value, clear_mm = look.tissue["air"], 0.0
         if free.is_clear(centre, radius, clear_mm):
             blobs.append(_blob(rng, centre, radius, value))
+    return blobs
+
+
+def _clinoids(
+    rng: np.random.Generator, look: Appearance, free: _Room, arteries: Sequence[Tube], rate: float
+) -> list[Blob]:
+    """Processes of bone that end in a knob beside a carotid, as the clinoid ones do: round and bright as a dome is."""
+    beside = [tube for tube in arteries if tube.name.startswith(CLINOIDS)]
+    blobs = []
+    for tube in beside:
+        for _ in range(int(rng.poisson(0.7 * rate))):
+            index = int(rng.integers(len(tube.points)))
+            tip_mm, gap_mm, length_mm = rng.uniform(1.0, 3.5), rng.uniform(0.1, 2.0), rng.uniform(6, 16)
+            aside = rng.normal(size=3)
+            aside /= np.linalg.norm(aside)
+            knob = tube.points[index] + aside * (tube.radii_mm[index] + tip_mm + gap_mm)
+            away = aside + rng.normal(0, 0.6, 3)
+            away /= np.linalg.norm(away)
+            wider = rng.uniform(0.0, 0.25)
+            for along in np.arange(0, length_mm, max(0.6 * tip_mm, 1.0)):
+                centre, radius = knob + along * away, tip_mm + wider * along
+                if free.is_clear(centre, radius, 0.0):
+                    blobs.append(_blob(rng, centre, radius, look.cortical_bone))
     return blobs
 
 
