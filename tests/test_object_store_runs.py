@@ -28,6 +28,8 @@ CHANGES = {
     "tune.space": {"optim.lr": {"loguniform": [1e-4, 1e-2]}},
 }
 OF_TIME = ("patches_per_s", "data_wait_fraction")
+OF_PLACE = ("source", "page")
+"""A page is named by a hash of where its series lies."""
 
 
 def run(nodes: Nodes, *words: str, kill_in: Path | None = None) -> str:
@@ -71,7 +73,7 @@ def same_table(one: Path, other: Path, name: str) -> None:
     """Two runs' tables hold the same numbers, to the last digit, but for what tells of times and of places."""
     here, there = (rundir.read_csv(folder / name) for folder in (one, other))
     assert len(here)
-    drop = [column for column in here if "seconds" in column or column in ("source", *OF_TIME)]
+    drop = [column for column in here if "seconds" in column or column in (*OF_PLACE, *OF_TIME)]
     pd.testing.assert_frame_equal(here.drop(columns=drop), there.drop(columns=drop), check_exact=True)
 
 
