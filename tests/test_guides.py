@@ -1,5 +1,6 @@
 """Every command that README and the guides name can be typed: it, its flags and settings exist, as do linked files."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -114,3 +115,18 @@ def test_output_is_not_taken_for_commands() -> None:
 def test_every_file_that_a_page_links_is_there(page: Path) -> None:
     for link in LINK.findall(page.read_text(encoding="utf-8")):
         assert (page.parent / link).exists(), f"{page.name} links {link}"
+
+
+NAMED = re.compile(r"`(test_\w+\.py)::(test_\w+)`( \*slow\*)?")
+
+
+def test_the_tests_that_are_told_to_guard_something_are_there_and_as_slow_as_told() -> None:
+    named = NAMED.findall((ROOT / "tests" / "README.md").read_text(encoding="utf-8"))
+    assert len(named) > 30
+    for file, name, slow in named:
+        tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
+        marks = [ast.unparse(node.value) for node in tree.body if isinstance(node, ast.Assign)]
+        found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
+        assert found, f"{file} has no test {name}"
+        marks += [ast.unparse(decorator) for decorator in found[0].decorator_list]
+        assert ("pytest.mark.slow" in marks) == bool(slow), f"{file}::{name}"
