@@ -14,6 +14,7 @@ from pathlib import Path
 import dicom_sets
 import pytest
 from learning_sets import SMALL, write_set
+from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
 from test_two_nodes import OURS, PATIENCE_SECONDS, RAY, free_port, kill_tree, wait_for
 
 from aneurysm_ray import overrides, rundir
@@ -134,29 +135,37 @@ def test_a_search_asks_for_more_than_there_is_and_for_no_more_than_there_can_be(
 def small_folds(folder: Path) -> list[str]:
     """Write a set and settings; return the words that train two folds of it."""
     write_set(folder / "volumes", 12)
-    changes = {"folds.count": 3, "optim.epochs": 2, "feed.cache_dir": str(folder / "cache")}
+    changes = {"folds.count": 4, "optim.epochs": 2, "feed.cache_dir": str(folder / "cache")}
     (folder / "small.toml").write_text(overrides.to_toml(overrides.build(SMALL, changes)))
     words = ["train", str(folder / "volumes"), "--out", str(folder / "run"), "--config", str(folder / "small.toml")]
     return [*words, "--fold", "0,1"]
 
 
 def test_training_asks_for_nodes_and_ends_well(environment: dict[str, str], tmp_path: Path) -> None:
-    done = ours(environment, *small_folds(tmp_path))
+    words = small_folds(tmp_path)
+    done = ours(environment, *words)
     assert done.returncode == 0, done.stderr
     assert "2 fold(s) at a time" in done.stderr
     assert [fold["epochs"] for fold in rundir.read_json(tmp_path / "run" / rundir.SUMMARY)["folds"]] == [2, 2]
+    (tmp_path / "run" / "fold_2").write_text("in the way")
+    partly = ours(environment, *words[:-1], "2,3", "--resume")
+    assert partly.returncode == 1, partly.stderr
+    assert "error: fold 2 failed: " in partly.stderr and "Fold 3 is complete. Mend the cause" in partly.stderr
+    assert (tmp_path / "run" / "fold_3" / rundir.SUMMARY).exists()
 
 
 def test_folds_wait_for_a_node_that_comes_late_and_go_on(tmp_path: Path) -> None:
     with head(grows=False) as seen:
         words = [sys.executable, "-c", OURS, *small_folds(tmp_path)]
+        # Ray's own patience with a group of workers, after which it calls the wait a failure, is a minute.
+        hasty = {**seen, WORKER_GROUP_START_TIMEOUT_S_ENV_VAR: "1"}
         with (tmp_path / "said").open("w") as said:
-            training = subprocess.Popen(words, env=seen, stdout=said, stderr=said)
+            training = subprocess.Popen(words, env=hasty, stdout=said, stderr=said)
         node = None
         try:
             waits = "fold 0, 1  waits for 1 CPUs a worker; the cluster has 0 CPUs free"
             told = (tmp_path / "said").read_text
-            wait_for(lambda: waits in told() or training.poll() is not None, "the line that says for what")
+            wait_for(lambda: told().count(waits) >= 5 or training.poll() is not None, "the line that says for what")
             assert training.poll() is None, told()
             assert "begins" not in told()
             folder = Path(tempfile.mkdtemp(prefix="n", dir=seen["HOME"]))
