@@ -222,7 +222,7 @@ def trained_dir(search: Path, trial: int) -> Path:
 def keep_log(folder: Path) -> Iterator[None]:
     """Also write the package's messages into the directory's log while the block runs, and its traceback."""
     logger = logging.getLogger("aneurysm_ray")
-    handler = _RemoteLog(folder / LOG) if location.is_remote(folder) else _local_log(folder / LOG)
+    handler = _RemoteLog(folder / LOG) if location.is_remote(folder) else _LocalLog(folder / LOG)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
     level = logger.level
@@ -239,9 +239,27 @@ def keep_log(folder: Path) -> Iterator[None]:
         handler.close()
 
 
-def _local_log(path: Path) -> logging.Handler:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return logging.FileHandler(path, delay=True)
+class _LocalLog(logging.FileHandler):
+    """Adds messages to a file; a disk that is full or gone costs the log and not the work."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        super().__init__(path, delay=True)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a message."""
+        with contextlib.suppress(OSError):  # the file is opened with the first
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Leave it to the work to say what the disk says, once."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        """Let go of the file; what it had not taken yet is lost."""
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 class _RemoteLog(logging.handlers.MemoryHandler):

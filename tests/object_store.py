@@ -35,6 +35,11 @@ def s3(bucket: str) -> Iterator[str]:
     _running.pop(address).stop()
 
 
+def stop() -> None:
+    """Let the server of `s3` answer nobody any more."""
+    _running[os.environ["AWS_ENDPOINT_URL"]].stop()
+
+
 @contextmanager
 def away(seconds: float) -> Iterator[None]:
     """Let the server of `s3` answer nobody for so long, beginning with the block; what it holds it has again after."""
@@ -42,7 +47,7 @@ def away(seconds: float) -> Iterator[None]:
 
     address = os.environ["AWS_ENDPOINT_URL"]
     host, _, port = address.removeprefix("http://").rpartition(":")
-    _running[address].stop()
+    stop()
     yield
     time.sleep(seconds)
     _running[address] = ThreadedMotoServer(ip_address=host, port=int(port), verbose=False)

@@ -10,10 +10,11 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from aneurysm_ray import rundir
+from aneurysm_ray import ending, rundir
 from aneurysm_ray.distributed import driver
 from aneurysm_ray.errors import AneurysmRayError, RequestError
 
@@ -121,14 +122,24 @@ def test_of_two_that_find_the_same_dead_driver_one_goes_on(tmp_path: Path) -> No
     assert driver.holds(tmp_path, held[0])
 
 
+@pytest.mark.parametrize("answer", [signal.default_int_handler, signal.SIG_IGN])
 def test_a_driver_that_lost_its_directory_while_it_stood_still_stops(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    answer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also in a shell's background, where Ctrl-C is ignored."""
     monkeypatch.setattr(driver, "BEAT_SECONDS", 0.1)
-    with pytest.raises(AneurysmRayError, match="another driver took"), driver.alone(tmp_path) as token:
-        foreign(tmp_path)
-        assert not driver.holds(tmp_path, token)
-        time.sleep(30)
+    before = signal.signal(signal.SIGINT, answer)
+    try:
+        with (
+            ending._sigterm_as_ctrl_c(),
+            pytest.raises(AneurysmRayError, match="another driver took"),
+            driver.alone(tmp_path) as token,
+        ):
+            foreign(tmp_path)
+            assert not driver.holds(tmp_path, token)
+            time.sleep(30)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert json.loads((tmp_path / rundir.DRIVER).read_text())["host"] == "node7", "it is left to its new driver"
 
 

@@ -160,6 +160,17 @@ def test_a_preparation_whose_store_is_gone_ends(monkeypatch: pytest.MonkeyPatch,
     fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
+def test_what_a_command_died_of_is_said_though_its_store_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver cannot let go of its directory then."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with object_store.s3("gone") as url:
+        with pytest.raises(OutputError, match="what it died of"), driver.alone(location.place(f"{url}/run")):
+            object_store.stop()
+            raise OutputError("what it died of")
+        with pytest.raises(RequestError, match="cannot be reached"), driver.alone(location.place(f"{url}/run")):
+            pass
+
+
 @pytest.mark.slow
 def test_a_store_that_is_away_for_a_while_is_waited_for(tmp_path: Path) -> None:
     """As when it is started anew; the tools of AWS by themselves give up after ten seconds."""

@@ -1,8 +1,9 @@
 """Run directories: atomic files, and no run silently continued or mixed with another."""
 
+import contextlib
 import json
-import subprocess
-from collections.abc import Iterator
+import logging
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -25,17 +26,6 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> No
     assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of one megabyte."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], check=False).returncode:
-        pytest.skip("this user may not mount a small disk")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
 def test_a_full_disk_is_called_so_whoever_writes(small_disk: Path) -> None:
     rundir.write_text(small_disk / "a.txt", "old")
     with pytest.raises(OutputError, match=r"a\.txt cannot be written: No space left on device; make room"):
@@ -44,6 +34,24 @@ def test_a_full_disk_is_called_so_whoever_writes(small_disk: Path) -> None:
         checkpoint.save(small_disk / "last", {"model": torch.zeros(2**20)})
     assert (small_disk / "a.txt").read_text() == "old"
     assert [path.name for path in (small_disk / "last").iterdir()] == []
+
+
+def test_a_full_disk_costs_the_log_and_not_the_work(small_disk: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("aneurysm_ray.test")
+    with pytest.raises(ZeroDivisionError), rundir.keep_log(small_disk / "run"):
+        log.info("there was room")
+        with contextlib.suppress(OSError):
+            (small_disk / "full").write_bytes(b"x" * 2**21)
+        for _ in range(100):
+            log.info("no room for %s", "x" * 100)
+        raise ZeroDivisionError("what it died of")
+    assert "there was room" in (small_disk / "run" / rundir.LOG).read_text()
+    assert "Traceback" not in capfd.readouterr().err
+    (small_disk / "full").unlink()
+    shutil.rmtree(small_disk / "run")
+    with rundir.keep_log(small_disk / "run"):
+        (small_disk / "run").rmdir()
+        log.info("nowhere to write this")
 
 
 def test_tables_keep_identifiers_as_text(tmp_path: Path) -> None:

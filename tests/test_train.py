@@ -1,5 +1,6 @@
 """Folds on Ray Train: real runs from prepared volumes to a summary, through deaths, on one worker and two."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -13,12 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from learning_sets import describe_set, small_config, write_set
+from learning_sets import describe_set, fold_without_ray, small_config, volume, write_set
 
 from aneurysm_ray import overrides, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import store
-from aneurysm_ray.distributed import driver, train, tune
+from aneurysm_ray.distributed import driver, predict, train, tune
 from aneurysm_ray.errors import AneurysmRayError, RequestError, RunDirError
 from aneurysm_ray.labels import LABELS
 from aneurysm_ray.learning import export, inference, metrics
@@ -112,6 +113,31 @@ def test_the_model_that_is_exported_is_the_one_whose_score_is_reported(
     answers = {uid: inference.answer(trained, volumes / store.volume_path(uid), "cpu") for uid in table.index}
     for uid, row in table[list(LABELS)].iterrows():
         np.testing.assert_allclose(answers[str(uid)].probabilities, row.to_numpy(float), rtol=1e-5)
+
+
+def test_a_run_whose_score_is_never_a_number_is_exported_and_predicts(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All whom its fold is judged by have an aneurysm everywhere, so that no label has an area under a curve."""
+    rows = []
+    for number in range(4):
+        prepared = dataclasses.replace(volume(number, positive=True), targets=np.ones(len(LABELS), np.float32))
+        path = store.write_volume(tmp_path / "set", prepared, overrides.volume_identity(Config()))
+        rows.append(store.table_row(prepared, path.stat().st_size))
+    store.write_table(tmp_path / "set", rows)
+    describe_set(tmp_path / "set", Config())
+    out = tmp_path / "run"
+    monkeypatch.setattr(train, "_run_fold", fold_without_ray)
+    summary = train.train(tmp_path / "set", out, small_config(tmp_path, folds__count=2, optim__epochs=1), folds="0")
+    assert summary["score"]["value"] is None and [fold["score"] for fold in summary["folds"]] == [None]
+    assert rundir.read_csv(out / "fold_0" / rundir.METRICS)["val/score"].isna().all()
+    assert (out / rundir.REPORT).exists()
+    export.export_run(out, tmp_path / "model.safetensors")
+    for number, source in enumerate((out, tmp_path / "model.safetensors")):
+        told = predict.predict(source, [str(tmp_path / "set")], tmp_path / f"out{number}", {})
+        assert told["series"] == 4
+        answers = metrics.probabilities_of(rundir.read_csv(tmp_path / f"out{number}" / rundir.PREDICTIONS))
+        assert np.isfinite(answers).all() and answers.min() > 0 and answers.max() < 1
 
 
 def test_tensorboard_files_hold_every_epochs_metrics(straight: Path) -> None:
@@ -239,6 +265,22 @@ def test_a_fold_that_must_fail_leaves_the_others_complete(straight: Path, volume
     (out / "fold_0").unlink()
     summary = train.train(volumes, out, config, folds="all", resume=True)
     assert [fold["fold"] for fold in summary["folds"]] == [0, 1, 2]
+
+
+def test_a_full_disk_is_what_a_fold_is_said_to_have_failed_of(
+    ray_session: None,
+    volumes: Path,
+    small_disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Neither the page, nor the log, for which there is no room either."""
+    monkeypatch.setattr(train, "_run_fold", fold_without_ray)
+    told = r"^fold 1 failed: .*fold_1/checkpoint_last/state\.pt cannot be written: No space left on device; make room"
+    with pytest.raises(AneurysmRayError, match=told):
+        train.train(volumes, small_disk / "run", settings(volumes), folds="1")
+    assert not (small_disk / "run" / rundir.REPORT).exists()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_two_workers_train_as_one(straight: Path, volumes: Path, tmp_path: Path) -> None:

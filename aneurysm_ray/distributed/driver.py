@@ -72,10 +72,13 @@ def alone(folder: Path) -> Iterator[str]:
     finally:
         stop.set()
         beating.join()
-        if holds(folder, mine.token):
-            location.remove(path)
-        if made and not any(folder.iterdir()):
-            folder.rmdir()
+        try:
+            if holds(folder, mine.token):
+                location.remove(path)
+            if made and not any(folder.iterdir()):
+                folder.rmdir()
+        except OSError as error:  # what the work died of is what is to be said
+            log.info("* %s cannot be removed (%s); it counts no more when this process has ended", path, error)
 
 
 def holds(folder: Path, token: str) -> bool:
@@ -138,7 +141,9 @@ def _beat(path: Path, mine: Driver, stop: threading.Event, lost: threading.Event
         try:
             if not holds(path.parent, mine.token):
                 lost.set()
-                os.kill(os.getpid(), signal.SIGINT)
+                # What a shell starts in its background ignores Ctrl-C; the command line answers SIGTERM alike.
+                ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+                os.kill(os.getpid(), signal.SIGTERM if ignored else signal.SIGINT)
                 return
             rundir.write_json(path, asdict(mine))
         except (

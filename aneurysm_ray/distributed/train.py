@@ -38,7 +38,7 @@ from aneurysm_ray.distributed import (
     survival,
 )
 from aneurysm_ray.distributed.fold_lines import FoldLines
-from aneurysm_ray.errors import AneurysmRayError, RequestError
+from aneurysm_ray.errors import AneurysmRayError, OutputError, RequestError
 from aneurysm_ray.reporting import tracking
 
 if TYPE_CHECKING:
@@ -122,8 +122,11 @@ def _say_failed(failed: Mapping[int, str], chosen: list[int], out: Path) -> None
     """Write the page of what there is and raise AneurysmRayError for the folds that failed."""
     from aneurysm_ray.reporting import pages
 
-    with progress.told("writing the page"):
-        pages.write_report(out)
+    try:
+        with progress.told("writing the page"):
+            pages.write_report(out)
+    except OutputError as error:  # the disk may be what failed
+        log.info("* %s", error)
     complete = [str(fold) for fold in chosen if fold not in failed]
     told = "; ".join(f"fold {fold} failed: {why}" for fold, why in sorted(failed.items()))
     rest = f". Fold {', '.join(complete)} is complete" if len(complete) == 1 else ""
