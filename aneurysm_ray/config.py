@@ -319,7 +319,7 @@ class Config(Section):
     stage: Literal["lesions", "vessels"] = "lesions"
     """vessels: a grid network learns vessels alone, from the series that have a mask, for `init` of another run."""
     control: Literal["", "shuffle"] = ""
-    """shuffle: labels are permuted among the training patients, so an honest score must come out at 0.5."""
+    """shuffle: labels are permuted among all patients, the judges' too, so an honest score must come out at 0.5."""
     init: str = ""
     """Checkpoint or exported model whose matching weights training starts from; starter: the package's own."""
     profile: bool = False

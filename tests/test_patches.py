@@ -1,5 +1,6 @@
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,12 +79,26 @@ def test_cases_hold_what_the_table_says(tmp_path: Path) -> None:
 
 def test_shuffling_deals_labels_out_and_loses_none(tmp_path: Path) -> None:
     cases = from_table(store.volumes_table(write_set(tmp_path, 12)), tmp_path)
-    dealt = shuffled(cases, np.random.default_rng(0))
+    dealt = shuffled(cases, (0,))
     before, after = np.array([c.targets for c in cases]), np.array([c.targets for c in dealt])
     assert (before != after).any()
     np.testing.assert_array_equal(np.sort(before, axis=0), np.sort(after, axis=0))
     assert [c.series_uid for c in cases] == [c.series_uid for c in dealt]
     assert all(len(c.points) == c.targets[-1] for c in dealt)
+
+
+def test_shuffling_is_the_same_for_every_fold_and_keeps_a_patients_series_together(tmp_path: Path) -> None:
+    cases = from_table(store.volumes_table(write_set(tmp_path, 12, masks=range(12))), tmp_path)
+    # Six patients of two series each, alike in their labels, which a patient in training and among the judges betrays.
+    pairs = [replace(case, patient=f"p{k // 2}", targets=cases[k // 2].targets) for k, case in enumerate(cases)]
+    dealt = {case.series_uid: case for case in shuffled(pairs, (0,))}
+    otherwise = {case.series_uid: case for case in shuffled([*pairs[7:], *pairs[:7]], (0,))}
+    for first, second in zip(pairs[::2], pairs[1::2], strict=True):
+        one, other = dealt[first.series_uid], dealt[second.series_uid]
+        np.testing.assert_array_equal(one.targets, other.targets)
+        np.testing.assert_array_equal(one.targets, otherwise[first.series_uid].targets)
+    assert any((dealt[case.series_uid].targets != case.targets).any() for case in pairs)
+    assert all(case.has_domes for case in pairs[::2]) and not any(case.has_domes for case in dealt.values())
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])

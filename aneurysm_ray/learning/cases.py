@@ -99,19 +99,32 @@ def _case(row: dict[Any, Any], folder: Path) -> Case:
     )
 
 
-def shuffled(cases: Sequence[Case], rng: np.random.Generator) -> tuple[Case, ...]:
-    """Deal labels and points out to other series: a control from which nothing can be learnt.
+def shuffled(cases: Sequence[Case], seed: Sequence[int]) -> tuple[Case, ...]:
+    """Deal labels and points out to the series of other patients: a control from which nothing can be learnt.
 
-    Points keep their relative place, so that patches around them look as they would by chance.
+    All that a run learns from and is judged by is dealt at once, and alike for each of its folds. A network that was
+    taught other labels than the judges' still answers to what is bright, in one direction or the other, and would be
+    far from an AUC of 0.5. Points keep their relative place, so that patches around them look as they would by chance.
     """
-    order = rng.permutation(len(cases))
-    return tuple(
-        replace(
-            case,
-            targets=cases[other].targets,
-            points=(cases[other].points * (np.array(case.shape) / np.array(cases[other].shape))).astype(np.float32),
-            point_labels=cases[other].point_labels,
-            point_radii_mm=cases[other].point_radii_mm,
-        )
-        for case, other in zip(cases, order, strict=True)
+    of_patient: dict[str, list[Case]] = {}
+    for case in sorted(cases, key=lambda case: case.series_uid):
+        of_patient.setdefault(case.patient, []).append(case)
+    patients = sorted(of_patient)
+    givers = dict(zip(patients, np.random.default_rng(seed).permutation(patients), strict=True))
+    given = {
+        case.series_uid: of_patient[givers[patient]][number % len(of_patient[givers[patient]])]
+        for patient in patients
+        for number, case in enumerate(of_patient[patient])
+    }
+    return tuple(_labelled_as(case, given[case.series_uid]) for case in cases)
+
+
+def _labelled_as(case: Case, other: Case) -> Case:
+    return replace(
+        case,
+        targets=other.targets,
+        points=(other.points * (np.array(case.shape) / np.array(other.shape))).astype(np.float32),
+        point_labels=other.point_labels,
+        point_radii_mm=other.point_radii_mm,
+        has_domes=False,  # a mask lies where the series' own aneurysm is
     )

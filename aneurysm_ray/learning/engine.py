@@ -82,9 +82,11 @@ def fit(
     a volume or the state cannot be used, AneurysmRayError when the loss is no longer a number.
     """
     device = torch.device(device)
-    cases, valid_cases = objective.teachable(from_table(train, volumes), config), from_table(valid, volumes)
+    taught_cases, valid_cases = from_table(train, volumes), from_table(valid, volumes)
     if config.control == "shuffle":
-        cases = shuffled(cases, np.random.default_rng((config.seed, fold, 0x5F)))
+        dealt = shuffled([*taught_cases, *valid_cases], (config.seed, 0x5F))
+        taught_cases, valid_cases = dealt[: len(taught_cases)], dealt[len(taught_cases) :]
+    cases = objective.teachable(taught_cases, config)
     some_cases = validation.part(valid_cases, config.validation.series, (config.seed, fold))
     cache = open_cache(volumes, config.feed)
     groups = groups_of(cases, config.feed, masks=objective.needs_masks(config, cases))
