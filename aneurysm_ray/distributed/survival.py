@@ -4,8 +4,12 @@ Folds ask for it, and so do the trials of a search that have several workers.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import ray.train
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
 
 from aneurysm_ray.config import ResourcesConfig
@@ -18,6 +22,33 @@ def scaling(resources: ResourcesConfig, need: Mapping[str, float]) -> ray.train.
         use_gpu="GPU" in need,
         resources_per_worker=dict(need),
     )
+
+
+class Connection(TorchConfig):
+    """How the workers of a group talk to each other: by NCCL where each has a GPU that torch can use, else by Gloo.
+
+    Ray asks for NCCL wherever GPUs are reserved. A torch that has none then fails in Ray's own words, and Ray tries it
+    again and again; by Gloo a worker comes to where it says itself what is wrong with its GPU (`devices.py`).
+    """
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        """Return what Ray lets connect the workers."""
+        return _Connecting
+
+
+class _Connecting(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        nccl = all(worker_group.execute(_can_nccl))
+        super().on_start(worker_group, replace(backend_config, backend="nccl" if nccl else "gloo"))
+
+
+def _can_nccl() -> bool:
+    """Say whether this worker has a GPU of its own that torch can use."""
+    import torch
+
+    gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU")
+    return bool(gpus) and torch.cuda.is_available() and torch.distributed.is_nccl_available()
 
 
 def run_config(

@@ -190,7 +190,7 @@ def _run_fold(
         _worker,
         train_loop_config=settings,
         scaling_config=survival.scaling(config.resources, need),
-        torch_config=ray.train.torch.TorchConfig(backend="nccl" if "GPU" in need else "gloo"),
+        torch_config=survival.Connection(),
         run_config=survival.run_config(f"fold_{fold}", scratch, config.resources, [news.Watch(box, {"fold": fold})]),
     ).fit()
 

@@ -93,7 +93,7 @@ def _train_on_workers(
     config: Config, folder: Path, fit: Fit, scaling: ray.train.ScalingConfig, box: Any, about: news.Letter
 ) -> None:
     """Run a trial with Ray Train; every epoch's result reaches Tune through Train's controller."""
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
     os.environ.update(survival.patience(config.resources))
@@ -108,7 +108,7 @@ def _train_on_workers(
                 "about": about,
             },
             scaling_config=scaling,
-            torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
+            torch_config=survival.Connection(),
             run_config=survival.run_config(
                 folder.name, scratch, config.resources, [TuneReportCallback(), news.Watch(box, about)]
             ),
