@@ -226,6 +226,32 @@ def test_a_node_that_needs_longer_than_ray_waits_is_waited_for() -> None:
     assert (done.returncode, done.stdout) == (0, "up 1\nTrue\n"), done.stderr
 
 
+DIES = """
+import logging, threading, time
+import ray
+import psutil
+from aneurysm_ray.distributed import session
+
+def kill():
+    while not (nodes := [child for child in psutil.Process().children() if child.name() == "raylet"]):
+        time.sleep(0.01)
+    nodes[0].kill()
+
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+threading.Thread(target=kill, daemon=True).start()
+with session.connect():
+    print("up", ray.get(ray.remote(lambda: 1).remote()))
+"""
+
+
+@pytest.mark.slow
+def test_a_node_that_dies_while_it_starts_is_started_again() -> None:
+    """As beside much other work: a node waits 15 seconds for its own processes, and then ends itself."""
+    done = subprocess.run([sys.executable, "-c", DIES], capture_output=True, text=True, timeout=900, check=False)
+    assert (done.returncode, done.stdout) == (0, "up 1\n"), done.stderr
+    assert "Ray's node died while it started; trying again" in done.stderr
+
+
 def test_a_ray_that_cannot_start_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.shutdown", lambda: None)  # the tests' own Ray goes on

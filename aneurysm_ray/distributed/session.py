@@ -39,7 +39,8 @@ _LOCAL_DEFAULTS = {
 _PORTS = range(20_000, 32_768)
 """Of which a local Ray takes one: above those of Ray's workers, below those that systems hand out by themselves."""
 _STARTS = 3
-"""Another program may take a port between the moment when it is found and that when Ray takes it."""
+"""Another program may take a port between the moment when it is found and that when Ray takes it; and on a busy machine
+Ray's node ends itself when the processes it starts first, for which it waits 15 s, have not been read from the disk."""
 _NODE_SECONDS = 240.0
 """Time in which the node of a local Ray has to start."""
 _ROOMLESS = ("PENDING", "RESCHEDULING")
@@ -150,12 +151,20 @@ def _start(folder: str, dashboard: bool) -> None:
             return
         except Exception as error:  # Ray raises plain ones too
             ray.shutdown()
-            if _is_unused(port) or attempt == _STARTS - 1:
+            died = isinstance(error, _NodeDied)
+            if attempt == _STARTS - 1 or (_is_unused(port) and not died):
                 first = next(iter(str(error).splitlines()), type(error).__name__)
                 raise AneurysmRayError(
                     f"Ray could not be started on this machine: {first}; `aneurysm-ray doctor` examines it"
                 ) from error
-            log.info("  another program has taken port %d before Ray did; trying another", port)
+            if died:
+                log.info("  Ray's node died while it started; trying again")
+            else:
+                log.info("  another program has taken port %d before Ray did; trying another", port)
+
+
+class _NodeDied(Exception):
+    """The node that is waited for will not come."""
 
 
 @contextlib.contextmanager
@@ -169,9 +178,11 @@ def _patience() -> Iterator[None]:
         while True:
             try:
                 return once(*words)
-            except RuntimeError:  # not there yet
+            except RuntimeError as error:  # not there yet
                 if time.monotonic() > until:
                     raise
+                if _node_has_died():
+                    raise _NodeDied("its node died while it started") from error
             time.sleep(0.1)
 
     services.get_node = asked_again
@@ -179,6 +190,14 @@ def _patience() -> Iterator[None]:
         yield
     finally:
         services.get_node = once
+
+
+def _node_has_died() -> bool:
+    """Say whether the node that this process has started is dead; Ray waits for it all the same."""
+    import psutil  # Ray's own
+
+    nodes = [child for child in psutil.Process().children() if child.name() == "raylet"]
+    return bool(nodes) and all(node.status() == psutil.STATUS_ZOMBIE for node in nodes)
 
 
 def _unused_port() -> int:
