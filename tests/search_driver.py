@@ -24,6 +24,7 @@ def main(out: str, log: str, trials: str, seconds: str, *words: str) -> int:
             "tune.trials": int(trials),
             "tune.startup_trials": 3,
             "tune.grace_epochs": 2,
+            "tune.save_seconds": 0.0,
             "optim.epochs": 9,
         }
     )

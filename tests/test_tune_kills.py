@@ -134,6 +134,7 @@ def _search_that_loses_a_node(out, log):
             "tune.space": {"optim.lr": {"loguniform": [1e-5, 1e-1]}},
             "tune.trials": TRIALS,
             "tune.grace_epochs": 2,
+            "tune.save_seconds": 0.0,
             "optim.epochs": 9,
         }
     )
