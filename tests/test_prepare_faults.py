@@ -15,6 +15,7 @@ from typing import Any
 
 import dicom_sets
 import pytest
+from test_two_nodes import free_port
 
 from aneurysm_ray import phantom, rundir
 from aneurysm_ray.data import identity, store
@@ -106,6 +107,7 @@ def cluster(place: Path) -> Iterator[Any]:
         patch.setenv("RAY_worker_niceness", "0")
         patch.setenv(MARK, str(place))
         head = {"num_cpus": 2, "include_dashboard": False, "temp_dir": str(place / "ray")}
+        head["dashboard_port"] = free_port()  # even without one Ray looks whether the usual port is free
         cluster = Cluster(initialize_head=True, head_node_args=head)
     yield cluster
     cluster.shutdown()

@@ -226,6 +226,26 @@ def test_a_node_that_needs_longer_than_ray_waits_is_waited_for() -> None:
     assert (done.returncode, done.stdout) == (0, "up 1\nTrue\n"), done.stderr
 
 
+SLOW = """
+import sys, time
+if any(word.endswith(("dashboard/agent.py", "runtime_env/agent/main.py")) for word in sys.orig_argv[:4]):
+    time.sleep(25)
+"""
+
+
+@pytest.mark.slow
+def test_a_node_whose_first_processes_need_longer_than_it_waits_starts(tmp_path: Path) -> None:
+    """As where they are read from a slow disk: Ray's node ends itself after 15 seconds."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW)
+    program = "import ray; from aneurysm_ray.distributed import session\n"
+    program += "with session.connect(): print('up', ray.get(ray.remote(lambda: 1).remote()))"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert (done.returncode, done.stdout) == (0, "up 1\n"), done.stderr
+    assert "died" not in done.stderr
+
+
 DIES = """
 import logging, threading, time
 import ray
@@ -246,7 +266,7 @@ with session.connect():
 
 @pytest.mark.slow
 def test_a_node_that_dies_while_it_starts_is_started_again() -> None:
-    """As beside much other work: a node waits 15 seconds for its own processes, and then ends itself."""
+    """As of a machine's want of memory; Ray waits for it all the same."""
     done = subprocess.run([sys.executable, "-c", DIES], capture_output=True, text=True, timeout=900, check=False)
     assert (done.returncode, done.stdout) == (0, "up 1\n"), done.stderr
     assert "Ray's node died while it started; trying again" in done.stderr

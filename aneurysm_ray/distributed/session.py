@@ -1,6 +1,7 @@
 """Connect to a Ray cluster, or start a quiet Ray of this machine's own for as long as a command runs."""
 
 import contextlib
+import inspect
 import logging
 import math
 import os
@@ -39,10 +40,12 @@ _LOCAL_DEFAULTS = {
 _PORTS = range(20_000, 32_768)
 """Of which a local Ray takes one: above those of Ray's workers, below those that systems hand out by themselves."""
 _STARTS = 3
-"""Another program may take a port between the moment when it is found and that when Ray takes it; and on a busy machine
-Ray's node ends itself when the processes it starts first, for which it waits 15 s, have not been read from the disk."""
+"""Another program may take a port between the moment when it is found and that when Ray takes it."""
 _NODE_SECONDS = 240.0
 """Time in which the node of a local Ray has to start."""
+_AGENT_MS = str(int(1000 * _NODE_SECONDS))
+_AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+"""Of the processes that Ray's node starts first."""
 _ROOMLESS = ("PENDING", "RESCHEDULING")
 """States of a placement group that holds nothing, or not all, of what it asks for."""
 _ANSWER_SECONDS = 8.0
@@ -139,7 +142,12 @@ def _start(folder: str, dashboard: bool) -> None:
         port = _unused_port()
         address = f"{ray.util.get_node_ip_address()}:{port}"
         try:
-            with environment({"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": address}), _patience():
+            told = {
+                "RAY_GCS_SERVER_PORT": str(port),
+                "RAY_ADDRESS": address,
+                "RAY_agent_register_timeout_ms": _AGENT_MS,
+            }
+            with environment(told), _patience():
                 ray.init(
                     address="local",
                     include_dashboard=dashboard,
@@ -169,9 +177,12 @@ class _NodeDied(Exception):
 
 @contextlib.contextmanager
 def _patience() -> Iterator[None]:
-    """Let a node that starts take its time: after 30 s, which is little on a busy machine, Ray 2.60 gives it up."""
+    """Let a node that starts take its time: after 30 s, which is little on a busy machine, Ray 2.60 gives it up.
+
+    The node in turn ends itself when after 15 s its first processes have not told it their ports, unless it knows them.
+    """
     services: Any = ray._private.services
-    once = services.get_node
+    once, start = services.get_node, services.start_raylet
     until = time.monotonic() + _NODE_SECONDS
 
     def asked_again(*words: Any) -> Any:
@@ -185,16 +196,24 @@ def _patience() -> Iterator[None]:
                     raise _NodeDied("its node died while it started") from error
             time.sleep(0.1)
 
-    services.get_node = asked_again
+    def with_ports(*words: Any, **options: Any) -> Any:
+        told = inspect.signature(start).bind(*words, **options).arguments
+        unused = {_unused_port() for _ in range(2 * len(_AGENT_PORTS))}
+        ports = {name: options.get(name) or unused.pop() for name in _AGENT_PORTS}
+        for name, port in ports.items():
+            ray._raylet.persist_port(told["session_dir"], told["node_id"], name, port)
+        return start(*words, **options | ports)
+
+    services.get_node, services.start_raylet = asked_again, with_ports
     try:
         yield
     finally:
-        services.get_node = once
+        services.get_node, services.start_raylet = once, start
 
 
 def _node_has_died() -> bool:
     """Say whether the node that this process has started is dead; Ray waits for it all the same."""
-    import psutil  # Ray's own
+    import psutil  # type: ignore[import-untyped]  # Ray's own
 
     nodes = [child for child in psutil.Process().children() if child.name() == "raylet"]
     return bool(nodes) and all(node.status() == psutil.STATUS_ZOMBIE for node in nodes)
