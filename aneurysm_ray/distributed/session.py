@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import itertools
 import logging
 import math
 import os
@@ -198,8 +199,8 @@ def _patience() -> Iterator[None]:
 
     def with_ports(*words: Any, **options: Any) -> Any:
         told = inspect.signature(start).bind(*words, **options).arguments
-        unused = {_unused_port() for _ in range(2 * len(_AGENT_PORTS))}
-        ports = {name: options.get(name) or unused.pop() for name in _AGENT_PORTS}
+        unused = _unused_ports(len(_AGENT_PORTS))
+        ports = {name: options.get(name) or port for name, port in zip(_AGENT_PORTS, unused, strict=True)}
         for name, port in ports.items():
             ray._raylet.persist_port(told["session_dir"], told["node_id"], name, port)
         return start(*words, **options | ports)
@@ -220,7 +221,11 @@ def _node_has_died() -> bool:
 
 
 def _unused_port() -> int:
-    return next(port for port in random.sample(_PORTS, len(_PORTS)) if _is_unused(port))
+    return _unused_ports(1)[0]
+
+
+def _unused_ports(count: int) -> list[int]:
+    return list(itertools.islice(filter(_is_unused, random.sample(_PORTS, len(_PORTS))), count))
 
 
 def _is_unused(port: int) -> bool:
