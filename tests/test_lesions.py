@@ -1,5 +1,6 @@
 """Data sets of NIfTI files prepared: the same points from every layout; what is ignored, unknown or wrong."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,6 +73,29 @@ def test_every_layout_gives_the_same_volumes_and_points(tmp_path: Path) -> None:
         assert volume_mm3 == pytest.approx(4 / 3 * np.pi * (LEFT[1] ** 3 + RIGHT[1] ** 3), rel=0.1)
 
 
+ORDERS = [
+    np.stack([axes, signs], axis=1)
+    for axes in itertools.permutations(range(3))
+    for signs in itertools.product((1, -1), repeat=3)
+]
+"""All 48 ways to store the same voxels: which axis comes first, and which way each runs (nibabel's orientations)."""
+
+
+@pytest.mark.parametrize("turned", ["a.nii.gz", "m.nii.gz"])
+def test_a_right_mask_is_right_in_whichever_order_it_or_its_image_is_stored(tmp_path: Path, turned: str) -> None:
+    kept = {"a.nii.gz": head((LEFT, RIGHT)), "m.nii.gz": mask((LEFT, RIGHT))}
+    for number, order in enumerate(ORDERS):
+        root = tmp_path / str(number)
+        for name, voxels in kept.items():
+            image = nibabel.load(save(root / name, voxels))
+            nibabel.save(image.as_reoriented(order) if name == turned else image, root / name)
+        volume = one(root, root / "out", "mask,modality", "m.nii.gz,CTA")
+        assert isinstance(volume, PreparedVolume), (order, volume)
+        assert remarks(volume) == [], order
+        centres = np.array(sorted(points_mm(volume, volume.points).tolist()))
+        assert np.abs(centres - [RIGHT[0], LEFT[0]]).max() < 0.5 * 2.5, order
+
+
 class TestIgnored:
     """As in ADAM, where 1 is an aneurysm and 2 a treated one."""
 
@@ -113,6 +137,24 @@ def flipped_image(root: Path) -> str:
     affine[0, 3] -= 40
     save(root / "a.nii.gz", head(), affine)
     save(root / "m.nii.gz", mask((LEFT,)))
+    return "mask"
+
+
+def flipped_in_its_box(root: Path) -> str:
+    turn = np.diag([-1.0, 1, 1, 1])
+    turn[0, 3] = GRID.shape[2] - 1
+    save(root / "a.nii.gz", head((LEFT,)), ras() @ turn)
+    save(root / "m.nii.gz", mask((LEFT,)))
+    return "mask"
+
+
+def turned_and_of_another_patient(root: Path) -> str:
+    save(root / "a.nii.gz", head())
+    path = save(root / "m.nii.gz", mask((LEFT,)))
+    affine = ras()
+    affine[:3, 3] += (15, -20, 30)
+    image = nibabel.Nifti1Image(mask((LEFT,)).T, affine)
+    nibabel.save(image.as_reoriented([[2, 1], [0, -1], [1, 1]]), path)
     return "mask"
 
 
@@ -234,7 +276,9 @@ VALUES = {"mask": "m.nii.gz", "points": "p.csv", PRESENT: "1", "modality": "CTA"
     ("wrong", "words"),
     [
         (flipped_image, "mask_moved"),
+        (flipped_in_its_box, "mask_moved"),
         (of_another_patient, "mask_moved"),
+        (turned_and_of_another_patient, "mask_moved"),
         (far_away, "mask_misses"),
         (empty_mask, "mask_empty"),
         (mask_of_a_negative, "label_contradicts"),

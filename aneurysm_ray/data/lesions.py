@@ -26,8 +26,6 @@ from aneurysm_ray.labels import LABELS, PRESENT_INDEX
 
 OWN_MM = 3.0
 """A marked place is of a mask's piece that lies within this of its ball."""
-MOVED_MM = 2.0
-"""A mask with its image's voxels lies with them within this, or one of the two is in a wrong place."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +100,7 @@ def _read(
         except (MaskError, ValueError):
             codes.append("mask_unreadable")
             continue
-        if _moved(mask, volume):
+        if masks.moved(mask, one.inside | one.ignored, volume):
             codes.append("mask_moved")
         if masks.misses(mask, one.inside | one.ignored, affine, shape):
             codes.append("mask_misses")
@@ -131,16 +129,6 @@ def _shown(mask: Mask, values: Values) -> _Shown:
     domes = domes_of(np.where(inside | ignored, labels, 0), mask.affine, off)
     pairs = tuple((dome, IGNORED if dome.ignored else meanings.get(dome.value, UNPLACED)) for dome in domes)
     return _Shown(mask, pairs, inside, ignored)
-
-
-def _moved(mask: Mask, volume: Volume) -> bool:
-    """Whether a mask has its image's voxels, in the order of NIfTI, and its affine puts them elsewhere."""
-    if volume.instances or mask.labels.shape != volume.shape[::-1]:
-        return False
-    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(volume.shape) - 1)
-    ours = corners @ volume.affine[:3, :3].T + volume.affine[:3, 3]
-    theirs = corners[:, ::-1] @ mask.affine[:3, :3].T + mask.affine[:3, 3]
-    return bool(np.linalg.norm(ours - theirs, axis=1).max() > MOVED_MM)
 
 
 def _marked(mark: Mark, volume: Volume, affine: NDArray[np.float64]) -> Point:

@@ -12,12 +12,14 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import scipy.ndimage
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from aneurysm_ray.data.dataset import SEGMENTATION_VALUES
 from aneurysm_ray.data.store import Point
+from aneurysm_ray.data.volume import Volume
 from aneurysm_ray.labels import LOCATIONS, MIRRORED
 
 U8 = NDArray[np.uint8]
@@ -28,6 +30,12 @@ CLASSES = max(SEGMENTATION_VALUES.values())
 MAX_VOXELS = 2**30
 LEAST_INSIDE = 0.5
 """A mask of whose labelled voxels a smaller share lies in the stored volume is of something else."""
+MOVED_MM = 2.0
+"""A mask with as many voxels as its image has its corners within this, or one of the two is in a wrong place."""
+FITS_BETTER = 0.2
+"""Share of an image's variance by which a mask fits it better elsewhere, if it belongs there: far above chance."""
+SHELL = 2
+"""Voxels around a mask that tell whether it follows what is to be seen."""
 NEAR_MM, FAR_MM = 20.0, 30.0
 """A point lies within the first of the vessel that it names, as sacs are up to 20 mm wide. A mask that has that vessel
 farther away contradicts the point if the vessel's mirror image is less than half as far, and any mask does that has no
@@ -205,6 +213,51 @@ def misses(mask: Mask, inside: NDArray[np.bool_], affine: NDArray[np.float64], s
     zyx = mm @ to_voxel[:3, :3].T + to_voxel[:3, 3]
     within = ((zyx >= -0.5) & (zyx <= np.array(shape) - 0.5)).all(axis=1)
     return bool(within.mean() < LEAST_INSIDE)
+
+
+def moved(mask: Mask, inside: NDArray[np.bool_], volume: Volume) -> bool:
+    """Whether a mask with as many voxels as its NIfTI image lies elsewhere.
+
+    Tools store a mask in an order of their own, with the affine to it: its corners are then the image's, whichever of
+    them comes first. An affine with a wrong sign may keep the corners too; what the mask shows (`inside`) then fits the
+    image better voxel by voxel, in the order in which both are stored, than where the affine puts it.
+    """
+    if volume.instances or sorted(mask.labels.shape) != sorted(volume.shape):
+        return False
+    ours = _corners(volume.shape) @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+    theirs = _corners(mask.labels.shape) @ mask.affine[:3, :3].T + mask.affine[:3, 3]
+    apart = np.linalg.norm(ours[:, None] - theirs, axis=2)
+    if apart.min(axis=0).max() > MOVED_MM:
+        return True
+    # Index (i, j, k) of NIfTI is (z, y, x) backwards.
+    flat = np.ravel_multi_index(tuple(np.indices((2, 2, 2)).reshape(3, -1)[::-1]), (2, 2, 2))
+    if mask.labels.shape != volume.shape[::-1] or apart[flat, np.arange(8)].max() <= MOVED_MM or not inside.any():
+        return False
+    to_image = np.linalg.inv(volume.affine) @ mask.affine
+    by_affine = _fit(inside, volume.voxels, to_image)
+    return _fit(inside, volume.voxels, np.eye(4)[[2, 1, 0, 3]]) > by_affine + FITS_BETTER
+
+
+def _corners(shape: Sequence[int]) -> NDArray[np.int_]:
+    """Return (8, 3): the first and last index along each axis."""
+    return np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape) - 1)
+
+
+def _fit(inside: NDArray[np.bool_], voxels: NDArray[Any], to_image: NDArray[np.float64]) -> float:
+    """Return the share of an image's variance, in a mask's pieces and around them, that the mask explains.
+
+    This correlation ratio (Roche et al., MICCAI 1998) asks nothing of what is bright and what is dark.
+    """
+    box = scipy.ndimage.find_objects(inside.astype(np.uint8))[0]
+    wider = tuple(slice(max(0, side.start - SHELL), side.stop + SHELL) for side in box)
+    shown = inside[wider]
+    near = scipy.ndimage.binary_dilation(shown, iterations=SHELL)
+    places = (np.argwhere(near) + [side.start for side in wider]) @ to_image[:3, :3].T + to_image[:3, 3]
+    values = voxels[tuple(np.clip(np.rint(places).astype(int), 0, np.array(voxels.shape) - 1).T)].astype(np.float64)
+    within = shown[near]
+    whole = values.var() * len(values)
+    left = sum(part.var() * len(part) for part in (values[within], values[~within]) if len(part))
+    return float(1 - left / whole) if whole > 0 else 0.0
 
 
 def _wrong(mask: Mask, labels: U8, affine: NDArray[np.float64], points: Sequence[Point]) -> str:
