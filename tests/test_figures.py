@@ -53,18 +53,21 @@ def _volume() -> PreparedVolume:
 
 
 def _brightest(image: Image.Image) -> tuple[float, float]:
-    """Return (row, column) in mm of the brightest pixel below the panel's name."""
+    """Return (row, column) in mm of the brightest pixel."""
     grey = np.asarray(image.convert("L")).astype(float)
     return tuple((np.array(np.unravel_index(grey.argmax(), grey.shape)) + 0.5) / pictures.PIXELS_PER_MM)  # type: ignore[return-value]
 
 
 def test_panels_lie_as_a_reader_expects(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures.ImageDraw.ImageDraw, "text", lambda *_, **__: None)
+    monkeypatch.setattr(pictures, "_CAPTIONS", ("", "", ""))  # which would make columns wider than these planes
     sheet = pictures.slices(_volume(), np.array([8, 2, 5]))
     scale = pictures.PIXELS_PER_MM
     widths = [round(12 * scale), round(12 * scale), round(16 * scale)]
     edges = np.cumsum([0, *(width + pictures.GAP for width in widths)])
-    axial, coronal, sagittal = (sheet.crop((edges[i], 0, edges[i] + widths[i], sheet.height)) for i in range(3))
+    axial, coronal, sagittal = (
+        sheet.crop((edges[i], pictures.CAPTION, edges[i] + widths[i], sheet.height)) for i in range(3)
+    )
     axial = axial.crop((0, (axial.height - round(16 * scale)) // 2, axial.width, axial.height))
     assert _brightest(axial) == pytest.approx((2.5, 5.5), abs=0.6)  # front is up
     assert _brightest(coronal) == pytest.approx((20 - 8.5, 5.5), abs=0.6)  # head is up
@@ -81,7 +84,7 @@ def test_heat_map_glows_where_it_is_hot() -> None:
     voxel = pictures.to_voxel(volume, pictures.hottest(heatmap))
     np.testing.assert_allclose(voxel, [17.5, 13.5, 9.5])
     marked, plain = (np.asarray(pictures.slices(volume, voxel, heatmap, marked=on)).astype(int) for on in (True, False))
-    glow = (marked - plain)[:, : round(12 * pictures.PIXELS_PER_MM)]
+    glow = (marked - plain)[pictures.CAPTION :, : round(12 * pictures.PIXELS_PER_MM)]
     row, column = np.unravel_index(glow[..., 0].argmax(), glow.shape[:2])
     assert glow[row, column, 0] > glow[row, column, 2] + 50
     assert row > glow.shape[0] * 0.6

@@ -69,8 +69,8 @@ def test_of_several_points_only_the_one_that_lies_wrong_is_doubtful(tmp_path: Pa
 
 
 def colours(image: Image.Image, wanted: tuple[int, int, int], to: int) -> np.ndarray:
-    """Return (n, 2): row and column of the pixels of about one colour in the first `to` columns."""
-    pixels = np.asarray(image.convert("RGB")).astype(int)[:, :to]
+    """Return (n, 2): row and column of the pixels of about one colour in the first `to` columns below the caption."""
+    pixels = np.asarray(image.convert("RGB")).astype(int)[pictures.CAPTION :, :to]
     return np.argwhere(np.abs(pixels - wanted).sum(axis=2) < 20)
 
 

@@ -1,12 +1,15 @@
 """Pages tell no half-truths: sides, colours, what is unfinished, what may be sent."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 import pytest
 import synthetic_runs
+from PIL import ImageDraw
 
 from aneurysm_ray import rundir
 from aneurysm_ray.config import Config
@@ -47,11 +50,32 @@ def test_pictures_say_from_where_they_are_seen(monkeypatch: pytest.MonkeyPatch) 
     prepared = synthetic_runs.volume(0, np.random.default_rng(0))
     pictures.slices(prepared, np.array(synthetic_runs.SHAPE) / 2)
     seen = {"feet": "F", "front": "A", "left": "L"}
-    for name, left, right, up, down in (written[first : first + 5] for first in (0, 5, 10)):
+    letters, names = written[:12], written[12:]
+    for name, left, right, up, down in zip(names, *(letters[side::4] for side in range(4)), strict=True):
         # Right times down points into the picture, away from who looks at it.
         into = np.cross(np.subtract(SIDES[right], SIDES[left]), np.subtract(SIDES[down], SIDES[up])) / 4
         assert tuple(-into) == SIDES[seen[name.rsplit(" ", 1)[1]]], name
-    assert [name.split(",")[0] for name in written[::5]] == ["axial", "coronal", "sagittal"]
+    assert [name.split(",")[0] for name in names] == ["axial", "coronal", "sagittal"]
+
+
+@pytest.mark.parametrize("shape", [(60, 70, 60), (12, 200, 12), (200, 12, 90), (12, 12, 12)])
+def test_no_word_of_a_picture_lies_on_another(shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captions stay above the planes, whose letters lie in them, and clear of each other, however narrow these are."""
+    captions: list[tuple[float, float, float, float]] = []
+    draw_text = ImageDraw.ImageDraw.text
+
+    def text(self: ImageDraw.ImageDraw, place: tuple[float, float], words: str, **how: Any) -> None:
+        if ", from" in words:
+            captions.append(self.textbbox(place, words, font=how["font"]))
+        draw_text(self, place, words, **how)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    whole = synthetic_runs.volume(0, np.random.default_rng(0))
+    sheet = pictures.slices(replace(whole, voxels=np.zeros(shape, np.uint8)), np.array(shape) / 2)
+    assert len(captions) == 3
+    for left, _, right, bottom in captions:
+        assert left >= 0 and right <= sheet.width and bottom <= pictures.CAPTION
+    assert all(one[2] < other[0] for one, other in itertools.pairwise(captions))
 
 
 def looks(figure: go.Figure) -> list[tuple[str, str]]:

@@ -240,7 +240,7 @@ def moved(mask: Mask, inside: NDArray[np.bool_], volume: Volume) -> bool:
 
 def _corners(shape: Sequence[int]) -> NDArray[np.int_]:
     """Return (8, 3): the first and last index along each axis."""
-    return np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape) - 1)
+    return np.asarray(np.indices((2, 2, 2)).reshape(3, -1).T * (np.array(shape) - 1))
 
 
 def _fit(inside: NDArray[np.bool_], voxels: NDArray[Any], to_image: NDArray[np.float64]) -> float:

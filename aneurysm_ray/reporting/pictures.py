@@ -5,6 +5,7 @@ Three planes through one voxel, side by side at one scale, the patient's right o
 
 import base64
 import io
+import math
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ from aneurysm_ray.errors import RunDirError
 
 PIXELS_PER_MM = 1.4
 GAP = 4
+CAPTION = 18
+"""Pixels above the planes, where each says from where it is seen; in the picture that would hide its letters."""
 _FAINT = 0.05  # a heat map that varies by less than this is not blown up to full brightness
 _TRUTH, _GUESS, _LEFT_OUT, _DOME = (66, 230, 149), (255, 92, 120), (160, 168, 178), (255, 220, 60)
 _NEAR_MM = 6.0
@@ -30,7 +33,8 @@ _NEAR_MM = 6.0
 _RING = 10.0
 """Pixels from a point to its ring, unless the aneurysm's own radius is drawn."""
 _WORDS = (190, 200, 212)
-_PLANES = ((0, "axial, from the feet"), (1, "coronal, from the front"), (2, "sagittal, from the left"))
+_CAPTIONS = ("axial, from the feet", "coronal, from the front", "sagittal, from the left")
+"""Of the planes along z, y and x."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +95,7 @@ def slices(
     `candidates` (n, 3) a red cross where they lie within 6 mm of the plane; both are voxel coordinates.
     """
     panels = []
-    for axis, name in _PLANES:
+    for axis in range(3):
         index = int(np.clip(round(float(focus[axis])), 0, prepared.voxels.shape[axis] - 1))
         image = _grey(np.take(prepared.voxels, index, axis), prepared)
         if marked and heatmap is not None:
@@ -99,7 +103,7 @@ def slices(
         depth = prepared.spacing_mm[axis]
         near = [_near(marks, axis, index, depth) if marked else None for marks in (points, candidates)]
         rings = [Ring(voxel) for voxel in near[0]] if near[0] is not None else []
-        panels.append(_panel(image, prepared, axis, name, rings, near[1], pixels_per_mm))
+        panels.append(_panel(image, prepared, axis, rings, near[1], pixels_per_mm))
     return _side_by_side(panels)
 
 
@@ -112,7 +116,7 @@ def labelled(
     grey where they are ignored; masks are outlined: right vessels blue, left green, middle pink, domes yellow.
     """
     panels = []
-    for axis, name in _PLANES:
+    for axis in range(3):
         index = int(np.clip(round(float(focus[axis])), 0, prepared.voxels.shape[axis] - 1))
         image = _grey(np.take(prepared.voxels, index, axis), prepared)
         rings, outlines = [], []
@@ -121,7 +125,7 @@ def labelled(
             rings = _rings(prepared.points, axis, index, spacing, scale, _TRUTH)
             rings += _rings(prepared.ignored, axis, index, spacing, scale, _LEFT_OUT)
             outlines = _outlines(prepared, axis, index)
-        panels.append(_panel(image, prepared, axis, name, rings, None, pixels_per_mm, outlines=outlines))
+        panels.append(_panel(image, prepared, axis, rings, None, pixels_per_mm, outlines=outlines))
     return _side_by_side(panels)
 
 
@@ -130,14 +134,14 @@ def projections(
 ) -> Image.Image:
     """Draw the maximum along each axis over a slab of `slab_mm` around voxel `focus`, and all candidates, numbered."""
     panels = []
-    for axis, name in _PLANES:
+    for axis in range(3):
         half = slab_mm / 2 / prepared.spacing_mm[axis]
         size = prepared.voxels.shape[axis]
         first = int(np.clip(focus[axis] - half, 0, size - 1))
         last = int(np.clip(focus[axis] + half, first, size - 1)) + 1
         slab = prepared.voxels[(slice(None),) * axis + (slice(first, last),)]
         panels.append(
-            _panel(_grey(slab.max(axis), prepared), prepared, axis, name, [], candidates, PIXELS_PER_MM, numbered=True)
+            _panel(_grey(slab.max(axis), prepared), prepared, axis, [], candidates, PIXELS_PER_MM, numbered=True)
         )
     return _side_by_side(panels)
 
@@ -170,11 +174,19 @@ def _moved(point: Point, first: NDArray[np.int_]) -> Point:
 
 
 def _side_by_side(panels: list[Image.Image]) -> Image.Image:
-    sheet = Image.new("RGB", (sum(p.width for p in panels) + GAP * (len(panels) - 1), max(p.height for p in panels)))
-    left = 0
-    for panel in panels:
-        sheet.paste(panel, (left, (sheet.height - panel.height) // 2))
-        left += panel.width + GAP
+    """Return the three planes in one row, each below its caption."""
+    font = ImageFont.load_default(size=12)
+    columns = [
+        max(panel.width, math.ceil(font.getlength(caption)) + 5)
+        for panel, caption in zip(panels, _CAPTIONS, strict=True)
+    ]
+    height = max(panel.height for panel in panels)
+    sheet = Image.new("RGB", (sum(columns) + GAP * (len(panels) - 1), CAPTION + height))
+    draw, left = ImageDraw.Draw(sheet), 0
+    for panel, caption, width in zip(panels, _CAPTIONS, columns, strict=True):
+        draw.text((left + 5, 2), caption, fill=_WORDS, font=font)
+        sheet.paste(panel, (left, CAPTION + (height - panel.height) // 2))
+        left += width + GAP
     return sheet
 
 
@@ -235,7 +247,6 @@ def _panel(
     image: NDArray[np.float32],
     prepared: PreparedVolume,
     axis: int,
-    name: str,
     rings: Sequence[Ring],
     candidates: NDArray[np.float64] | None,
     pixels_per_mm: float,
@@ -254,7 +265,6 @@ def _panel(
     for seen, colour in outlines:
         _outline(panel, seen[::-1] if upside_down else seen, colour)
     draw = ImageDraw.Draw(panel)
-    draw.text((5, 3), name, fill=_WORDS, font=ImageFont.load_default(size=12))
     letter(panel, axis, size=12)
 
     def place(voxel: NDArray[np.float64]) -> tuple[float, float]:
