@@ -42,7 +42,7 @@ def compared(preset: str, width: int | None) -> list[str]:
         for weights in network.parameters():
             weights.add_(0.05 * weights.std().nan_to_num(0.1) * torch.randn_like(weights))
     count = len(LABELS)
-    graph = interchange.Graph(export.Ensemble(networks, config, np.full(count, 0.5), (None,) * count, "")).eval()
+    graph = interchange.Graph(export.TrainedModels(networks, config, np.full(count, 0.5), (None,) * count, "")).eval()
     images = torch.cat([interchange._patches(config), torch.rand(1, 1, *config.patch.size)])
     with torch.inference_mode():
         expected = graph(images).numpy()

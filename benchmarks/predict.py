@@ -113,7 +113,7 @@ def main() -> None:
         )
         torch.manual_seed(0)
         platt = (None,) * 14
-        trained = export.Ensemble((models.build(config.model).eval(),), config, np.zeros(14), platt, "")
+        trained = export.TrainedModels((models.build(config.model).eval(),), config, np.zeros(14), platt, "")
     # One rule for both: MONAI's windows of the mirrored volume are not ours, so neither mirrors.
     trained = replace(trained, config=overrides.build({"inference.flip": False}, base=trained.config))
     with tempfile.TemporaryDirectory() as folder:

@@ -51,8 +51,8 @@ def run(tmp_path: Path) -> Path:
 IMAGE = torch.rand(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(7))
 
 
-def answers(ensemble: export.Ensemble) -> list[torch.Tensor]:
-    return [model(IMAGE).cells for model in ensemble.models]
+def answers(trained: export.TrainedModels) -> list[torch.Tensor]:
+    return [model(IMAGE).cells for model in trained.models]
 
 
 def test_export_gives_the_runs_own_answers_and_digest(run: Path, tmp_path: Path) -> None:
@@ -94,11 +94,11 @@ def test_prevalence_and_calibration_are_those_of_the_out_of_fold_table(run: Path
     assert prevalence[-1] == pytest.approx(6 / 20)
     assert prevalence == pytest.approx([both[f"target/{label}"].mean() for label in LABELS])
     alone(run)
-    ensemble = export.load(run)
-    assert ensemble.platt[0] is None
+    trained = export.load(run)
+    assert trained.platt[0] is None
     line = calibration.fit_platt(tables[1][f"target/{PRESENT}"], tables[1][PRESENT])
-    assert ensemble.platt[-1] == pytest.approx(line)
-    mapped = ensemble.calibrated(np.full(14, 0.4))
+    assert trained.platt[-1] == pytest.approx(line)
+    mapped = trained.calibrated(np.full(14, 0.4))
     assert np.isnan(mapped[0])
     assert mapped[-1] == pytest.approx(float(calibration.apply_platt(0.4, *line)))
 
@@ -130,9 +130,9 @@ def test_models_are_those_of_the_folds_that_the_score_is_of(run: Path, caplog: p
     assert len(export.load(run).models) == 2
     assert "no fold of" in caplog.text
     rundir.write_json(rundir.fold_dir(run, 1) / rundir.SUMMARY, {"fold": 1})
-    ensemble = export.load(run)
+    trained = export.load(run)
     (expected, _) = checkpoint.load_model(rundir.fold_dir(run, 1) / rundir.CHECKPOINT_LAST)
-    assert len(ensemble.models) == 1 and torch.equal(answers(ensemble)[0], expected(IMAGE).cells)
+    assert len(trained.models) == 1 and torch.equal(answers(trained)[0], expected(IMAGE).cells)
     assert "1 of 2 folds" in caplog.text
 
 

@@ -13,7 +13,7 @@ from aneurysm_ray import overrides
 from aneurysm_ray.data import reading, store
 from aneurysm_ray.labels import LABELS
 from aneurysm_ray.learning import atlas, inference
-from aneurysm_ray.learning.export import Ensemble
+from aneurysm_ray.learning.export import TrainedModels
 from aneurysm_ray.learning.models import Answer
 
 CONFIG = overrides.build({"patch.size": [32, 32, 32], "volume.spacing_mm": [1.0, 1.0, 1.0]})
@@ -34,13 +34,13 @@ class Bright(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def bright() -> Ensemble:
-    return Ensemble((Bright(),), CONFIG, np.linspace(0.1, 0.4, len(LABELS)), (None,) * len(LABELS), "0" * 64)  # type: ignore[arg-type]
+def bright() -> TrainedModels:
+    return TrainedModels((Bright(),), CONFIG, np.linspace(0.1, 0.4, len(LABELS)), (None,) * len(LABELS), "0" * 64)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("plane", "multi_frame"), CASES)
 def test_first_candidate_is_the_blob_in_every_plane(
-    bright: Ensemble, plane: str, multi_frame: bool, tmp_path: Path
+    bright: TrainedModels, plane: str, multi_frame: bool, tmp_path: Path
 ) -> None:
     heads.write_head(tmp_path / "head", plane, multi_frame=multi_frame)
     found = inference.answer(bright, tmp_path / "head", "cpu")
@@ -65,7 +65,7 @@ def test_first_candidate_is_the_blob_in_every_plane(
     assert np.linalg.norm(expected - first[["x_mm", "y_mm", "z_mm"]].to_numpy(float)) <= 1.0 + 1e-6
 
 
-def test_prepared_volume_gives_bit_equal_answers(bright: Ensemble, tmp_path: Path) -> None:
+def test_prepared_volume_gives_bit_equal_answers(bright: TrainedModels, tmp_path: Path) -> None:
     folder = heads.write_head(tmp_path / "head", "oblique")
     series = reading.read(folder, CONFIG.volume)
     path = store.write_volume(tmp_path / "set", series.prepared, overrides.volume_identity(CONFIG))
@@ -77,7 +77,7 @@ def test_prepared_volume_gives_bit_equal_answers(bright: Ensemble, tmp_path: Pat
     assert (theirs.candidates["sop_uid"] == "").all()
 
 
-def test_unreadable_series_get_the_prevalence_and_the_reason(bright: Ensemble, tmp_path: Path) -> None:
+def test_unreadable_series_get_the_prevalence_and_the_reason(bright: TrainedModels, tmp_path: Path) -> None:
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.dcm").write_text("no DICOM")
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1")

@@ -26,19 +26,19 @@ SMALL = {
 }
 
 
-def _ensemble(head: str, count: int = 2) -> export.Ensemble:
+def _trained(head: str, count: int = 2) -> export.TrainedModels:
     config = overrides.build({**SMALL, "model.head": head})
     torch.manual_seed(0)
     networks = tuple(models.build(config.model).eval().requires_grad_(False) for _ in range(count))
     for network in networks:
         for weights in network.parameters():
             weights.add_(0.1 * torch.randn_like(weights))
-    return export.Ensemble(networks, config, np.full(14, 0.5), (None,) * 14, "")
+    return export.TrainedModels(networks, config, np.full(14, 0.5), (None,) * 14, "")
 
 
 def test_onnx_answers_as_torch_does_and_says_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     onnx = pytest.importorskip("onnx")
-    trained = _ensemble("grid")
+    trained = _trained("grid")
     monkeypatch.setattr(export, "load", lambda run: trained)
     path = tmp_path / "model.onnx"
     interchange.write(tmp_path, path)
@@ -55,7 +55,7 @@ def test_onnx_answers_as_torch_does_and_says_what_it_is(tmp_path: Path, monkeypa
 
 
 def test_a_program_of_torch_answers_as_the_run_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trained = _ensemble("pooled", count=1)
+    trained = _trained("pooled", count=1)
     monkeypatch.setattr(export, "load", lambda run: trained)
     path = tmp_path / "model.pt2"
     interchange.write(tmp_path, path)
@@ -71,7 +71,7 @@ def test_a_program_of_torch_answers_as_the_run_does(tmp_path: Path, monkeypatch:
 def test_another_answer_than_torch_s_is_an_error_and_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained = _ensemble("pooled", count=1)
+    trained = _trained("pooled", count=1)
     monkeypatch.setattr(export, "load", lambda run: trained)
     monkeypatch.setattr(interchange, "largest_difference", lambda graph, answer: 0.01)
     with pytest.raises(AneurysmRayError, match=r"answers otherwise than torch, by up to 0\.01"):
@@ -91,7 +91,7 @@ def test_the_python_of_the_page_runs_on_a_set_with_nothing_of_this_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("onnxruntime")
-    trained = _ensemble("grid", count=1)
+    trained = _trained("grid", count=1)
     monkeypatch.setattr(export, "load", lambda run: trained)
     interchange.write(tmp_path, tmp_path / "model.onnx")
     write_set(tmp_path / "volumes", 2, shape=(15, 30, 40))

@@ -199,7 +199,7 @@ def test_bug_that_one_series_brings_out_spares_the_others(
 ) -> None:
     real = inference.score
 
-    def score(trained: export.Ensemble, series: reading.Reading, device: str) -> inference.Answer:
+    def score(trained: export.TrainedModels, series: reading.Reading, device: str) -> inference.Answer:
         if series.prepared.plane == "axial":
             raise ZeroDivisionError("a bug")
         return real(trained, series, device)

@@ -32,7 +32,7 @@ from aneurysm_ray.distributed.steps import Item, Order
 from aneurysm_ray.errors import DatasetError, RequestError, RunDirError
 from aneurysm_ray.labels import LABELS, PRESENT
 from aneurysm_ray.learning import starter
-from aneurysm_ray.learning.export import Ensemble
+from aneurysm_ray.learning.export import TrainedModels
 from aneurysm_ray.learning.inference import CANDIDATE_COLUMNS
 from aneurysm_ray.reporting import page, predict_page
 
@@ -125,7 +125,7 @@ def _item(place: str, series_uid: str, size: int, source: Source | None = None) 
     return Item(place, series_uid, int(size), deep, own_uid)
 
 
-def _check_volumes(items: Sequence[Item], trained: Ensemble) -> None:
+def _check_volumes(items: Sequence[Item], trained: TrainedModels) -> None:
     """Raise RequestError when a prepared set was made with other settings than the model was trained on."""
     wanted = overrides.volume_identity(trained.config)
     checked = set()
@@ -143,7 +143,7 @@ def _check_volumes(items: Sequence[Item], trained: Ensemble) -> None:
 
 
 def _begin(
-    order: Order, items: Sequence[Item], trained: Ensemble, facts: dict[str, Any], *, resume: bool
+    order: Order, items: Sequence[Item], trained: TrainedModels, facts: dict[str, Any], *, resume: bool
 ) -> list[Item]:
     """Begin or go on with a prediction, and return the series as its outputs may know them."""
     out = location.place(order.out)
@@ -184,7 +184,7 @@ def _left(items: Sequence[Item], order: Order) -> list[Item]:
     return [item for item in items if not (steps.folder_of(order, item) / rundir.RESULT).exists()]
 
 
-def _score(left: Sequence[Item], order: Order, trained: Ensemble) -> None:
+def _score(left: Sequence[Item], order: Order, trained: TrainedModels) -> None:
     """Score what is left, and say how far it is."""
     begun = time.monotonic()
     done = failed = done_bytes = 0
@@ -198,7 +198,7 @@ def _score(left: Sequence[Item], order: Order, trained: Ensemble) -> None:
         steps.lost(item, order, trained)
 
 
-def _results(left: Sequence[Item], order: Order, trained: Ensemble) -> Iterator[tuple[str, str]]:
+def _results(left: Sequence[Item], order: Order, trained: TrainedModels) -> Iterator[tuple[str, str]]:
     """Yield name and reason of each series that is done; those whose worker died again and again are left out."""
     if len(left) <= FEW:
         try:
@@ -218,14 +218,14 @@ def _results(left: Sequence[Item], order: Order, trained: Ensemble) -> Iterator[
         )
 
 
-def _alone(item: Item, order: Order, trained: Ensemble) -> tuple[str, str]:
+def _alone(item: Item, order: Order, trained: TrainedModels) -> tuple[str, str]:
     found = steps.read(item, trained.config)
     answer = steps.score(item, found, trained, devices.here())
     return item.name, steps.write(item, found, answer, trained, order)
 
 
 def _distributed(
-    left: Sequence[Item], order: Order, trained: Ensemble, one: data_passes.Pass
+    left: Sequence[Item], order: Order, trained: TrainedModels, one: data_passes.Pass
 ) -> Iterator[tuple[str, str]]:
     """Score series on the connected cluster."""
     shares = shares_of(session.cluster(), len(left))
@@ -295,7 +295,7 @@ class _Scorer:
         return {**row, "answer": pickle.dumps(steps.score(item, found, self.trained, self.device))}
 
 
-def _write(row: dict[str, Any], facts: Ensemble, order: Order) -> dict[str, Any]:
+def _write(row: dict[str, Any], facts: TrainedModels, order: Order) -> dict[str, Any]:
     item, found, answer = (pickle.loads(row[name]) for name in ("item", "found", "answer"))
     return {"name": item.name, "reason": steps.write(item, found, answer, facts, order)}
 

@@ -30,7 +30,7 @@ from aneurysm_ray.data.store import PreparedVolume
 from aneurysm_ray.errors import RequestError, SeriesError
 from aneurysm_ray.labels import LABELS, PRESENT_INDEX
 from aneurysm_ray.learning import ensemble, export, inference
-from aneurysm_ray.learning.export import Ensemble
+from aneurysm_ray.learning.export import TrainedModels
 from aneurysm_ray.learning.inference import Answer
 from aneurysm_ray.reporting import page, pictures, predict_page
 
@@ -78,7 +78,7 @@ class Order:
     dicom: bool
 
 
-def load(order: Order, device: str) -> Ensemble:
+def load(order: Order, device: str) -> TrainedModels:
     """Load the models of an order with its overrides. Raises RequestError for one that the weights cannot bear."""
     trained = export.load(location.place(order.run), device, fast=order.fast)
     changed = trained.changed(order.changes)
@@ -134,7 +134,7 @@ def read(item: Item, config: Config) -> Reading | SeriesError:
         return error
 
 
-def score(item: Item, found: Reading | SeriesError, trained: Ensemble, device: str) -> Answer:
+def score(item: Item, found: Reading | SeriesError, trained: TrainedModels, device: str) -> Answer:
     """Score a series; whatever is wrong with it becomes the fall-back."""
     try:
         if isinstance(found, SeriesError):
@@ -154,7 +154,7 @@ def _without_place(error: SeriesError) -> SeriesError:
     return SeriesError(error.reason, error.told)
 
 
-def write(item: Item, found: Reading | SeriesError, answer: Answer, trained: Ensemble, order: Order) -> str:
+def write(item: Item, found: Reading | SeriesError, answer: Answer, trained: TrainedModels, order: Order) -> str:
     """Write a series' folder and return the reason it could not be read, if any."""
     heat = None
     notes: list[str] = []
@@ -173,7 +173,7 @@ def write(item: Item, found: Reading | SeriesError, answer: Answer, trained: Ens
 
 
 def _write_for_viewers(
-    folder: Path, item: Item, series: Reading, answer: Answer, heat: pictures.HeatMap, trained: Ensemble
+    folder: Path, item: Item, series: Reading, answer: Answer, heat: pictures.HeatMap, trained: TrainedModels
 ) -> list[str]:
     assert series.slices is not None
     settings = trained.config.prepare
@@ -196,13 +196,15 @@ def _write_for_viewers(
         return [f"no files for viewers: {error.told}"]
 
 
-def lost(item: Item, order: Order, trained: Ensemble) -> None:
+def lost(item: Item, order: Order, trained: TrainedModels) -> None:
     """Write the folder of a series whose worker died with it, again and again."""
     told = SeriesError("crash", "the process that scored it died")
     write(item, told, inference.fall_back(trained, told), trained, order)
 
 
-def describe(item: Item, series: Reading | None, answer: Answer, trained: Ensemble, notes: list[str]) -> dict[str, Any]:
+def describe(
+    item: Item, series: Reading | None, answer: Answer, trained: TrainedModels, notes: list[str]
+) -> dict[str, Any]:
     """Return a series' `result.json`: plain values, None where there is none."""
     prepared = series.prepared if series is not None and not answer.reason else None
     calibrated = answer.probabilities if answer.reason else trained.calibrated(answer.probabilities)

@@ -43,7 +43,7 @@ _NO_MATTER = {"batch_size", "candidates", "candidate_distance_mm", "operating"}
 
 
 @dataclass(frozen=True, eq=False)
-class Ensemble:
+class TrainedModels:
     """The models of a run, ready to score, and what the run knows of its labels."""
 
     models: tuple[models.Network, ...]
@@ -78,7 +78,7 @@ class Ensemble:
             ]
         )
 
-    def changed(self, changes: Mapping[str, Any]) -> "Ensemble":
+    def changed(self, changes: Mapping[str, Any]) -> "TrainedModels":
         """Return the same models under other settings, given as dotted overrides. Raises ConfigError."""
         config = overrides.build(changes, base=self.config)
         platt = self.platt if calibration_holds(1, self.config, config) else _UNCALIBRATED
@@ -107,7 +107,7 @@ def export_run(run: Path, out: Path, note: str = "") -> None:
         file.write(save(tensors, metadata))
 
 
-def load(source: Path, device: str | torch.device = "cpu", *, fast: bool = False) -> Ensemble:
+def load(source: Path, device: str | torch.device = "cpu", *, fast: bool = False) -> TrainedModels:
     """Load the models of a training run, of a search that trained its best, of an exported file, or the starter's.
 
     fast: only the first fold's model, without mirrored passes. Raises RunDirError when the source is none of these or
@@ -125,7 +125,7 @@ def load(source: Path, device: str | torch.device = "cpu", *, fast: bool = False
     built = [_restore(source, config, _of_fold(tensors, fold)).to(device) for fold in folds]
     if not calibration_holds(len(folds), config, config):
         platt = _UNCALIBRATED
-    trained = Ensemble(tuple(built), config, prevalence, platt, digest, metadata.get("note", ""), curves)
+    trained = TrainedModels(tuple(built), config, prevalence, platt, digest, metadata.get("note", ""), curves)
     return trained.changed({"inference.flip": False}) if fast else trained
 
 

@@ -22,7 +22,7 @@ from aneurysm_ray.data.reading import Reading
 from aneurysm_ray.errors import SeriesError
 from aneurysm_ray.learning import ensemble
 from aneurysm_ray.learning.ensemble import HeatMap
-from aneurysm_ray.learning.export import Ensemble
+from aneurysm_ray.learning.export import TrainedModels
 
 Read = Callable[[Path, VolumeConfig], Reading]
 
@@ -45,7 +45,7 @@ class Answer:
     message: str = ""
 
 
-def score(trained: Ensemble, series: Reading, device: torch.device | str) -> Answer:
+def score(trained: TrainedModels, series: Reading, device: torch.device | str) -> Answer:
     """Score a series and find its candidates' places in the source files."""
     start = time.perf_counter()
     found = ensemble.score_volume(trained.models, series.prepared, trained.config, device)
@@ -70,13 +70,13 @@ def located(candidates: pd.DataFrame, slices: SourceSlices | None) -> pd.DataFra
     return table.loc[:, list(CANDIDATE_COLUMNS)]
 
 
-def fall_back(trained: Ensemble, error: SeriesError) -> Answer:
+def fall_back(trained: TrainedModels, error: SeriesError) -> Answer:
     """Return the training prevalence as the answer for a series that could not be read."""
     none = pd.DataFrame(columns=list(CANDIDATE_COLUMNS))
     return Answer(trained.prevalence, none, None, {}, error.reason, str(error))
 
 
-def answer(trained: Ensemble, path: Path, device: torch.device | str, read: Read = reading.read) -> Answer:
+def answer(trained: TrainedModels, path: Path, device: torch.device | str, read: Read = reading.read) -> Answer:
     """Read, prepare and score one series; whatever is wrong with the series becomes the fall-back."""
     try:
         return score(trained, read(path, trained.config.volume), device)

@@ -25,7 +25,7 @@ from aneurysm_ray.data.window import BRAIN, DARK_BLOOD
 from aneurysm_ray.errors import AneurysmRayError, RequestError
 from aneurysm_ray.labels import LABELS
 from aneurysm_ray.learning import atlas, ensemble, export
-from aneurysm_ray.learning.export import Ensemble
+from aneurysm_ray.learning.export import TrainedModels
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ CHECKED_PATCHES = 2
 class Graph(nn.Module):
     """The models of a run as one: patches (B, 1, z, y, x) in [0, 1] to mean probabilities (B, 14, cz, cy, cx)."""
 
-    def __init__(self, trained: Ensemble) -> None:
+    def __init__(self, trained: TrainedModels) -> None:
         super().__init__()
         self.models = nn.ModuleList(trained.models)
         # Other runtimes choose their own arithmetic.
