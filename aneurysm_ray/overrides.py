@@ -23,6 +23,12 @@ log = logging.getLogger(__name__)
 RETIRED_SECRET = "prepare.patient_key"
 """A setting of earlier versions that their runs and models hold."""
 
+EARLIER = (
+    "another version of aneurysm_ray wrote it, or a hand changed it: train anew and export again, or go on with the "
+    "version that wrote it"
+)
+"""What is to be done about a run or a model that this version cannot use."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     # The first try: a plain network on patches as they come. Positives are rare, so their weight must make up for it.
     "v1": {
@@ -216,7 +222,7 @@ def load(
 def of_run(tree: Mapping[str, Any], source: Path) -> Config:
     """Return the configuration that a run or a model keeps, nested or as dotted keys.
 
-    Raises RunDirError when it learnt from volumes that meant something else.
+    Raises RunDirError when it learnt from volumes that meant something else, or with settings that are gone.
     """
     keys = dict(_flat(tree))
     if keys.get("volume.format") != VOLUME_FORMAT:
@@ -224,7 +230,10 @@ def of_run(tree: Mapping[str, Any], source: Path) -> Config:
             f"{source}: made by another version of aneurysm_ray, whose volumes hold other intensities than this one's; "
             "prepare the data anew and train on that"
         )
-    return build(keys)
+    try:
+        return build(keys)
+    except ConfigError as error:
+        raise RunDirError(f"{source}: its settings do not fit this version: {error}; {EARLIER}") from error
 
 
 def refuse_contradiction(config: Config, volumes: Path, stored: VolumeConfig) -> None:

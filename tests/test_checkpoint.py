@@ -132,7 +132,7 @@ def test_medicalnet_weights_find_their_place(tmp_path: Path) -> None:
     assert set(report.unused) == {"module.bn1.running_mean", "module.conv_seg.0.weight"}
     assert len(report.matched) == len(network.state_dict()) - 5
     assert str(report) == (
-        f"{len(report.matched)} of {len(network.state_dict())} tensors taken; "
+        f"{len(report.matched)} of {len(network.state_dict())} tensors fit; "
         "1 of another shape (backbone.layer4.0.conv2.weight); "
         "4 not in the file (knows_vessels, atlas, head.weight, ...); "
         "2 not used (module.bn1.running_mean, module.conv_seg.0.weight)"

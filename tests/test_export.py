@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tomli_w
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -209,6 +210,49 @@ def test_damaged_files_are_refused_in_words(
     damage(path)
     with pytest.raises(RunDirError, match=said):
         export.load(path)
+
+
+def _without_atlas(state: dict) -> None:
+    del state["model"]["atlas"]
+
+
+def _with_a_gone_setting(state: dict) -> None:
+    state["config"]["optim"]["channels_last"] = True
+
+
+def _with_another_layer(state: dict) -> None:
+    state["model"]["stem.old"] = torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "said"),
+    [
+        (_without_atlas, r"1 not in the file \(atlas\)"),
+        (_with_a_gone_setting, "optim.channels_last"),
+        (_with_another_layer, r"1 not used \(stem\.old\)"),
+    ],
+)
+@pytest.mark.parametrize("exported", [False, True])
+def test_runs_and_models_of_earlier_versions_are_refused_with_the_cure(
+    run: Path, tmp_path: Path, earlier: Callable[[dict], None], said: str, exported: bool
+) -> None:
+    folder = rundir.fold_dir(run, 1) / rundir.CHECKPOINT_LAST
+    state = checkpoint.load(folder)
+    source = tmp_path / "model.safetensors"
+    export.export_run(run, source)
+    earlier(state)
+    if exported:
+        kept = {f"fold_1/{name}": tensor for name, tensor in state["model"].items()}
+        kept |= {name: tensor for name, tensor in load_file(source).items() if name.startswith("fold_0/")}
+        config = tomli_w.dumps(state["config"])
+        save_file(kept, source, {**_metadata(source), "config": config})
+    else:
+        checkpoint.save(folder, state)
+        source = run
+    with pytest.raises(RunDirError, match=said) as error:
+        export.load(source)
+    assert str(source) in str(error.value) and "\n" not in str(error.value)
+    assert "train anew and export again, or go on with the version that wrote it" in str(error.value)
 
 
 def test_search_without_a_trained_best_says_what_to_type(tmp_path: Path) -> None:

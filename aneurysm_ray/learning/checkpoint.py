@@ -108,28 +108,45 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[models
     state = load(folder)
     config = overrides.of_run(state["config"], folder)
     network = models.build(config.model)
-    try:
-        network.load_state_dict(state["ema"] or state["model"])
-    except RuntimeError as error:
-        raise RunDirError(f"{folder}: its weights do not fit {config.model.name} ({error})") from error
+    restore(network, state["ema"] or state["model"], folder)
     return network.to(device).eval(), config
+
+
+def restore(network: nn.Module, weights: Mapping[str, Tensor], source: Path, *, assign: bool = False) -> None:
+    """Give a network all of its weights; assign: in the place of its own tensors, not copied into them.
+
+    Raises RunDirError, with the cure, when the weights of `source` are not those of such a network.
+    """
+    found = compared(network, weights)
+    if found.missing or found.unused:
+        raise RunDirError(f"{source}: its weights do not fit its configuration: {found}; {overrides.EARLIER}")
+    network.load_state_dict(weights, assign=assign)
+
+
+def compared(network: nn.Module, weights: Mapping[str, Tensor]) -> "Transfer":
+    """Say which of a network's tensors are among some weights under their very names."""
+    mine = network.state_dict()
+    misshapen = tuple(name for name in mine if name in weights and weights[name].shape != mine[name].shape)
+    missing = tuple(name for name in mine if name not in weights or name in misshapen)
+    matched = tuple(name for name in mine if name not in missing)
+    return Transfer(matched, missing, misshapen, tuple(name for name in weights if name not in mine))
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """What a file's weights gave a network."""
+    """What a file's weights can give a network."""
 
     matched: tuple[str, ...]
-    """The network's tensors that were taken from the file."""
+    """The network's tensors that the file has."""
     missing: tuple[str, ...]
-    """The network's tensors that stay fresh."""
+    """The network's tensors that it has not; they stay fresh."""
     misshapen: tuple[str, ...]
     """Those among the missing that the file has in another shape."""
     unused: tuple[str, ...]
     """The file's tensors that have no place."""
 
     def __str__(self) -> str:
-        sentence = f"{len(self.matched)} of {len(self.matched) + len(self.missing)} tensors taken"
+        sentence = f"{len(self.matched)} of {len(self.matched) + len(self.missing)} tensors fit"
         for words, names in (
             ("of another shape", self.misshapen),
             ("not in the file", [name for name in self.missing if name not in self.misshapen]),

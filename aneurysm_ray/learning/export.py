@@ -237,10 +237,7 @@ def _restore(source: Path, config: Config, weights: dict[str, Tensor]) -> models
     # On the meta device nothing is drawn or filled: the weights that replace them are at hand.
     with torch.device("meta"):
         model = models.build(config.model)
-    try:
-        model.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        raise RunDirError(f"{source}: its weights do not fit its configuration ({error})") from error
+    checkpoint.restore(model, weights, source, assign=True)
     return model.eval().requires_grad_(False)
 
 
