@@ -20,6 +20,7 @@ import synthetic_runs
 from learning_sets import small_config, write_set
 
 from aneurysm_ray import overrides, rundir
+from aneurysm_ray.config import Config
 from aneurysm_ray.errors import RequestError
 from aneurysm_ray.reporting import tracking
 
@@ -70,6 +71,28 @@ def test_a_server_that_does_not_answer_is_told_before_anything_starts(
         raise AssertionError("the run began")
 
 
+def run_of(folder: Path, tracker: str, patients: int = 12, folds: int = 2) -> tuple[Path, Config]:
+    """Write a run that a tracker is to follow, and return its directory and settings."""
+    table = synthetic_runs.write_volumes(folder / "volumes", patients, files=0)
+    out = synthetic_runs.write_run(folder / "run", folder / "volumes", table, folds=folds)
+    return out, overrides.build({"tracker": tracker}, base=rundir.read_config(out))
+
+
+def followed_in_two_parts(out: Path, config: Config) -> pd.DataFrame:
+    """Follow a run that stops in its fifth epoch and goes on, into the same runs; return its first fold's epochs."""
+    epochs = rundir.read_csv(out / "fold_0" / rundir.METRICS)
+    rundir.write_csv(out / "fold_0" / rundir.METRICS, epochs.head(5))
+    with tracking.followed(out, config, "train"):
+        pass
+    rundir.write_csv(out / "fold_0" / rundir.METRICS, epochs)
+    rundir.write_json(out / "fold_0" / rundir.SUMMARY, {})
+    score = {"value": 0.75, "low": 0.5, "high": 0.9}
+    rundir.write_json(out / rundir.SUMMARY, {"kind": "train", "score": score, "seconds": 3.0})
+    with tracking.followed(out, config, "train"):
+        pass
+    return epochs
+
+
 def offline_records(path: Path) -> list[Any]:
     """Return the records of one of W&B's files: protocol buffers in LevelDB's log, blocks of 32 KB after 7 bytes."""
     from wandb.proto import wandb_internal_pb2
@@ -93,18 +116,8 @@ def offline_records(path: Path) -> list[Any]:
 def test_wandb_keeps_folds_and_epochs_offline_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    table = synthetic_runs.write_volumes(tmp_path / "volumes", 12, files=0)
-    out = synthetic_runs.write_run(tmp_path / "run", tmp_path / "volumes", table, folds=2)
-    epochs = rundir.read_csv(out / "fold_0" / rundir.METRICS)
-    config = overrides.build({"tracker": "wandb"}, base=rundir.read_config(out))
-    rundir.write_csv(out / "fold_0" / rundir.METRICS, epochs.head(5))
-    with tracking.followed(out, config, "train"):
-        pass
-    # A run that goes on sends what came since, into the same runs.
-    rundir.write_csv(out / "fold_0" / rundir.METRICS, epochs)
-    rundir.write_json(out / rundir.SUMMARY, {"kind": "train", "score": {"value": 0.75, "low": 0.5, "high": 0.9}})
-    with tracking.followed(out, config, "train"):
-        pass
+    out, config = run_of(tmp_path, "wandb")
+    epochs = followed_in_two_parts(out, config)
     runs = rundir.read_json(out / tracking.TRACKED)["runs"]
     files = {name: sorted(tmp_path.glob(f"wandb/offline-run-*-{run}/run-{run}.wandb")) for name, run in runs.items()}
     assert sorted(files) == ["", "fold_0", "fold_1"] and len(files["fold_0"]) == 2
@@ -182,20 +195,8 @@ class TestServer:
     def test_folds_are_nested_runs_with_every_epoch_once(self, server: str, tmp_path: Path) -> None:
         import mlflow
 
-        table = synthetic_runs.write_volumes(tmp_path / "volumes", 12, files=0)
-        out = synthetic_runs.write_run(tmp_path / "run", tmp_path / "volumes", table, folds=2)
-        epochs = rundir.read_csv(out / "fold_0" / rundir.METRICS)
-        config = overrides.build({"tracker": "mlflow"}, base=rundir.read_config(out))
-        rundir.write_csv(out / "fold_0" / rundir.METRICS, epochs.head(5))
-        with tracking.followed(out, config, "train"):
-            pass
-        # A run that goes on sends what came since, into the same runs.
-        rundir.write_csv(out / "fold_0" / rundir.METRICS, epochs)
-        rundir.write_json(out / "fold_0" / rundir.SUMMARY, {})
-        score = {"value": 0.75, "low": 0.5, "high": 0.9}
-        rundir.write_json(out / rundir.SUMMARY, {"kind": "train", "score": score, "seconds": 3.0})
-        with tracking.followed(out, config, "train"):
-            pass
+        out, config = run_of(tmp_path, "mlflow")
+        epochs = followed_in_two_parts(out, config)
         parent = rundir.read_json(out / tracking.TRACKED)["runs"][""]
         own = mlflow.MlflowClient().get_run(parent)
         assert own.info.status == "FINISHED" and own.data.tags["report"] == str(out / rundir.REPORT)
@@ -230,9 +231,7 @@ class TestServer:
     def test_a_server_that_goes_away_costs_a_run_nothing(
         self, server: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        table = synthetic_runs.write_volumes(tmp_path / "volumes", 6, files=0)
-        out = synthetic_runs.write_run(tmp_path / "run", tmp_path / "volumes", table, folds=1)
-        config = overrides.build({"tracker": "mlflow"}, base=rundir.read_config(out))
+        out, config = run_of(tmp_path, "mlflow", patients=6, folds=1)
 
         def gone(*_: object) -> None:
             raise ConnectionError("gone")
