@@ -301,9 +301,9 @@ def predict(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(parser=place, help="A training run.")],
-    out: Annotated[Path, typer.Argument(parser=place, help="File to write, such as model.safetensors.")],
+    out: Annotated[Path, typer.Argument(parser=place, help="What to write: model.safetensors, model.bundle ...")],
 ) -> None:
-    """Write a run's models as one file, without Ray: .safetensors for aneurysm-ray, .onnx or .pt2 for others."""
+    """Write a run's models, without Ray: .safetensors for aneurysm-ray, .onnx, .pt2 or MONAI's .bundle for others."""
     with _going_on("exporting"):
         from aneurysm_ray.learning import interchange
 

@@ -26,7 +26,7 @@ SMALL = {
 }
 
 
-def _trained(head: str, count: int = 2) -> export.TrainedModels:
+def trained(head: str, count: int = 2) -> export.TrainedModels:
     config = overrides.build({**SMALL, "model.head": head})
     torch.manual_seed(0)
     networks = tuple(models.build(config.model).eval().requires_grad_(False) for _ in range(count))
@@ -38,44 +38,45 @@ def _trained(head: str, count: int = 2) -> export.TrainedModels:
 
 def test_onnx_answers_as_torch_does_and_says_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     onnx = pytest.importorskip("onnx")
-    trained = _trained("grid")
-    monkeypatch.setattr(export, "load", lambda run: trained)
+    made = trained("grid")
+    monkeypatch.setattr(export, "load", lambda run: made)
     path = tmp_path / "model.onnx"
     interchange.write(tmp_path, path)
     answer = interchange.onnx_answer(path)
     images = np.random.default_rng(0).random((3, 1, 16, 16, 16), np.float32)
-    expected, _ = ensemble.ask(trained.models, torch.from_numpy(images), trained.config)
+    expected, _ = ensemble.ask(made.models, torch.from_numpy(images), made.config)
     assert float(expected.std()) > 0.0005, "answers that differ by nothing would agree with anything"
     np.testing.assert_allclose(answer(images), expected, atol=1e-5)
     np.testing.assert_allclose(answer(images[:1]), expected[:1], atol=1e-5)
     facts = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert json.loads(facts["labels"]) == list(LABELS)
     assert json.loads(facts["patch_size_zyx"]) == [16, 16, 16]
-    assert overrides.build(overrides.parse_toml(facts["config"], path)).model == trained.config.model
+    assert overrides.build(overrides.parse_toml(facts["config"], path)).model == made.config.model
 
 
 def test_a_program_of_torch_answers_as_the_run_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trained = _trained("pooled", count=1)
-    monkeypatch.setattr(export, "load", lambda run: trained)
+    made = trained("pooled", count=1)
+    monkeypatch.setattr(export, "load", lambda run: made)
     path = tmp_path / "model.pt2"
     interchange.write(tmp_path, path)
     extra = {"labels": ""}
     again: Any = torch.export.load(path, extra_files=extra).module()
     images = torch.rand(3, 1, 16, 16, 16, generator=torch.Generator().manual_seed(1))
-    expected, _ = ensemble.ask(trained.models, images, trained.config)
+    expected, _ = ensemble.ask(made.models, images, made.config)
     torch.testing.assert_close(again(images), expected, atol=1e-5, rtol=0)
     assert again(images).shape == (3, 14, 1, 1, 1)
     assert json.loads(extra["labels"]) == list(LABELS)
 
 
+@pytest.mark.parametrize("name", ["model.pt2", "model.bundle"])
 def test_another_answer_than_torch_s_is_an_error_and_leaves_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    trained = _trained("pooled", count=1)
-    monkeypatch.setattr(export, "load", lambda run: trained)
+    made = trained("pooled", count=1)
+    monkeypatch.setattr(export, "load", lambda run: made)
     monkeypatch.setattr(interchange, "largest_difference", lambda graph, answer: 0.01)
     with pytest.raises(AneurysmRayError, match=r"answers otherwise than torch, by up to 0\.01"):
-        interchange.write(tmp_path, tmp_path / "model.pt2")
+        interchange.write(tmp_path, tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
@@ -91,8 +92,8 @@ def test_the_python_of_the_page_runs_on_a_set_with_nothing_of_this_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("onnxruntime")
-    trained = _trained("grid", count=1)
-    monkeypatch.setattr(export, "load", lambda run: trained)
+    made = trained("grid", count=1)
+    monkeypatch.setattr(export, "load", lambda run: made)
     interchange.write(tmp_path, tmp_path / "model.onnx")
     write_set(tmp_path / "volumes", 2, shape=(15, 30, 40))
     page = (Path(__file__).resolve().parents[1] / "docs" / "export.md").read_text(encoding="utf-8")

@@ -153,7 +153,7 @@ def ask(models: Sequence[Network], image_BCZYX: Tensor, config: Config) -> tuple
     swap = list(MIRRORED)
     heads, inners = [], []
     for network in models:
-        image = image_BCZYX.to(next(network.parameters(), image_BCZYX).device, non_blocking=True)
+        image = _on(image_BCZYX, next(network.parameters(), image_BCZYX).device)
         with _half(config, image.device):
             for mirrored in (False, True) if config.inference.flip else (False,):
                 answer: Answer = network(image.flip(-1) if mirrored else image)
@@ -166,8 +166,13 @@ def ask(models: Sequence[Network], image_BCZYX: Tensor, config: Config) -> tuple
                     inner = torch.sigmoid(answer.vessels[:, 0])
                 heads.append(head.flip(-1)[:, swap] if mirrored else head)
                 inners.append(inner.flip(-1) if mirrored else inner)
-    head, inner = (torch.stack([answer.to(device) for answer in answers]).mean(0) for answers in (heads, inners))
+    head, inner = (torch.stack([_on(answer, device) for answer in answers]).mean(0) for answers in (heads, inners))
     return head, inner
+
+
+def _on(values: Tensor, device: torch.device) -> Tensor:
+    """Return values on a device. A graph that is traced, where they are there already, then names no device."""
+    return values if values.device == device else values.to(device, non_blocking=True)
 
 
 def _half(config: Config, device: torch.device) -> torch.autocast:

@@ -1,6 +1,6 @@
-"""A run's models in formats that others run: ONNX, and torch's own exported program (`.pt2`).
+"""A run's models in formats that others run: ONNX, torch's own exported program (`.pt2`), and MONAI Bundles.
 
-Both hold one graph: a batch of patches in, the mean probabilities of all folds out, mirrored passes and all else that
+All hold one graph: a batch of patches in, the mean probabilities of all folds out, mirrored passes and all else that
 the run's settings ask of a network included. Cutting a volume into windows and joining the answers is the caller's:
 what it needs to know of that - size and spacing of a patch, the labels, what a cell is - goes with the file.
 """
@@ -24,7 +24,7 @@ from aneurysm_ray.config import Config
 from aneurysm_ray.data.window import BRAIN, DARK_BLOOD
 from aneurysm_ray.errors import AneurysmRayError, RequestError
 from aneurysm_ray.labels import LABELS
-from aneurysm_ray.learning import atlas, ensemble, export
+from aneurysm_ray.learning import atlas, bundle, ensemble, export
 from aneurysm_ray.learning.export import TrainedModels
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Graph(nn.Module):
 
 
 def write(run: Path, out: Path) -> None:
-    """Write a run's models in the format that a name's ending says: .safetensors, .onnx or .pt2.
+    """Write a run's models in the format that a name's ending says: .safetensors, .onnx, .pt2, or .bundle, a folder.
 
     Raises RequestError for another ending or a missing package, AneurysmRayError when another runtime answers
     something else than torch does, RunDirError for a run without models.
@@ -58,13 +58,20 @@ def write(run: Path, out: Path) -> None:
         export.export_run(run, out)
         return
     writers: Mapping[str, Callable[[Graph, Path], None]] = {".onnx": _write_onnx, ".pt2": _write_program}
-    if out.suffix not in writers:
+    if out.suffix not in (*writers, ".bundle"):
         raise RequestError(
-            f"{out.name}: the name's ending says the format; it must be .safetensors (for aneurysm-ray), .onnx or .pt2"
+            f"{out.name}: the name's ending says the format; it must be .safetensors (for aneurysm-ray), .onnx, .pt2 "
+            "or .bundle (for MONAI)"
         )
     if out.suffix == ".onnx" and (missing := [n for n in ("onnx", "onnxscript") if not importlib.util.find_spec(n)]):
         raise RequestError(f"{' and '.join(missing)} must be installed to write ONNX: pip install -e '.[onnx]'")
     graph = Graph(export.load(run)).eval()
+    if out.suffix == ".bundle":
+        network = bundle.Network(graph, graph.config, bundle.step_of(graph.config, graph.models[0])).eval()
+        traced = bundle.script(network, _patches(graph.config))
+        _check(network, lambda images: traced(torch.from_numpy(images)).numpy(), "TorchScript")
+        bundle.write(network, traced, out)
+        return
     with tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as folder:
         path = Path(folder) / f"model{out.suffix}"
         writers[out.suffix](graph, path)
@@ -89,7 +96,9 @@ def facts(graph: Graph) -> dict[str, str]:
     }
 
 
-def largest_difference(graph: Graph, answer: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> float:
+def largest_difference(
+    graph: Graph | bundle.Network, answer: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+) -> float:
     """Return the largest difference in probability between a graph and another runtime's `answer`, on patches of
     smooth noise, which have the bright and the dark of images."""
     with torch.inference_mode():
@@ -151,7 +160,9 @@ def _example(graph: Graph) -> tuple[Tensor, dict[str, Any]]:
     return _patches(graph.config), {"image": {0: torch.export.Dim("batch", min=1, max=1024)}}
 
 
-def _check(graph: Graph, answer: Callable[[NDArray[np.float32]], NDArray[np.float32]], what: str) -> None:
+def _check(
+    graph: Graph | bundle.Network, answer: Callable[[NDArray[np.float32]], NDArray[np.float32]], what: str
+) -> None:
     difference = largest_difference(graph, answer)
     if not difference <= AGREES:
         raise AneurysmRayError(f"{what} answers otherwise than torch, by up to {difference:.2g}; nothing was written")
