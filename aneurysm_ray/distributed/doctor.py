@@ -250,7 +250,7 @@ def _computing() -> Iterator[Finding]:
     if not torch.cuda.is_available():
         built = torch.version.cuda
         driver = Path("/proc/driver/nvidia/version").exists()
-        told = f"no GPU that torch {torch.__version__} can use; {cores} cores compute"
+        told = f"no GPU that torch {torch.__version__} can use; {cores} core(s) compute"
         if driver:
             why = f"was built for CUDA {built}, newer than the driver" if built else "was built without CUDA"
             cure = "install the torch that pytorch.org names for this driver (nvidia-smi shows it)"

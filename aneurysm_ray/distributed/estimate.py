@@ -31,7 +31,7 @@ def say(sources: Sequence[Source], config: Config) -> None:
         return
     cores = len(os.sched_getaffinity(0))
     log.info(
-        "about %s on the %d cores of this machine, and %.1f GB of disk, judged by %d series",
+        "about %s on the %d core(s) of this machine, and %.1f GB of disk, judged by %d series",
         clock(seconds * size / read / cores),
         cores,
         written * size / read / 1e9,
