@@ -76,18 +76,47 @@ def test_the_jobs_own_exit_code_comes_back(monkeypatch, status, driver, code):
     assert submit.exit_code(client, "x") == code
 
 
+def test_a_cluster_that_is_still_starting_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter(["500: No available agent to submit job, please try again later.", None])
+
+    def submit_job(**job: str) -> str:
+        if words := next(answers):
+            raise RuntimeError(words)
+        return job["submission_id"]
+
+    monkeypatch.setattr(submit, "_AGENT_POLL_SECONDS", 0.0)
+    client = SimpleNamespace(submit_job=submit_job, get_address=lambda: "http://127.0.0.1:1")
+    assert submit.hand_in(client, submission_id="train-1") == "train-1"
+
+
+@pytest.mark.parametrize(
+    "words", ["413: Maximum request body size 104857600 exceeded", "500: No available agent to submit job"]
+)
+def test_a_cluster_that_does_not_take_a_job_is_a_sentence(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    def submit_job(**job: str) -> str:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(submit, "_AGENT_SECONDS", -1.0)
+    client = SimpleNamespace(submit_job=submit_job, get_address=lambda: "http://127.0.0.1:1")
+    with pytest.raises(RequestError, match=f"the cluster at http://127.0.0.1:1 does not take the job: {words}"):
+        submit.hand_in(client, submission_id="train-1")
+
+
 def test_a_cluster_that_does_not_answer_is_a_sentence():
     with pytest.raises(RequestError, match="no dashboard answers at http://127"):
         submit.connect("http://127.0.0.1:9")
 
 
-def test_a_job_brings_the_whole_package_along_and_no_exported_model() -> None:
+def test_a_job_brings_the_package_and_the_jobs_along_and_no_data_that_lie_beside_them() -> None:
     """As Ray itself reads what is left out."""
     from ray._private.runtime_env import packaging
 
     root = Path(submit.__file__).parents[2]
     left_out = packaging._get_excludes(root, submit.EXCLUDED)
-    files = [path for path in (root / "aneurysm_ray").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    assert starter.FILE in files
+    files = [path for folder in ("aneurysm_ray", "jobs") for path in (root / folder).rglob("*") if path.is_file()]
+    files = [path for path in files if "__pycache__" not in path.parts]
+    assert starter.FILE in files and root / "jobs" / "train.py" in files
     assert [str(path) for path in files if left_out(path)] == []
-    assert left_out(root / "runs" / "model.safetensors") and left_out(root / "tests" / "test_submit.py")
+    # Of a folder that is left out Ray looks at nothing.
+    for beside in ("rsna", "volumes", "runs", "tests", "model.onnx", "model.safetensors"):
+        assert left_out(root / beside), beside

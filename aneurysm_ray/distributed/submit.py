@@ -11,6 +11,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -21,22 +22,14 @@ from aneurysm_ray.learning import starter
 
 log = logging.getLogger(__name__)
 
-EXCLUDED = [
-    ".git",
-    ".hypothesis",
-    ".mypy_cache",
-    ".pytest_cache",
-    ".ruff_cache",
-    "tests",
-    "benchmarks",
-    "*.safetensors",
-    "!aneurysm_ray/weights/*.safetensors",
-]
-"""What of the checkout a job does not need, in the words of a .gitignore. A job runs the package that it brings along,
-its starter weights too."""
+EXCLUDED = ["/*", "!/aneurysm_ray", "!/jobs", "__pycache__"]
+"""What of the checkout a job does not bring along, in the words of a .gitignore: all but the jobs and the package with
+its starter weights. Data sets and runs may lie beside them, and Ray's dashboard takes no more than 100 MB."""
 
 _DETACHED = 130
 _POLL_SECONDS = 1.0
+_AGENT_SECONDS, _AGENT_POLL_SECONDS = 120.0, 5.0
+"""How long a cluster that has just started is asked again until one of its nodes takes jobs."""
 
 
 def submit(job: str, args: Sequence[str], *, address: str | None = None, wait: bool = True) -> int:
@@ -48,7 +41,8 @@ def submit(job: str, args: Sequence[str], *, address: str | None = None, wait: b
     root = checkout(job)
     check_paths(job, args)
     client = connect(address)
-    name = client.submit_job(
+    name = hand_in(
+        client,
         entrypoint=shlex.join(["python", f"jobs/{job}.py", *args]),
         submission_id=f"{job}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
         runtime_env={"working_dir": str(root), "excludes": EXCLUDED},
@@ -62,6 +56,20 @@ def submit(job: str, args: Sequence[str], *, address: str | None = None, wait: b
     except KeyboardInterrupt:
         log.info("* %s goes on without you", name)
         return _DETACHED
+
+
+def hand_in(client: JobSubmissionClient, **job: Any) -> str:
+    """Submit a job and return its name. Raises RequestError when the cluster does not take it."""
+    until = time.monotonic() + _AGENT_SECONDS
+    while True:
+        try:
+            return client.submit_job(**job)
+        except RuntimeError as error:
+            # As Ray words it while no node's agent, which starts jobs, is up.
+            if "No available agent" not in str(error) or time.monotonic() > until:
+                raise RequestError(f"the cluster at {client.get_address()} does not take the job: {error}") from error
+        log.info("* the cluster's nodes are still starting; asking again")
+        time.sleep(_AGENT_POLL_SECONDS)
 
 
 def checkout(job: str) -> Path:
