@@ -63,7 +63,7 @@ def hand_in(client: JobSubmissionClient, **job: Any) -> str:
     until = time.monotonic() + _AGENT_SECONDS
     while True:
         try:
-            return client.submit_job(**job)
+            return str(client.submit_job(**job))
         except RuntimeError as error:
             # As Ray words it while no node's agent, which starts jobs, is up.
             if "No available agent" not in str(error) or time.monotonic() > until:
