@@ -6,6 +6,7 @@ of MONAI find no head and no window of MR: the whole scan is searched, without a
 caller's to give.
 """
 
+import importlib.metadata
 import io
 import json
 import math
@@ -13,7 +14,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import monai
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -151,7 +151,7 @@ def _metadata(config: Config) -> dict[str, Any]:
         "meta_schema_20240725.json",
         "version": __version__,
         "changelog": {__version__: "exported by aneurysm-ray"},
-        "monai_version": monai.__version__,
+        "monai_version": importlib.metadata.version("monai"),
         "pytorch_version": torch.__version__.partition("+")[0],
         "numpy_version": np.__version__,
         "required_packages_version": {"nibabel": "5"},
