@@ -103,7 +103,8 @@ def connect(*, dashboard: bool = False) -> Iterator[None]:
         try:
             yield
         finally:
-            _disconnect()
+            with progress.told("leaving it"):
+                _disconnect()
         return
     log.info("* starting a Ray of this machine's own")
     # Ray's sockets lie below this folder and may have no more than 107 bytes in their paths.
@@ -115,8 +116,9 @@ def connect(*, dashboard: bool = False) -> Iterator[None]:
             _answer_sigterm(on_sigterm)
             yield
         finally:
-            _disconnect()
-            shutil.rmtree(folder, ignore_errors=True)
+            with progress.told("ending Ray"):
+                _disconnect()
+                shutil.rmtree(folder, ignore_errors=True)
     _read_environment()
 
 
