@@ -68,28 +68,32 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # The networks of the starter weights, small enough for a core to teach in an hour. Voxels of 0.8 mm, since most
     # scans have no finer ones along all axes; patches are cubes, so that they may be turned into any orientation. Most
-    # negatives are mined: of the rest of a head the networks know soon that it is no aneurysm.
+    # negatives are mined: of the rest of a head the networks know soon that it is no aneurysm. Intensities vary more
+    # than one scanner's do, for the sake of other scanners.
     "starter": {
         "volume.spacing_mm": (0.8, 0.8, 0.8),
         "model.name": "small3d",
         "model.head": "grid",
         "model.width": 16,
-        "patch.size": (32, 32, 32),
+        "patch.size": (48, 48, 48),
         "loss.name": "bce",
         "loss.positive_weight": 5.0,
         "loss.series_weight": 0.3,
+        "loss.vessel_weight": 0.3,
         "augment.turn": 0.5,
         "augment.affine_probability": 0.0,
         "augment.gamma": 0.3,
         "augment.contrast": 0.25,
-        "augment.blur": 0.25,
-        "augment.noise": 0.04,
-        "sampler.patches_per_volume": 20,
+        "augment.curve": 0.12,
+        "augment.blur": 0.3,
+        "augment.noise": 0.05,
+        "sampler.patches_per_volume": 30,
         "sampler.hard_negative_fraction": 0.6,
         "sampler.hard_negative_every": 1,
         "sampler.hard_negative_series": 128,
-        "optim.lr": 2e-3,
+        "optim.lr": 1.5e-3,
         "optim.ema_decay": 0.995,
+        "inference.window": 2,
         "inference.overlap": 0.25,
     },
 }
