@@ -39,6 +39,9 @@ SETTINGS: dict[str, Any] = {
 SEARCH: dict[str, Any] = {
     # Networks of several depths cannot all begin with the same weights.
     "init": "",
+    "patch.size": (32, 32, 32),
+    "inference.window": 3,
+    "inference.overlap": 0.0,
     "sampler.patches_per_volume": 2,
     "sampler.hard_negative_fraction": 0.0,
     "optim.epochs": 2,
