@@ -66,7 +66,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "inference.overlap": 0.25,
         "inference.flip": True,
     },
-    # The networks of the starter weights, small enough for a core to teach in an hour. Voxels of 0.8 mm, since most
+    # The networks of the starter weights, small enough for a core to teach in hours. Voxels of 0.8 mm, since most
     # scans have no finer ones along all axes; patches are cubes, so that they may be turned into any orientation. Most
     # negatives are mined: of the rest of a head the networks know soon that it is no aneurysm. Intensities vary more
     # than one scanner's do, for the sake of other scanners.
