@@ -2,9 +2,9 @@
 
     python benchmarks/intensity.py [--count 8]
 
-On phantoms: (a) MR, raw values of brain and of vessel and what a network sees of them, for the whole scan, the middle
-30 % of its slices and the scan padded with air, with and without the phantom's own field of the coil; (b) how much of
-the vessels is clipped by the upper end of the MR window; (c) windows for CT.
+On phantoms: (a) MR, raw values of brain and of vessel and what a network sees of them, for the whole scan, 30 % of its
+slices and the scan padded with air, with and without the phantom's own field of the coil; (b) how much of the vessels
+is clipped by the upper end of the MR window; (c) windows for CT.
 """
 
 import argparse
@@ -29,6 +29,9 @@ SEED, SPACING_MM = 23, 1.2
 CT_WINDOWS = [(0, 400), (0, 600), (-100, 500), (-100, 700), (-200, 1000), (-1000, 1000)]
 HIGHS = (2.5, 3.0, 4.0, 5.0, 6.0)
 NEAR_MM = 8
+SHARE = 0.3
+FROM = {"top": 1 - SHARE, "middle": 0.5 - SHARE / 2, "bottom": 0.0}
+"""Slabs: where each begins, as a share of the slices, which rise from the feet."""
 
 
 def make(modality: str, index: int) -> Rendered:
@@ -55,9 +58,9 @@ def to_volume(voxels: NDArray[np.int16], affine: NDArray[np.float64], modality: 
     return Volume(voxels, affine, origins, "CT" if modality == "CTA" else "MR", "1.2")
 
 
-def slab(volume: Volume, share: float = 0.3) -> Volume:
+def slab(volume: Volume, first: float) -> Volume:
     n = len(volume.voxels)
-    keep = slice(round((0.5 - share / 2) * n), round((0.5 + share / 2) * n))
+    keep = slice(round(first * n), round((first + SHARE) * n))
     affine = volume.affine.copy()
     affine[:3, 3] = volume.origins_mm[keep][0]
     return replace(volume, voxels=volume.voxels[keep], affine=affine, origins_mm=volume.origins_mm[keep])
@@ -74,30 +77,37 @@ def window_of(volume: Volume) -> Window:
     return find_window(volume.modality, find_head(volume, frame_of(volume)), VolumeConfig())
 
 
+def seen_by_coverage(rendered: Rendered, modality: str) -> tuple[list[float], list[float]]:
+    """Return raw brain and vessel and what a network sees of them; and how far each coverage moves that, in %."""
+    volume = to_volume(rendered.voxels, rendered.grid.affine, modality)
+    whole = window_of(volume)
+    brain = (whole.high - whole.low) / VolumeConfig().window_medians[1]
+    vessel = float(np.median(rendered.voxels[rendered.vessels > 0]))
+    seen = [float(to_uint8(np.array([value], np.float32), whole)[0]) for value in (brain, vessel)]
+    others = [*(slab(volume, first) for first in FROM.values()), padded(volume)]
+    return [brain, vessel, *seen], [100 * np.log(whole.high / window_of(other).high) for other in others]
+
+
 def mr_table(count: int) -> None:
-    print("\n(a) MR: raw values, and what a network sees of the same voxels (0-255); worst and median change in %")
-    print("| modality, coil | raw brain | raw vessel | whole | middle 30 %: median, worst | padded: median, worst |")
-    print("|---|---|---|---|---|---|")
+    print("\n(a) MR: raw values, and what a network sees of the same voxels (0-255); median and worst change in %,")
+    print("of its logarithm; what the coil does is one scan's change less the other's")
+    print(f"| modality, coil | raw brain, vessel | whole | {' | '.join(f'{place} 30 %' for place in FROM)} | padded |")
+    print("|---|---|---|" + "---|" * (len(FROM) + 1))
     for modality in ("MRA", "MRI T2", "MRI T1post"):
-        for coil, making in (("uneven", make), ("even", without_coil)):
-            raws, seen, changes = [], [], []
-            for index in range(count):
-                rendered = making(modality, index)
-                volume = to_volume(rendered.voxels, rendered.grid.affine, modality)
-                whole = window_of(volume)
-                brain = (whole.high - whole.low) / VolumeConfig().window_medians[1]
-                vessel = float(np.median(rendered.voxels[rendered.vessels > 0]))
-                raws.append((brain, vessel))
-                seen.append([float(to_uint8(np.array([value], np.float32), whole)[0]) for value in (brain, vessel)])
-                changes.append(
-                    [100 * (whole.high / window_of(other).high - 1) for other in (slab(volume), padded(volume))]
-                )
-            brain, vessel = np.median(raws, axis=0)
-            change = np.array(changes)
+        made = {
+            coil: [seen_by_coverage(making(modality, index), modality) for index in range(count)]
+            for coil, making in (("uneven", make), ("even", without_coil))
+        }
+        changes = {coil: np.array([change for _, change in rows]) for coil, rows in made.items()}
+        changes["what the coil does"] = changes["uneven"] - changes["even"]
+        for coil, change in changes.items():
+            cells = ["", ""]
+            if coil in made:
+                raw, seen = np.split(np.median([levels for levels, _ in made[coil]], axis=0), 2)
+                cells = [" and ".join(f"{value:.0f}" for value in pair) for pair in (raw, seen)]
             middle, worst = np.median(np.abs(change), axis=0), np.abs(change).max(0)
-            levels = " and ".join(f"{value:.0f}" for value in np.median(seen, axis=0))
-            cells = " | ".join(f"{m:.1f}, {w:.1f}" for m, w in zip(middle, worst, strict=True))
-            print(f"| {modality}, {coil} | {brain:.0f} | {vessel:.0f} | {levels} | {cells} |")
+            cells += [f"{m:.1f}, {w:.1f}" for m, w in zip(middle, worst, strict=True)]
+            print(f"| {modality}, {coil} | {' | '.join(cells)} |")
 
 
 def span_table(count: int) -> None:

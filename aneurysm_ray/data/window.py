@@ -1,8 +1,9 @@
 """Intensity: which values of a series become 0 and 255. The only rule, of preparation, cache and inference alike.
 
 CT is windowed in Hounsfield units. MR has no unit, so its window is measured in medians of the brain, 0 at 0: how much
-of the head a scan covers does not matter then, vessels keep their contrast to the brain, and nothing is clipped below
-the brightest artery. A window is found before resampling, stored with its volume, and applied in one place.
+air a scan covers does not matter then, and how much of the head no more than its tissue and the coil vary from level to
+level; vessels keep their contrast to the brain, and nothing is clipped below the brightest artery. A window is found
+before resampling, stored with its volume, and applied in one place.
 """
 
 from typing import Any, NamedTuple
