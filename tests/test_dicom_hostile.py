@@ -131,6 +131,10 @@ def test_every_code_has_a_reason_that_a_series_can_be_refused_with() -> None:
         assert refuse(Path("/in"), drops).reason in SERIES_REASONS
     few = [Dropped("/in/a", "no_geometry", "has no place"), *[Dropped("/in/b", "other_series", "is another's")] * 5]
     assert refuse(Path("/in"), few).reason == "no_geometry"
+    assert [str(refuse(Path("/in"), few[:count])).partition(" (")[2] for count in (2, 6)] == [
+        "and 1 more file)",
+        "and 5 more files)",
+    ]
     assert refuse(Path("/in"), []).reason == "no_images"
 
 

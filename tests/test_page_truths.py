@@ -1,23 +1,29 @@
 """Pages tell no half-truths: sides, colours, what is unfinished, what may be sent."""
 
 import itertools
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import pytest
 import synthetic_runs
 from PIL import ImageDraw
+from scans import mr_head, scan
 
 from aneurysm_ray import rundir
-from aneurysm_ray.config import Config
-from aneurysm_ray.data import inspection, store
+from aneurysm_ray.config import Config, VolumeConfig
+from aneurysm_ray.data import inspection, picture, store
+from aneurysm_ray.data.preprocess import prepare_series
 from aneurysm_ray.reporting import (
     drawing,
     figures_run,
     figures_search,
+    figures_set,
     page,
     pictures,
     predict_page,
@@ -43,19 +49,55 @@ def run(volumes: Path, tmp_path: Path) -> Path:
     return synthetic_runs.write_run(tmp_path / "run", volumes, store.volumes_table(volumes))
 
 
+SEEN = {"feet": "F", "front": "A", "left": "L"}
+
+
+def viewer(left: str, right: str, up: str, down: str) -> tuple[float, ...]:
+    """Return the side that a picture with these letters is seen from: right times down points into it, away."""
+    into = np.cross(np.subtract(SIDES[right], SIDES[left]), np.subtract(SIDES[down], SIDES[up])) / 4
+    return tuple(-into)
+
+
+def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list of all that is written on pictures from now on."""
+    words: list[str] = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, place, text, *_, **how: words.append(text))
+    return words
+
+
 def test_pictures_say_from_where_they_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Axial as radiologists hold it, from the feet; coronal from the front; sagittal with the face to the left."""
-    written: list[str] = []
-    monkeypatch.setattr(pictures.ImageDraw.ImageDraw, "text", lambda self, place, text, **_: written.append(text))
+    words = written(monkeypatch)
     prepared = synthetic_runs.volume(0, np.random.default_rng(0))
     pictures.slices(prepared, np.array(synthetic_runs.SHAPE) / 2)
-    seen = {"feet": "F", "front": "A", "left": "L"}
-    letters, names = written[:12], written[12:]
-    for name, left, right, up, down in zip(names, *(letters[side::4] for side in range(4)), strict=True):
-        # Right times down points into the picture, away from who looks at it.
-        into = np.cross(np.subtract(SIDES[right], SIDES[left]), np.subtract(SIDES[down], SIDES[up])) / 4
-        assert tuple(-into) == SIDES[seen[name.rsplit(" ", 1)[1]]], name
+    letters, names = words[:12], words[12:]
+    for name, *sides in zip(names, *(letters[side::4] for side in range(4)), strict=True):
+        assert viewer(*sides) == SIDES[SEEN[name.rsplit(" ", 1)[1]]], name
     assert [name.split(",")[0] for name in names] == ["axial", "coronal", "sagittal"]
+
+
+def test_a_sets_page_says_from_where_each_view_of_its_pictures_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = written(monkeypatch)
+    volume = scan(mr_head, modality="MR")
+    picture.draw(prepare_series(volume, VolumeConfig(spacing_mm=(5, 5, 5))), volume)
+    views = [viewer(*words[first : first + 4]) for first in range(0, len(words), 4)]
+    assert views == [SIDES[SEEN[side]] for side in re.findall(r"from the (\w+)", set_page.LEGEND)]
+    assert len(views) == 5
+
+
+@pytest.mark.parametrize(("counts", "step"), [([1, 2, 4], 1), ([1, 2, 40], None)])
+def test_counts_are_told_in_whole_numbers(counts: Sequence[int], step: int | None) -> None:
+    """Left alone, an axis up to 4 has half a series on it; one up to 40 has not."""
+    series = pd.Series(counts, index=["a", "b", "c"])
+    crossed = pd.DataFrame({"with an aneurysm": counts, "without": 0, "unknown": 0}, index=series.index)
+    rows = pd.DataFrame({"modality": "CTA", "slices": np.repeat([10, 20, 30], counts)})
+    given = pd.DataFrame({figures_run.PRESENT: np.repeat([0.1, 0.5, 0.9], counts)})
+    given[f"target/{figures_run.PRESENT}"] = 0.0
+    assert figures_set.draw_bars(series).layout.xaxis.dtick == step
+    assert figures_set.draw_counts(crossed).layout.xaxis.dtick == step
+    assert figures_set.draw_histogram(rows, "slices", "slices").layout.yaxis.dtick == step
+    assert figures_run.draw_probabilities(given).layout.yaxis.dtick == step
+    assert figures_set.draw_bars(series).layout.xaxis.title.text == "series"
 
 
 @pytest.mark.parametrize("shape", [(60, 70, 60), (12, 200, 12), (200, 12, 90), (12, 12, 12)])

@@ -27,6 +27,8 @@ SLAB_MM = 10.0
 """Vessels within this distance of a slice are drawn on it."""
 LETTERS = (("R", "L", "A", "P"), ("R", "L", "H", "F"), ("A", "P", "H", "F"))
 """Letters at the left, right, upper and lower side of views along z, y and x."""
+SEEN_FROM = ("from the feet", "from the front", "from the left")
+"""From where views along z, y and x show the patient."""
 
 Rgb = tuple[int, int, int]
 

@@ -42,7 +42,7 @@ def translucent(hexcode: str, alpha: float) -> str:
 def layout(figure: go.Figure, x: str, y: str, **more: Any) -> go.Figure:
     """Title the axes and set what all figures have in common; return the figure."""
     figure.update_layout(
-        margin={"l": 60, "r": 16, "t": 16, "b": 48},
+        margin={"l": 60, "r": 16, "t": 30, "b": 48},
         xaxis_title={"text": x},
         yaxis_title={"text": y},
         hovermode="closest",
@@ -51,8 +51,13 @@ def layout(figure: go.Figure, x: str, y: str, **more: Any) -> go.Figure:
 
 
 def legend_above() -> dict[str, Any]:
-    """Return a legend that lies in a row above the plot."""
-    return {"orientation": "h", "yanchor": "bottom", "y": 1.0, "xanchor": "left", "x": 0}
+    """Return a legend that lies in a row above the plot, in the order of what is drawn."""
+    return {"orientation": "h", "yanchor": "bottom", "y": 1.0, "xanchor": "left", "x": 0, "traceorder": "normal"}
+
+
+def counting(most: float) -> dict[str, Any]:
+    """Return how an axis of counts up to `most` is divided: by whole numbers, as halves of a thing mean nothing."""
+    return {"dtick": 1} if most < 5 else {}
 
 
 def band(x: Any, low: Any, high: Any, hexcode: str, **more: Any) -> list[go.Scatter]:

@@ -228,9 +228,12 @@ def draw_probabilities(predictions: pd.DataFrame) -> go.Figure:
     """Draw how often each probability of Aneurysm Present was given, to negative and to positive series."""
     figure = go.Figure()
     target = predictions[f"target/{PRESENT}"]
+    most = 0
     for index, (name, mask) in enumerate((("negative", target <= 0.5), ("positive", target > 0.5))):
+        given = predictions.loc[mask, PRESENT]
+        most = max(most, np.histogram(given, np.arange(0, 1.05, 0.04))[0].max())
         figure.add_histogram(
-            x=predictions.loc[mask, PRESENT],
+            x=given,
             name=f"{name} ({int(mask.sum())})",
             xbins={"start": 0, "end": 1.0001, "size": 0.04},
             marker=drawing.filling(index, 0.65),
@@ -242,6 +245,7 @@ def draw_probabilities(predictions: pd.DataFrame) -> go.Figure:
         "series",
         barmode="overlay",
         xaxis_range=[-0.01, 1.01],
+        yaxis=drawing.counting(most),
         legend=drawing.legend_above(),
     )
 

@@ -42,6 +42,7 @@ def draw_counts(crossed: pd.DataFrame) -> go.Figure:
         "series",
         "",
         barmode="stack",
+        xaxis=drawing.counting(crossed.sum(axis=1).max()),
         yaxis={"autorange": "reversed", "type": "category"},
         legend=drawing.legend_above(),
     )
@@ -74,7 +75,8 @@ def draw_bars(numbers: pd.Series, meanings: Mapping[str, str] | None = None) -> 
             hovertemplate="%{y}: %{x}<br>%{customdata}<extra></extra>",
         )
     )
-    return drawing.layout(figure, "series", "", yaxis={"autorange": "reversed", "type": "category"})
+    axes = {"xaxis": drawing.counting(numbers.max()), "yaxis": {"autorange": "reversed", "type": "category"}}
+    return drawing.layout(figure, "series", "", **axes)
 
 
 def sizes(table: pd.DataFrame) -> pd.DataFrame:
@@ -106,7 +108,9 @@ def draw_histogram(table: pd.DataFrame, column: str, title: str) -> go.Figure:
             xbins={"start": low - width / 2, "end": high + width, "size": width},
             marker={"color": drawing.colour(index)},
         )
-    return drawing.layout(figure, title, "series", barmode="stack", legend=drawing.legend_above(), bargap=0.05)
+    most = np.histogram(values, np.arange(low - width / 2, high + width, width))[0].max(initial=0)
+    more = {"yaxis": drawing.counting(most), "legend": drawing.legend_above()}
+    return drawing.layout(figure, title, "series", barmode="stack", bargap=0.05, **more)
 
 
 def intensities(

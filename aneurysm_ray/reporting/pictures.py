@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_erosion, map_coordinates
 
-from aneurysm_ray.data.picture import VESSEL_COLOURS, Rgb, letter
+from aneurysm_ray.data.picture import SEEN_FROM, VESSEL_COLOURS, Rgb, letter
 from aneurysm_ray.data.store import Point, PreparedVolume
 from aneurysm_ray.data.window import to_uint8
 from aneurysm_ray.errors import RunDirError
@@ -33,7 +33,7 @@ _NEAR_MM = 6.0
 _RING = 10.0
 """Pixels from a point to its ring, unless the aneurysm's own radius is drawn."""
 _WORDS = (190, 200, 212)
-_CAPTIONS = ("axial, from the feet", "coronal, from the front", "sagittal, from the left")
+_CAPTIONS = tuple(f"{plane}, {side}" for plane, side in zip(("axial", "coronal", "sagittal"), SEEN_FROM, strict=True))
 """Of the planes along z, y and x."""
 
 

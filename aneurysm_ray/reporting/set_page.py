@@ -12,6 +12,7 @@ from PIL import Image
 from aneurysm_ray import location, rundir
 from aneurysm_ray.data import store
 from aneurysm_ray.data.dicom import QUALITY
+from aneurysm_ray.data.picture import SEEN_FROM
 from aneurysm_ray.errors import SERIES_REASONS, AneurysmRayError
 from aneurysm_ray.labels import LOCATIONS, PRESENT, SHORT_NAMES
 from aneurysm_ray.reporting import figures_set as figures
@@ -19,8 +20,8 @@ from aneurysm_ray.reporting import pictures, provenance_blocks, suspicion, words
 from aneurysm_ray.reporting.page import Chart, Gallery, Page, Section, Table, Tile
 
 LEGEND = (
-    "Of each series the scan from the front and from the right with the box of what is stored, then the stored volume "
-    "from above, from the front and from the right: points circled, vessels of a mask outlined (right blue, left "
+    f"Of each series the scan {SEEN_FROM[1]} and {SEEN_FROM[2]} with the box of what is stored, then the stored volume "
+    f"{SEEN_FROM[0]}, {SEEN_FROM[1]} and {SEEN_FROM[2]}: points circled, vessels of a mask outlined (right blue, left "
     "green, middle pink). R, L, A, P, H, F: the patient's right, left, front, back, head and feet."
 )
 SAMPLED = 6

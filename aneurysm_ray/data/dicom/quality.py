@@ -151,7 +151,7 @@ def refuse(path: Path, dropped: list[Dropped]) -> SeriesError:
         return SeriesError("no_images", "holds no DICOM image", str(path))
     commonest = Counter(drop.code for drop in telling).most_common(1)[0][0]
     first = next(drop for drop in telling if drop.code == commonest)
-    more = f" (and {len(dropped) - 1} more files)" if len(dropped) > 1 else ""
+    more = f" (and {len(dropped) - 1} more file{'s' if len(dropped) > 2 else ''})" if len(dropped) > 1 else ""
     inside = first.file.removeprefix(str(path)).lstrip("/")
     told = f"{first.message}{more}" if inside else f"a file {first.message}{more}"
     reason = commonest if commonest in SERIES_REASONS else REASON_OF_CODE.get(commonest, "no_images")
