@@ -74,6 +74,8 @@ def test_pictures_say_from_where_they_are_seen(monkeypatch: pytest.MonkeyPatch) 
     for name, *sides in zip(names, *(letters[side::4] for side in range(4)), strict=True):
         assert viewer(*sides) == SIDES[SEEN[name.rsplit(" ", 1)[1]]], name
     assert [name.split(",")[0] for name in names] == ["axial", "coronal", "sagittal"]
+    assert set(letters) == set(SIDES)
+    assert pictures.LETTERS_MEAN == "R, L, A, P, H, F: the patient's right, left, front, back, head and feet."
 
 
 def test_a_sets_page_says_from_where_each_view_of_its_pictures_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,8 +88,8 @@ def test_a_sets_page_says_from_where_each_view_of_its_pictures_is_seen(monkeypat
 
 
 @pytest.mark.parametrize(("counts", "step"), [([1, 2, 4], 1), ([1, 2, 40], None)])
-def test_counts_are_told_in_whole_numbers(counts: Sequence[int], step: int | None) -> None:
-    """Left alone, an axis up to 4 has half a series on it; one up to 40 has not."""
+def test_counts_and_epochs_are_told_in_whole_numbers(counts: Sequence[int], step: int | None) -> None:
+    """Left alone, an axis up to 4 has half a series or half an epoch on it; one up to 40 has not."""
     series = pd.Series(counts, index=["a", "b", "c"])
     crossed = pd.DataFrame({"with an aneurysm": counts, "without": 0, "unknown": 0}, index=series.index)
     rows = pd.DataFrame({"modality": "CTA", "slices": np.repeat([10, 20, 30], counts)})
@@ -98,6 +100,13 @@ def test_counts_are_told_in_whole_numbers(counts: Sequence[int], step: int | Non
     assert figures_set.draw_histogram(rows, "slices", "slices").layout.yaxis.dtick == step
     assert figures_run.draw_probabilities(given).layout.yaxis.dtick == step
     assert figures_set.draw_bars(series).layout.xaxis.title.text == "series"
+    losses = pd.DataFrame({"fold": 0, "epoch": counts, "train/loss": 0.5, "val/loss": 0.5})
+    losses["val/score"] = losses["val/auc_present"] = 0.5
+    for draw in (figures_run.draw_loss, figures_run.draw_score):
+        assert draw(losses).layout.xaxis.dtick == step
+        assert draw(losses).layout.xaxis.title.text == "epoch"
+    ended = pd.DataFrame({"trial": range(counts[-1]), "state": "COMPLETE", "value": 0.5, "best": 0.5})
+    assert figures_search.draw_history(ended, "val/score").layout.xaxis.dtick == step
 
 
 @pytest.mark.parametrize("shape", [(60, 70, 60), (12, 200, 12), (200, 12, 90), (12, 12, 12)])

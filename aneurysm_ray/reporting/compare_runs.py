@@ -188,10 +188,12 @@ def _draw_labels(found: Mapping[str, Results]) -> go.Figure:
 
 def _learning(runs: Mapping[str, RunData]) -> Section:
     figures = {"score": go.Figure(), "loss": go.Figure()}
+    most = 0
     for index, (name, run) in enumerate(runs.items()):
         table = figures_run.epochs(run.metrics)
         if not len(table):
             continue
+        most = max(most, int(table["epoch"].max()))
         for key, column in (("score", "val/score"), ("loss", "val/loss")):
             mean = table.groupby("epoch")[column].mean()
             figures[key].add_scatter(
@@ -207,7 +209,9 @@ def _learning(runs: Mapping[str, RunData]) -> Section:
             f"{key}-curves",
             f"{title} per epoch",
             "On held-out patients; the mean of the folds that got so far.",
-            drawing.layout(figure, "epoch", axis, legend=drawing.legend_above()) if figure.data else None,
+            drawing.layout(figure, "epoch", axis, xaxis=drawing.counting(most), legend=drawing.legend_above())
+            if figure.data
+            else None,
             "No run has finished an epoch.",
         )
         for (key, figure), title, axis in zip(

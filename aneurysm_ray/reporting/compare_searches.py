@@ -80,8 +80,10 @@ def paired(first: SearchData, other: SearchData) -> Score | None:
 def _progress(searches: Mapping[str, SearchData], metric: str) -> Section:
     by_trials, by_hours, shares = go.Figure(), go.Figure(), go.Figure()
     unit = "GPU-hours" if all(search.uses_gpus for search in searches.values()) else "trial-hours"
+    most = 0
     for index, (name, search) in enumerate(searches.items()):
         history = figures_search.history(search)
+        most = max(most, len(history))
         look: dict[str, Any] = {
             "mode": "lines+markers",
             "name": name,
@@ -98,7 +100,7 @@ def _progress(searches: Mapping[str, SearchData], metric: str) -> Section:
             "history",
             "Best so far, by trials",
             "Only complete trials set a best.",
-            drawing.layout(by_trials, "trials ended", metric, legend=above),
+            drawing.layout(by_trials, "trials ended", metric, xaxis=drawing.counting(most), legend=above),
         ),
         Chart(
             "cost",

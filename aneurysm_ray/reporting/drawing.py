@@ -56,8 +56,8 @@ def legend_above() -> dict[str, Any]:
 
 
 def counting(most: float) -> dict[str, Any]:
-    """Return how an axis of counts up to `most` is divided: by whole numbers, as halves of a thing mean nothing."""
-    return {"dtick": 1} if most < 5 else {}
+    """Return how an axis of counts, epochs or trials up to `most` is divided: by whole ones, halves mean nothing."""
+    return {"dtick": 1} if most < 8 else {}
 
 
 def band(x: Any, low: Any, high: Any, hexcode: str, **more: Any) -> list[go.Scatter]:

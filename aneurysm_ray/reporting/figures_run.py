@@ -37,7 +37,8 @@ def draw_loss(table: pd.DataFrame) -> go.Figure:
                 marker=drawing.marker(int(str(fold)), 7),
                 line={"color": drawing.colour(int(str(fold))), "dash": dash, "width": 2},
             )
-    return drawing.layout(figure, "epoch", "loss", legend=drawing.legend_above())
+    axis = drawing.counting(table["epoch"].max())
+    return drawing.layout(figure, "epoch", "loss", xaxis=axis, legend=drawing.legend_above())
 
 
 def draw_score(table: pd.DataFrame) -> go.Figure:
@@ -58,7 +59,9 @@ def draw_score(table: pd.DataFrame) -> go.Figure:
                 line={"color": drawing.colour(int(str(fold))), "dash": dash, "width": 2},
             )
     figure.add_hline(y=0.5, line={"dash": "dot", "color": drawing.GREY, "width": 1.5})
-    return drawing.layout(figure, "epoch", "weighted score and present AUC", legend=drawing.legend_above())
+    axis = drawing.counting(table["epoch"].max())
+    name = "weighted score and present AUC"
+    return drawing.layout(figure, "epoch", name, xaxis=axis, legend=drawing.legend_above())
 
 
 TIME: Mapping[str, str] = {

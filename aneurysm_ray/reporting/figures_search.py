@@ -37,7 +37,8 @@ def history(search: SearchData) -> pd.DataFrame:
 
 def draw_history(table: pd.DataFrame, metric: str) -> go.Figure:
     """Draw every trial's value and the best so far, over the trials in the order they ended."""
-    return _draw_progress(table.assign(x=np.arange(1, len(table) + 1)), "trials ended", metric)
+    figure = _draw_progress(table.assign(x=np.arange(1, len(table) + 1)), "trials ended", metric)
+    return figure.update_xaxes(drawing.counting(len(table)))
 
 
 def draw_cost(table: pd.DataFrame, metric: str, unit: str) -> go.Figure:
@@ -101,7 +102,8 @@ def draw_curves(search: SearchData) -> go.Figure:
             hovertemplate=f"trial {trial}, {STATE_WORDS[state]}<br>epoch %{{x}}: %{{y:.4f}}<extra></extra>",
         )
         shown.add(name)
-    return drawing.layout(figure, "epochs", metric, legend=drawing.legend_above())
+    axis = drawing.counting(search.curves["step"].max())
+    return drawing.layout(figure, "epochs", metric, xaxis=axis, legend=drawing.legend_above())
 
 
 def _symbol(trial: int, state: str, best: int | None) -> str:

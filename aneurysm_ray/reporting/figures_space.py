@@ -80,7 +80,8 @@ def draw_slices(search: SearchData, table: pd.DataFrame) -> go.Figure:
             figure.update_yaxes(title={"text": search.metrics[0]}, row=row, col=column)
     colour_axis = {
         "colorscale": drawing.SCALE,
-        "colorbar": {"title": {"text": "trial", "font": {"size": 12}}, "thickness": 12},
+        "colorbar": {"title": {"text": "trial", "font": {"size": 12}}, "thickness": 12}
+        | drawing.counting(table["trial"].max()),
     }
     return figure.update_layout(coloraxis=colour_axis, margin={"l": 60, "r": 16, "t": 16, "b": 48})
 

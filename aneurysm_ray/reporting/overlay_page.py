@@ -29,10 +29,10 @@ WHOLE_PIXELS_PER_MM = 1.2
 OF_LABELS = (*doubts.GRAVE[: doubts.FIRST], "no point marks the aneurysm")
 """Codes and remarks that are of labels and masks, and not of the image."""
 LEGEND = (
-    "Of each label the whole slices through it, and below them a close look. R, L, A, P, H, F: the patient's right, "
-    "left, front, back, head and feet. Green ring: an aneurysm, as wide as its radius in that plane, or of fixed width "
-    "where no radius is known; grey ring: a place that is neither positive nor negative; yellow outline: the dome of "
-    "a mask; blue, green and pink outlines: vessels of the right, the left and the middle. The switch hides them."
+    f"Of each label the whole slices through it, and below them a close look. {pictures.LETTERS_MEAN} Green ring: an "
+    "aneurysm, as wide as its radius in that plane, or of fixed width where no radius is known; grey ring: a place "
+    "that is neither positive nor negative; yellow outline: the dome of a mask; blue, green and pink outlines: vessels "
+    "of the right, the left and the middle. The switch hides them."
 )
 
 

@@ -35,6 +35,7 @@ _RING = 10.0
 _WORDS = (190, 200, 212)
 _CAPTIONS = tuple(f"{plane}, {side}" for plane, side in zip(("axial", "coronal", "sagittal"), SEEN_FROM, strict=True))
 """Of the planes along z, y and x."""
+LETTERS_MEAN = "R, L, A, P, H, F: the patient's right, left, front, back, head and feet."
 
 
 @dataclass(frozen=True, eq=False)

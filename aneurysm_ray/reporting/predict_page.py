@@ -241,10 +241,7 @@ def _pictures(result: Mapping[str, Any], prepared: PreparedVolume, heatmap: Heat
         _case(f"{rank}. {c['location']}", _facts(c), prepared, voxel, heatmap, voxels[:0], CLOSE_UP_MM)
         for rank, (c, voxel) in enumerate(zip(result["candidates"], voxels[:SHOWN], strict=False), start=1)
     ]
-    caption = (
-        "R and L are the patient's right and left, A and P front and back. The heat map is brightest at its own "
-        "maximum, however low that is."
-    )
+    caption = f"{pictures.LETTERS_MEAN} The heat map is brightest at its own maximum, however low that is."
     return Section(
         "pictures",
         "Pictures",

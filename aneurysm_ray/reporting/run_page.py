@@ -9,7 +9,7 @@ from aneurysm_ray import location
 from aneurysm_ray.labels import PRESENT
 from aneurysm_ray.learning import froc, metrics
 from aneurysm_ray.reporting import figures_run as figures
-from aneurysm_ray.reporting import provenance_blocks, run_cases, run_summary, run_tests, truth, words
+from aneurysm_ray.reporting import pictures, provenance_blocks, run_cases, run_summary, run_tests, truth, words
 from aneurysm_ray.reporting.page import Cases, Chart, Page, Section, Table
 from aneurysm_ray.reporting.run_data import RunData, read_run
 from aneurysm_ray.reporting.run_summary import Results
@@ -231,10 +231,9 @@ def _wrong(run: RunData) -> Section:
     both = pd.concat([missed.assign(kind="missed"), alarms.assign(kind="false alarm")])
     shown = {"kind": "kind", **{key: name for key, name in names.items() if key in both}}
     text = (
-        "Axial, coronal and sagittal slices through the labelled point, else through the strongest candidate; R, L, A "
-        "and P are the patient's right, left, front and back. Green "
-        "ring: labelled aneurysm; red cross: candidate; glow: the heat map, from the series' median to its maximum. "
-        "Wrong labels and broken volumes end up here too, so look here first."
+        "Axial, coronal and sagittal slices through the labelled point, else through the strongest candidate. "
+        f"{pictures.LETTERS_MEAN} Green ring: labelled aneurysm; red cross: candidate; glow: the heat map, from the "
+        "series' median to its maximum. Wrong labels and broken volumes end up here too, so look here first."
     )
     blocks = (
         block("missed", "Missed: positives with the lowest probability", missed),

@@ -22,7 +22,7 @@ from aneurysm_ray.reporting.page import Chart, Gallery, Page, Section, Table, Ti
 LEGEND = (
     f"Of each series the scan {SEEN_FROM[1]} and {SEEN_FROM[2]} with the box of what is stored, then the stored volume "
     f"{SEEN_FROM[0]}, {SEEN_FROM[1]} and {SEEN_FROM[2]}: points circled, vessels of a mask outlined (right blue, left "
-    "green, middle pink). R, L, A, P, H, F: the patient's right, left, front, back, head and feet."
+    f"green, middle pink). {pictures.LETTERS_MEAN}"
 )
 SAMPLED = 6
 """Volumes of each modality that are read for the histogram of intensity."""
