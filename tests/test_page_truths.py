@@ -19,6 +19,7 @@ from aneurysm_ray import rundir
 from aneurysm_ray.config import Config, VolumeConfig
 from aneurysm_ray.data import inspection, picture, store
 from aneurysm_ray.data.preprocess import prepare_series
+from aneurysm_ray.labels import LABELS
 from aneurysm_ray.reporting import (
     drawing,
     figures_run,
@@ -180,6 +181,26 @@ def test_an_unfinished_prediction_has_a_page_of_what_is_there(tmp_path: Path) ->
     result = {"series_uid": "1.2.3", "probabilities": {"Aneurysm Present": 0.25}}
     rundir.write_json(tmp_path / "series" / "1.2.3-aa" / "result.json", result)
     assert "1 series was scored so far" in predict_page.index_page(tmp_path).summary[0]
+
+
+@pytest.mark.parametrize(("number", "said"), [(1, "1 series was scored."), (2, "2 series were scored.")])
+def test_a_predictions_page_counts_its_series_and_keeps_the_ends_of_their_names_in_a_line(
+    tmp_path: Path, number: int, said: str
+) -> None:
+    rundir.create(tmp_path, Config(), {"kind": "predict"})
+    facts = {"model": "abc", "run": "runs/a", "models": 1, "seconds_per_series": 2.0}
+    rundir.write_json(tmp_path / rundir.SUMMARY, facts)
+    uids = [f"1.2.826.0.1.3680043.8.498.1234567890123456789{index}" for index in range(number)]
+    row = dict.fromkeys(LABELS, 0.25) | {"calibrated": 0.5, "modality": "MR", "plane": "axial", "status": "ok"}
+    table = pd.DataFrame([{"SeriesInstanceUID": uid, "page": "p", "quality": "", "reason": "", **row} for uid in uids])
+    table.to_csv(tmp_path / rundir.PREDICTIONS, index=False)
+    pd.DataFrame({"series_uid": []}).to_csv(tmp_path / rundir.CANDIDATES, index=False)
+    found = predict_page.index_page(tmp_path)
+    assert found.summary[0] == said
+    # A line may break after an ellipsis, but not at a word joiner (UAX 14); 24 characters and more are broken.
+    cells = re.findall(r'<a href="p">([^<]*)</a>', page.render(found))
+    assert cells == [f"…\N{WORD JOINER}{uid[-21:]}" for uid in uids]
+    assert all(len(cell) < 24 for cell in cells)
 
 
 def test_speed_is_that_of_the_last_run_alone(volumes: Path) -> None:

@@ -120,7 +120,7 @@ def index_page(folder: Path) -> Page:
         kind="prediction",
         subtitle=f"model {summary['model'][:12]} of {summary['run']}, {words.count(summary['models'], 'network')}",
         summary=(
-            f"{len(table):,} series were scored"
+            f"{words.count(len(table), 'series was', 'series were')} scored"
             + (f", {len(failed):,} of them could not be read." if len(failed) else "."),
             *_note(summary),
             DISCLAIMER,
@@ -179,7 +179,12 @@ def _unfinished_page(folder: Path) -> Page:
 
 def _short(uid: object) -> str:
     text = str(uid)
-    return text if len(text) <= 28 else f"…{text[-24:]}"
+    return text if len(text) <= 28 else _end(text, 21)
+
+
+def _end(uid: str, characters: int) -> str:
+    """Return the end of a UID, by which it is told from others; a word joiner holds the ellipsis to it in a line."""
+    return f"…\N{WORD JOINER}{uid[-characters:]}"
 
 
 def _location(row: Mapping[Any, Any]) -> tuple[str, float]:
@@ -259,7 +264,7 @@ def _facts(candidate: Mapping[str, Any]) -> tuple[str, ...]:
     if candidate["sop_uid"]:
         frame = f"frame {candidate['frame'] + 1}, " if candidate["multi_frame"] else ""
         facts.append(
-            f"{frame}column {candidate['column']:.1f}, row {candidate['row']:.1f} of …{candidate['sop_uid'][-12:]}"
+            f"{frame}column {candidate['column']:.1f}, row {candidate['row']:.1f} of {_end(candidate['sop_uid'], 12)}"
         )
     return tuple(facts)
 
