@@ -1,9 +1,14 @@
 """Submission: what is refused before anything is sent, and the exit code that comes back."""
 
+import shutil
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from ray._private.runtime_env import packaging
+from ray._private.runtime_env.working_dir import upload_working_dir_if_needed
 from ray.job_submission import JobStatus
 
 from aneurysm_ray.distributed import submit
@@ -107,16 +112,46 @@ def test_a_cluster_that_does_not_answer_is_a_sentence():
         submit.connect("http://127.0.0.1:9")
 
 
-def test_a_job_brings_the_package_and_the_jobs_along_and_no_data_that_lie_beside_them() -> None:
-    """As Ray itself reads what is left out."""
-    from ray._private.runtime_env import packaging
+ROOT = Path(submit.__file__).parents[2]
+BESIDE = (
+    "rsna/ct.dcm",
+    "volumes/a.parquet",
+    "runs/log.txt",
+    "venv2/bin/python",
+    ".git/HEAD",
+    "tests/test_x.py",
+    "model.onnx",
+)
 
-    root = Path(submit.__file__).parents[2]
-    left_out = packaging._get_excludes(root, submit.EXCLUDED)
-    files = [path for folder in ("aneurysm_ray", "jobs") for path in (root / folder).rglob("*") if path.is_file()]
-    files = [path for path in files if "__pycache__" not in path.parts]
-    assert starter.FILE in files and root / "jobs" / "train.py" in files
-    assert [str(path) for path in files if left_out(path)] == []
-    # Of a folder that is left out Ray looks at nothing.
-    for beside in ("rsna", "volumes", "runs", "tests", "model.onnx", "model.safetensors"):
-        assert left_out(root / beside), beside
+
+def uploaded(environment: dict[str, Any], scratch: Path) -> set[str]:
+    """Return the files that Ray's command packs for a job, by the code that packs them."""
+    found: set[str] = set()
+
+    def pack(folder: str, excludes: list[str], is_file: bool = False) -> None:
+        package = scratch / "package.zip"
+        packaging.create_package(folder, package, include_gitignore=True, excludes=excludes)
+        with zipfile.ZipFile(package) as archive:
+            found.update(name for name in archive.namelist() if not name.endswith("/"))
+
+    upload_working_dir_if_needed(environment, include_gitignore=True, scratch_dir=str(scratch), upload_fn=pack)
+    return found
+
+
+def test_a_job_brings_the_package_and_the_jobs_along_and_no_data_that_lie_beside_them(tmp_path: Path) -> None:
+    """Submitted by us and, from a checkout, by Ray's own command."""
+    there = tmp_path / "checkout"
+    kept = shutil.ignore_patterns("__pycache__")
+    for folder in ("aneurysm_ray", "jobs"):
+        shutil.copytree(ROOT / folder, there / folder, ignore=kept)
+    wanted = {str(path.relative_to(there)) for path in there.rglob("*") if path.is_file()}
+    assert {str(starter.FILE.relative_to(ROOT)), "jobs/train.py", "aneurysm_ray/cli.py"} <= wanted
+    for name in (*BESIDE, "aneurysm_ray/__pycache__/cli.cpython-311.pyc"):
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        (there / name).touch()
+    for scratch in (tmp_path / "ours", tmp_path / "rays"):
+        scratch.mkdir()
+    assert uploaded({"working_dir": str(there), "excludes": submit.EXCLUDED}, tmp_path / "ours") == wanted
+    for name in (".gitignore", ".rayignore"):
+        shutil.copy(ROOT / name, there)
+    assert uploaded({"working_dir": str(there)}, tmp_path / "rays") == wanted

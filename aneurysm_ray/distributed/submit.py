@@ -22,9 +22,11 @@ from aneurysm_ray.learning import starter
 
 log = logging.getLogger(__name__)
 
-EXCLUDED = ["/*", "!/aneurysm_ray", "!/jobs", "__pycache__"]
+EXCLUDED = ["/*", "!/.", "!/aneurysm_ray", "!/jobs", "__pycache__"]
 """What of the checkout a job does not bring along, in the words of a .gitignore: all but the jobs and the package with
-its starter weights. Data sets and runs may lie beside them, and Ray's dashboard takes no more than 100 MB."""
+its starter weights. Data sets and runs may lie beside them, and Ray's dashboard takes no more than 100 MB. To Ray the
+folder is an entry of itself, and left out with all that is in it unless it is named. `.rayignore` says the same to
+Ray's own command."""
 
 _DETACHED = 130
 _POLL_SECONDS = 1.0
