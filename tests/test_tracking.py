@@ -142,6 +142,18 @@ def test_wandb_keeps_folds_and_epochs_offline_and_nothing_else(tmp_path: Path, m
     assert not kept & {"requirements.txt", "output.log", "wandb-metadata.json"}
 
 
+PATIENCE_SECONDS = 600
+"""On a busy machine the server's imports alone take minutes."""
+
+
+def answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server of MLflow's own on loopback."""
@@ -151,18 +163,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "a")]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = folder / "server.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, cwd=folder, stdout=file, stderr=file)
     address = f"http://127.0.0.1:{port}"
     before = os.environ.get("MLFLOW_TRACKING_URI")
     os.environ["MLFLOW_TRACKING_URI"] = address
     try:
-        for _ in range(1200):
-            assert process.poll() is None, "the server ended"
-            try:
-                with urllib.request.urlopen(f"{address}/health", timeout=5):
-                    break
-            except OSError:
-                time.sleep(0.25)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not answers(f"{address}/health"):
+            assert process.poll() is None, f"the server ended: {log.read_text()}"
+            assert time.monotonic() < deadline, f"the server does not answer: {log.read_text()}"
+            time.sleep(0.25)
         yield address
     finally:
         os.environ.pop("MLFLOW_TRACKING_URI")
