@@ -84,7 +84,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the synthetic patients and of training.")] = 0,
 ) -> None:
     """Synthetic DICOM → prepare → train → search → report, on this machine, in minutes."""
-    with _going_on("loading"):
+    with _going_on("loading", 0.0):
         from aneurysm_ray import demo as demonstration
 
         summary = demonstration.run(out, seed)
@@ -113,7 +113,7 @@ def phantom(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one per core unless given.")] = None,
 ) -> None:
     """Write a synthetic data set of real DICOM files in the competition's layout."""
-    with _going_on("loading"):
+    with _going_on("loading", 0.0):
         from aneurysm_ray import phantom as phantoms
 
     options = phantoms.PhantomOptions(
@@ -139,7 +139,7 @@ def prepare(
     resume: Annotated[bool, typer.Option("--resume", help="The default; accepted for the habit's sake.")] = True,
 ) -> None:
     """Decode every series to Parquet volumes with Ray Data; goes on where it stopped."""
-    with _going_on("loading"):
+    with _going_on("loading", 0.0):
         settings = _build(None, config, words)
         from aneurysm_ray.distributed import prepare as preparation
     with _going_on("preparing"):
@@ -191,7 +191,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What of this machine would make a command fail or crawl, each with its cure; starts nothing."""
-    with _going_on("examining", first_seconds=0.0):
+    with _going_on("examining", 0.0):
         from aneurysm_ray.distributed import doctor as examination
 
         findings = examination.examine(places or ["."])
@@ -221,7 +221,7 @@ def train(
     """Cross-validate by patient-wise folds with Ray Train."""
     flags = {"optim__epochs": epochs, "optim__batch_size": batch_size, "model__name": model, "control": control}
     start = str(init) if init else None
-    with _going_on("loading Ray and torch"):
+    with _going_on("loading Ray and torch", 0.0):
         settings = _build(preset, config, words, volumes=volumes, resumed=_resumed(out, resume), init=start, **flags)
         out = out or fresh("train", settings.model.name)
         from aneurysm_ray.distributed import train as training
@@ -253,7 +253,7 @@ def tune(
     """Search hyperparameters with Ray Tune and Optuna; bad trials are stopped early."""
     resume = resume or retry_failed
     flags = {"tune__trials": trials, "optim__epochs": epochs}
-    with _going_on("loading Ray and torch"):
+    with _going_on("loading Ray and torch", 0.0):
         settings = _build(preset, config, words, volumes=volumes, resumed=_resumed(out, resume), **flags)
         out = out or fresh("tune")
         from aneurysm_ray.distributed import tune as search
@@ -287,7 +287,7 @@ def predict(
     if not series:
         raise RequestError("predict needs at least one series, data set or archive after the run")
     out = _resumed(out, resume) or out or fresh("predict")
-    with _going_on("loading Ray and torch"):
+    with _going_on("loading Ray and torch", 0.0):
         changes = dict(map(overrides.parse_override, settings))
         from aneurysm_ray.distributed import predict as prediction
     with _going_on("predicting"), ending.resumable(out):
@@ -304,7 +304,7 @@ def export(
     out: Annotated[Path, typer.Argument(parser=place, help="What to write: model.safetensors, model.bundle ...")],
 ) -> None:
     """Write a run's models, without Ray: .safetensors for aneurysm-ray, .onnx, .pt2 or MONAI's .bundle for others."""
-    with _going_on("exporting"):
+    with _going_on("exporting", 0.0):
         from aneurysm_ray.learning import interchange
 
         interchange.write(run, out)
@@ -357,8 +357,8 @@ def submit(
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return once it is submitted.")] = False,
 ) -> None:
     """Send jobs/JOB.py with its arguments to a Ray cluster, follow its log and return its exit code."""
-    from aneurysm_ray.distributed import submit as submission
-
+    with _going_on("loading Ray", 0.0):
+        from aneurysm_ray.distributed import submit as submission
     raise typer.Exit(submission.submit(job, context.args, address=address, wait=not no_wait))
 
 

@@ -53,6 +53,47 @@ def test_wrong_requests_end_with_a_sentence_and_code_2(
     assert captured.out == ""
 
 
+LARGE = ("ray", "torch", "monai", "scipy.ndimage", "sklearn", "optuna")
+FIRST_LARGE = f"""
+import importlib.abc, os, sys
+from aneurysm_ray.cli import main
+
+class Watch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name in {LARGE}:
+            print("loads", name, file=sys.stderr, flush=True)
+            os._exit(0)
+
+sys.meta_path.insert(0, Watch())
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["demo", "--out", "out"],
+        ["phantom", "out"],
+        ["prepare", "data", "out"],
+        ["doctor"],
+        ["train", "set"],
+        ["tune", "set"],
+        ["predict", "starter", "data"],
+        ["export", "starter", "model.onnx"],
+        ["submit", "train"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_command_speaks_before_it_loads_a_large_library(words: list[str], tmp_path: Path) -> None:
+    """Loading one keeps every thread from speaking, for seconds on a busy machine."""
+    write_set(tmp_path / "set", 1)
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_LARGE, *words], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    first, *_, last = done.stderr.splitlines()
+    assert last.startswith("loads ") and first.startswith("  ") and first.endswith(": 0:00"), done.stderr
+
+
 @pytest.mark.parametrize(
     ("raised", "code", "sentence"),
     [

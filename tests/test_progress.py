@@ -58,6 +58,16 @@ def test_the_first_word_may_come_sooner(caplog: pytest.LogCaptureFixture, monkey
         until(lambda: "loading" in caplog.text)
 
 
+def test_the_first_word_waits_for_no_thread_when_it_is_due_at_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress._Speaker, "_speak", lambda _: None)
+    with progress.told("loading", first_seconds=0.0):
+        assert caplog.messages == ["  loading: 0:00"]
+    with progress.told("waiting"):
+        assert caplog.messages == ["  loading: 0:00"]
+
+
 def test_lines_of_folds_say_where_each_is(caplog: pytest.LogCaptureFixture) -> None:
     lines = FoldLines([0, 1, 2], OptimConfig(epochs=9, batch_size=4), lambda runs: f"waits for {runs} GPUs")
     lines.running = {0, 1}

@@ -123,10 +123,14 @@ class _Speaker:
                     return
                 said = self.going_on[-1]
             if time.monotonic() - self.last.at >= SILENT_SECONDS:
-                found = said()
-                for line in [found] if isinstance(found, str) else found:
-                    log.info("%s", line)
+                _say(said)
                 self.last.at = time.monotonic()
+
+
+def _say(said: Said) -> None:
+    found = said()
+    for line in [found] if isinstance(found, str) else found:
+        log.info("%s", line)
 
 
 _speaker = _Speaker()
@@ -136,7 +140,8 @@ _speaker = _Speaker()
 def told(said: str | Said, first_seconds: float = SILENT_SECONDS) -> Iterator[None]:
     """Say what goes on in the block whenever nothing has been said for a while, the first time sooner if need be.
 
-    A text gets the time added that has passed.
+    A text gets the time added that has passed. With 0 seconds the first word is this thread's own: another one waits
+    for seconds while a large library is loaded, which holds Python's lock.
     """
     begun = time.monotonic()
 
@@ -144,7 +149,9 @@ def told(said: str | Said, first_seconds: float = SILENT_SECONDS) -> Iterator[No
         return f"  {said}: {clock(time.monotonic() - begun)}"
 
     saying = timed if isinstance(said, str) else said
-    _speaker.begin(saying, first_seconds)
+    if first_seconds <= 0:
+        _say(saying)
+    _speaker.begin(saying, first_seconds or SILENT_SECONDS)
     try:
         yield
     finally:
