@@ -1,6 +1,7 @@
 """Nothing is silent for long, and nobody speaks who has nothing new to say."""
 
 import logging
+import threading
 import time
 
 import pytest
@@ -42,6 +43,14 @@ def test_the_innermost_speaks_and_the_outer_one_after_it(caplog: pytest.LogCaptu
             until(lambda: "two" in caplog.text)
         assert "outer" not in caplog.text
         until(lambda: "outer" in caplog.text)
+
+
+def test_what_follows_at_once_is_said_by_one_thread() -> None:
+    for _ in range(5):
+        with progress.told("loading"), progress.told("reading"):
+            pass
+    with progress.told("training"):
+        assert [thread.name for thread in threading.enumerate()].count("progress") == 1
 
 
 def test_who_speaks_by_itself_is_not_interrupted(caplog: pytest.LogCaptureFixture) -> None:

@@ -96,6 +96,7 @@ class _Speaker:
 
     def __init__(self) -> None:
         self.going_on: list[Said] = []
+        self.thread: threading.Thread | None = None
         self.changed = threading.Condition()
         self.last = _LastSaid()
 
@@ -105,7 +106,10 @@ class _Speaker:
             if len(self.going_on) == 1:
                 self.last.at = time.monotonic() + first_seconds - SILENT_SECONDS
                 logging.getLogger("aneurysm_ray").addHandler(self.last)
-                threading.Thread(target=self._speak, name="progress", daemon=True).start()
+            # The thread of what ended a moment ago goes on with what follows.
+            if self.thread is None or not self.thread.is_alive():
+                self.thread = threading.Thread(target=self._speak, name="progress", daemon=True)
+                self.thread.start()
 
     def end(self, said: Said) -> None:
         with self.changed:
@@ -120,6 +124,7 @@ class _Speaker:
                 due = self.last.at + SILENT_SECONDS - time.monotonic()
                 self.changed.wait(timeout=min(max(due, 0.05), 0.5))
                 if not self.going_on:
+                    self.thread = None
                     return
                 said = self.going_on[-1]
             if time.monotonic() - self.last.at >= SILENT_SECONDS:
