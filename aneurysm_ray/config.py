@@ -79,8 +79,7 @@ class ModelConfig(Section):
     """The network. Every network maps a patch to a grid of 14 logits per cell; a pooled one's grid is 1x1x1."""
 
     name: str = "resnet3d18"
-    """A key of `learning.models.MODELS`: resnet3d10, resnet3d18, resnet3d34, resnet3d50, small3d,
-    unet3d."""
+    """A key of `learning.models.MODELS`: resnet3d10, resnet3d18, resnet3d34, resnet3d50, small3d."""
     head: Literal["pooled", "grid"] = "pooled"
     """pooled: one vector of logits per patch. grid: lesion, its location and vessel per cell at the output stride."""
     width: Annotated[int, Field(ge=4, le=256)] = 64

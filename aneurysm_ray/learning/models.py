@@ -12,7 +12,6 @@ Shapes: B patches, C channels, L labels (14), Z Y X voxels or, after the network
 """
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -144,28 +143,6 @@ class SmallFeatures(Backbone):
         return stages
 
 
-class UNetFeatures(Backbone):
-    """A 5x5x5 stem and three blocks, up to eight times its stride: with the grid's decoder a light U-Net.
-
-    The stem has a bias, since a norm of a voxel's channels would else take most of its brightness away.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        w = config.width
-        self.channels = (w, 2 * w, 4 * w, 6 * w)
-        self.strides = tuple(config.stem_stride * factor for factor in (1, 2, 4, 8))
-        stem = Conv3d(1, w, 5, stride=config.stem_stride, padding=2)
-        self.stem = nn.Sequential(stem, _norm(config)(w), nn.ReLU(inplace=True))
-        self.blocks = nn.ModuleList([Block(a, b, 2, _norm(config)) for a, b in pairwise(self.channels)])
-
-    def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
-        stages = [self.stem(x_BCZYX)]
-        for block in self.blocks:
-            stages.append(block(stages[-1]))
-        return stages
-
-
 class ResNetFeatures(Backbone):
     """MONAI's 3D ResNet without its max pool, which would halve a dome of four voxels before anything has seen it."""
 
@@ -210,7 +187,6 @@ MODELS: dict[str, Callable[[ModelConfig], Backbone]] = {
     "resnet3d34": _resnet("basic", (3, 4, 6, 3)),
     "resnet3d50": _resnet("bottleneck", (3, 4, 6, 3)),
     "small3d": SmallFeatures,
-    "unet3d": UNetFeatures,
 }
 """Every backbone by the name that `model.name` takes."""
 
