@@ -47,7 +47,7 @@ SEARCH: dict[str, Any] = {
     "optim.epochs": 2,
     "optim.lr": 2e-3,
     "validation.every": 1,
-    "tune.trials": 6,
+    "tune.trials": 5,
     "tune.startup_trials": 3,
     "tune.grace_epochs": 1,
     "tune.space": {
