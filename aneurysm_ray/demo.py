@@ -39,6 +39,7 @@ SETTINGS: dict[str, Any] = {
 SEARCH: dict[str, Any] = {
     # Networks of several depths cannot all begin with the same weights.
     "init": "",
+    "model.width": 8,
     "patch.size": (32, 32, 32),
     "inference.window": 3,
     "inference.overlap": 0.0,
