@@ -403,7 +403,7 @@ def fed(config: Config, cases: tuple[Case, ...], read: Reader, steps: int) -> tu
     def make(step: np.ndarray) -> epoch.MicroBatches:
         batch = cut(cases, plan, step, PATCH, door)
         batch, changes = augment.prepare(batch, augment.draw(config.augment, (0, 0, 0), step))
-        return [(augment.apply(batch, changes), changes)]
+        return [epoch.examples(batch, changes, config, learner.network)]
 
     feed = prefetch(make, np.arange(steps * size).reshape(steps, size) % len(plan), 1, config.feed.prefetch)
     begun = time.perf_counter(), time.process_time()
@@ -421,7 +421,7 @@ def bare_step(config: Config, cases: tuple[Case, ...], volumes: Path, steps: int
     for step in np.arange(8 * config.optim.batch_size).reshape(8, -1) % len(plan):
         batch = cut(cases, plan, step, config.patch.size, cache.patch, masks=objective.needs_masks(config, cases))
         batch, changes = augment.prepare(batch, augment.draw(config.augment, (0, 0, 0), step))
-        made.append([(augment.apply(batch, changes), changes)])
+        made.append([epoch.examples(batch, changes, config, learner.network)])
     epoch.train_epoch(learner, iter(made), 8 * config.optim.batch_size, config, 1, device, lambda *_: None)
     begun = time.perf_counter(), time.process_time()
     feed = (made[number % 8] for number in range(steps))

@@ -107,33 +107,32 @@ def row(name: str, config: Config, volumes: Path, options: argparse.Namespace, d
     plan = engine._plan(cases, config, 0, 0, ())
     cache = open_cache(volumes, config.feed)
     masks = objective.needs_masks(config, cases)
-    made = []
+    packed: list[epoch.MicroBatches] = []
+    ready: list[epoch.MicroBatches] = []
     for step in np.arange(2 * options.batch).reshape(2, -1) % len(plan):
         batch = cut(cases, plan, step, config.patch.size, cache.patch, masks=masks)
         batch, changes = augment.prepare(batch, augment.draw(config.augment, (0, 0, 0), step))
-        if device.type == "cuda":
-            made.append([augment.packed(batch, changes, pin=True).to(device)])
-        else:
-            made.append([(augment.apply(batch, changes), changes)])
+        one = augment.packed(batch, changes, pin=device.type == "cuda")
+        packed.append([one])
+        ready.append([epoch.examples(*one.to(device), config, learner.network)])
 
-    def bare(count: int) -> float:
+    def steps(made: list[epoch.MicroBatches], count: int) -> float:
         begun = time.perf_counter()
         feed = (made[number % 2] for number in range(count))
         epoch.train_epoch(learner, feed, count * options.batch, config, 1, device, lambda *_: None)
         return count * options.batch / (time.perf_counter() - begun)
 
-    bare(5)
-    speed = bare(options.steps)
-    image = made[0][0][0].image_BZYX[:, None].float() / 255
+    steps(ready, 5)
+    speed = steps(ready, options.steps)
     with FlopCounterMode(display=False) as counter:
-        learner.network(image)
+        learner.network(torch.rand(options.batch, 1, *config.patch.size, device=device))
     rate = 3 * counter.get_total_flops() / options.batch * speed
     waits = float("nan")
     if device.type == "cuda":
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
-            bare(10)
+            steps(packed, 10)
             torch.cuda.set_sync_debug_mode("default")
         # The last one fetches the losses of the epoch.
         waits = (sum("synchroniz" in str(warning.message) for warning in seen) - 1) / 10

@@ -111,11 +111,10 @@ def test_threads_do_not_change_results(volumes: Path) -> None:
     assert _same(none.state["model"], some.state["model"]) and _same(_numbers(none), _numbers(some))
 
 
-def test_changes_made_as_on_a_gpu_are_those_made_ahead(volumes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_made_as_on_a_gpu_are_those_made_ahead(volumes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_config(volumes, **WIDE)
     ahead = _run(config, volumes)[-1]
-    for room in (engine, epoch):
-        monkeypatch.setattr(room, "changes_ahead", lambda device: False)
+    monkeypatch.setattr(engine, "made_ahead", lambda device: False)
     late = _run(config, volumes)[-1]
     assert _same(ahead.state["model"], late.state["model"]) and _same(_numbers(ahead), _numbers(late))
 

@@ -64,7 +64,7 @@ def test_a_step_on_a_device_makes_one_copy_and_waits_for_nothing(
     config = small_config(tmp_path, model__head=head, **ALL_CHANGES)
     cases, (batch, changes) = prepared(tmp_path, config)
     learner = engine._start(config, cases, 0, torch.device("cpu"), lambda network: network, None)
-    wanted = epoch.losses_of(learner, augment.apply(batch, changes), changes, config)
+    wanted = epoch.losses_of(learner, epoch.examples(batch, changes, config, learner.network), config)
     packed = augment.packed(batch, changes, pin=False)
     there = torch.device("meta")
     learner.network.to(there)
@@ -73,8 +73,7 @@ def test_a_step_on_a_device_makes_one_copy_and_waits_for_nothing(
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(torch, "Generator", lambda device: _NoGenerator())
     with Copies() as copies:
-        batch, changes = packed.to(there)
-        loss = epoch.losses_of(learner, augment.apply(batch, changes), changes, config)
+        loss = epoch.losses_of(learner, epoch.examples(*packed.to(there), config, learner.network), config)
         loss.sum().backward()
     assert copies.seen == [("aten._to_copy.default", packed.tensors.bytes_N.nbytes)]
     assert (loss.device, loss.shape) == (there, wanted.shape)

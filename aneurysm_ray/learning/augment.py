@@ -206,11 +206,12 @@ def apply(batch: Batch, changes: Changes) -> Batch:
         assert changes.theta_M34 is not None
         size = [len(index), 1, *batch.image_BZYX.shape[1:]]
         grid = F.affine_grid(changes.theta_M34, size, align_corners=False)
-        for name, tensor in voxels.items():
-            moved = _moved_image if name == "image_BZYX" else _moved_mask
-            tensor = tensor.clone()
-            tensor[index] = moved(tensor[index], grid)
-            voxels[name] = tensor
+        moved = [_moved_image(voxels["image_BZYX"][index], grid)]
+        if masks := [voxels[name][index] for name in names[1:]]:
+            moved += _moved_masks(torch.stack(masks, 1), grid).unbind(1)
+        for name, part in zip(names, moved, strict=True):
+            voxels[name] = voxels[name].clone()
+            voxels[name][index] = part
     _change_intensity(voxels["image_BZYX"], changes)
     return replace(batch, **voxels)
 
@@ -303,11 +304,11 @@ def _moved_image(image: Tensor, grid: Tensor) -> Tensor:
     return F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False).squeeze(1)
 
 
-def _moved_mask(mask: Tensor, grid: Tensor) -> Tensor:
-    """Return masks that take each voxel's label from the nearest of where it comes from; what is outside is unknown."""
+def _moved_masks(masks_MKZYX: Tensor, grid: Tensor) -> Tensor:
+    """Return K masks of each patch, each voxel's label from the nearest of where it comes from; outside is unknown."""
     # One more than each label, so that the zeros from outside are told from the label 0.
-    labels = (mask.unsqueeze(1).float() + 1).contiguous()
-    found = F.grid_sample(labels, grid, mode="nearest", padding_mode="zeros", align_corners=False).squeeze(1)
+    labels = masks_MKZYX.float().add_(1)
+    found = F.grid_sample(labels, grid, mode="nearest", padding_mode="zeros", align_corners=False)
     return torch.where(found == 0, UNKNOWN, found - 1).to(torch.uint8)
 
 

@@ -24,7 +24,7 @@ from aneurysm_ray.learning.arithmetic import arithmetic
 from aneurysm_ray.learning.cache import VolumeCache, groups_of, open_cache
 from aneurysm_ray.learning.cases import Case, from_table, shuffled
 from aneurysm_ray.learning.ensemble import HeatMap
-from aneurysm_ray.learning.epoch import Learner, MicroBatches, Tell, changes_ahead, train_epoch
+from aneurysm_ray.learning.epoch import Learner, MicroBatches, Tell, examples, made_ahead, train_epoch
 from aneurysm_ray.learning.patches import cut, prefetch
 from aneurysm_ray.learning.sampler import KINDS, HardNegative, Plan, gathered, plan_epoch, rank_batches
 from aneurysm_ray.learning.validation import find_hard_negatives, score_cases, validate
@@ -103,7 +103,8 @@ def fit(
             torch.manual_seed(_torch_seed(config.seed, fold, epoch + 1, rank))
             plan = _plan(cases, config, fold, epoch, learner.hard)
             plan = gathered(plan, cases, groups, (config.seed, fold, epoch))
-            feed = _feed(cases, plan, cache, config, (config.seed, fold, epoch), (rank, world_size), device)
+            part = (rank, world_size)
+            feed = _feed(cases, plan, cache, config, (config.seed, fold, epoch), part, device, learner.network)
             taught = train_epoch(learner, feed, len(plan), config, world_size, device, tell)
             seconds = time.perf_counter() - started
             losses = np.sum(gather([taught.losses], world_size), axis=0)
@@ -128,7 +129,7 @@ def fit(
             validation_done = time.perf_counter()
             is_due = config.sampler.hard_negative_fraction and (epoch + 1) % config.sampler.hard_negative_every == 0
             if is_due and epoch + 1 < config.optim.epochs:  # nobody draws from what the last epoch would find
-                seed, part = (config.seed, fold, epoch), (rank, world_size)
+                seed = (config.seed, fold, epoch)
                 mine = find_hard_negatives(scored, cases, cache, config, device, seed, part)
                 learner.hard = _refreshed(learner.hard, gather(mine, world_size))
 
@@ -243,18 +244,20 @@ def _feed(
     seed: tuple[int, ...],
     part: tuple[int, int],
     device: torch.device,
+    network: models.Network,
 ) -> Iterator[MicroBatches]:
     """Yield this worker's part of each global batch, as micro-batches, made ahead by threads."""
     masks = objective.needs_masks(config, cases)
 
     def make(step: np.ndarray) -> MicroBatches:
-        made = []
+        made: MicroBatches = []
         for chosen in np.array_split(step, min(config.optim.accumulate, len(step))):
             batch = cut(cases, plan, chosen, config.patch.size, cache.patch, masks=masks)
             batch, changes = augment.prepare(batch, augment.draw(config.augment, seed, chosen))
-            if changes_ahead(device):
-                batch = augment.apply(batch, changes)
-            made.append(augment.packed(batch, changes, pin=True) if device.type == "cuda" else (batch, changes))
+            if made_ahead(device):
+                made.append(examples(batch, changes, config, network))
+            else:
+                made.append(augment.packed(batch, changes, pin=device.type == "cuda"))
         return made
 
     steps = rank_batches(plan, config.optim.batch_size, *part)

@@ -15,7 +15,7 @@ from torch.profiler import record_function
 
 from aneurysm_ray.config import Config
 from aneurysm_ray.learning import augment, models, objective, optim
-from aneurysm_ray.learning.augment import Changes, MicroBatch, PackedMicroBatch
+from aneurysm_ray.learning.augment import Changes, PackedMicroBatch
 from aneurysm_ray.learning.objective import Weights
 from aneurysm_ray.learning.patches import Batch
 from aneurysm_ray.learning.sampler import KINDS, HardNegative
@@ -23,11 +23,24 @@ from aneurysm_ray.learning.sampler import KINDS, HardNegative
 PARTS = ("feed", "copy", "augment", "forward", "backward", "optimizer")
 """Names of a step's ranges."""
 
-MicroBatches = list[MicroBatch | PackedMicroBatch]
-"""Those that are not packed lie where the step is made."""
-
 Tell = Callable[[str, int, int], None]
 """Is told what is being done, how much of it is, and of how much: steps of an epoch's training, series validated."""
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """What a network is asked in a step, and what it should answer."""
+
+    image_BCZYX: Tensor
+    """float32 in [0, 1]."""
+    goals: list[Tensor]
+    """As `objective.wanted` returns them."""
+    kind_B: Tensor
+    """As `Batch` has it."""
+
+
+MicroBatches = list[Examples | PackedMicroBatch]
+"""Examples lie where the step is made; packed batches become examples there."""
 
 
 @dataclass(eq=False)
@@ -89,20 +102,17 @@ def train_epoch(
         for number, micro_batch in enumerate(micro_batches, 1):
             with contextlib.nullcontext() if number == len(micro_batches) else _no_sync(learner.replica):
                 with record_function("copy"):
-                    if isinstance(micro_batch, PackedMicroBatch):
-                        micro_batch = micro_batch.to(device)
-                    batch, changes = micro_batch
-                if not changes_ahead(device):
-                    with record_function("augment"):
-                        batch = augment.apply(batch, changes)
+                    there = micro_batch.to(device) if isinstance(micro_batch, PackedMicroBatch) else micro_batch
+                with record_function("augment"):
+                    shown = there if isinstance(there, Examples) else examples(*there, config, learner.network)
                 with record_function("forward"):
-                    loss = losses_of(learner, batch, changes, config)
+                    loss = losses_of(learner, shown, config)
                 # Data-parallel gradients are means over workers: this makes them the mean over the global batch.
                 with record_function("backward"):
                     (loss.sum() * (world_size / config.optim.batch_size)).backward()  # type: ignore[no-untyped-call]
             loss = loss.detach()
             known = torch.isfinite(loss)
-            losses.index_add_(0, batch.kind_B, torch.stack([torch.where(known, loss, 0.0), known.float()], 1))
+            losses.index_add_(0, shown.kind_B, torch.stack([torch.where(known, loss, 0.0), known.float()], 1))
         with record_function("optimizer"):
             norm = nn.utils.clip_grad_norm_(learner.network.parameters(), clip_norm)
             # The fused optimiser leaves all as it was where this is 1, without anybody having to wait for the answer.
@@ -119,18 +129,24 @@ def train_epoch(
     return Taught(losses.double().cpu().numpy(), int(skipped.item()), waited, rate)
 
 
-def losses_of(learner: Learner, batch: Batch, changes: Changes, config: Config) -> Tensor:
-    """Return (B,) losses of patches."""
-    goals = objective.wanted(batch, config, learner.network)
+def examples(batch: Batch, changes: Changes, config: Config, network: models.Network) -> Examples:
+    """Change a prepared batch's voxels, and make what the network should answer of it."""
+    batch = augment.apply(batch, changes)
+    goals = objective.wanted(batch, config, network)
     image, goals = augment.mix(batch.image_BZYX.unsqueeze(1), goals, changes)
-    image = image.to(memory_format=torch.channels_last_3d)
+    return Examples(image, goals, batch.kind_B)
+
+
+def losses_of(learner: Learner, shown: Examples, config: Config) -> Tensor:
+    """Return (B,) losses of patches."""
+    image = shown.image_BCZYX.to(memory_format=torch.channels_last_3d)
     with optim.autocast(config.optim, image.device):
         answer = learner.replica(image)
-    return objective.patch_losses(answer, goals, config, learner.network, learner.weights)
+    return objective.patch_losses(answer, shown.goals, config, learner.network, learner.weights)
 
 
-def changes_ahead(device: torch.device) -> bool:
-    """Return whether the threads that cut a batch also make its random changes; a GPU makes them faster itself."""
+def made_ahead(device: torch.device) -> bool:
+    """Return whether the threads that cut a batch also make examples of it; a GPU makes them faster itself."""
     return device.type == "cpu"
 
 
