@@ -5,7 +5,7 @@ that escapes is our own mistake and shows a traceback.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class AneurysmRayError(Exception):
@@ -89,6 +89,15 @@ def shown(value: str, most: int = 60) -> str:
     if value and not value.strip("0123456789.,+-eE\\ ()"):
         return repr(value[:most])
     return f"a text of {len(value)} characters"
+
+
+def other_commas(names: Sequence[str]) -> str:
+    """Return a cure where a CSV table's header is one cell that something else parts, or an empty string.
+
+    Spreadsheets write semicolons where the comma stands in numbers.
+    """
+    part = next((part for part in (";", "\t", "|") if len(names) == 1 and part in names[0]), "")
+    return f": its columns are parted by {part!r}; part them by commas" if part else ""
 
 
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:

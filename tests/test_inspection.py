@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from learning_sets import volume, write_set
+from nifti_sets import LEFT, head, mask, save
 
 from aneurysm_ray import rundir
 from aneurysm_ray.data import inspection, store
@@ -34,6 +35,23 @@ def test_a_prepared_set_names_the_series_to_look_at_first(tmp_path: Path) -> Non
     text = inspection.render(facts)
     assert "point_outside: 1   (a point lies outside the stored volume)" in text
     assert "  1.2.0.2: point outside, junk files" in text
+
+
+def test_images_of_one_name_are_told_apart_and_masks_count_as_labels(tmp_path: Path) -> None:
+    for patient, balls in (("1", (LEFT,)), ("2", ())):
+        save(tmp_path / patient / "TOF.nii.gz", head(balls))
+        save(tmp_path / patient / "mask.nii.gz", mask(balls))
+    save(tmp_path / "alone.nii.gz", head())
+    (tmp_path / "series.csv").write_text(
+        "image,mask\n1/TOF.nii.gz,1/mask.nii.gz\n2/TOF.nii.gz,2/mask.nii.gz\nalone.nii.gz,\n"
+    )
+    facts = inspection.inspect(tmp_path)
+    assert (facts["series"], facts["labelled"], facts["aneurysm masks"]) == (3, 2, 2)
+    assert [line.split(":")[0].strip() for line in inspection.render(facts).splitlines()[-3:]] == [
+        "1/TOF.nii.gz",
+        "2/TOF.nii.gz",
+        "alone.nii.gz",
+    ]
 
 
 def test_a_run_is_its_summary(tmp_path: Path) -> None:

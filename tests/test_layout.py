@@ -121,6 +121,15 @@ class TestBids:
         with pytest.raises(DatasetError, match="tabs between its columns"):
             layout.open_dataset(tmp_path)
 
+    def test_subjects_without_the_prefix_are_known_and_absent_ones_told(self, tmp_path: Path) -> None:
+        self.write(tmp_path)
+        text = "participant_id\tgroup\tsite\n000\tpatient\tA\n002\tcontrol\tB\n003\tcontrol\tB\n"
+        (tmp_path / "participants.tsv").write_text(text)
+        found = layout.open_dataset(tmp_path)
+        assert [entry.site for entry in found.series] == ["A", "", "B"]
+        assert [entry.targets[PRESENT_INDEX] for entry in found.series[::2]] == [1, 0]
+        assert "1 subjects of participants.tsv have no image that is read" in found.notes
+
 
 class TestNnunet:
     def write(self, root: Path, labels: object, channels: object = None) -> Path:
@@ -217,6 +226,8 @@ class TestTable:
             ("image,ignored\na.nii.gz,two\n", "ignored is 'two'"),
             ("image,mask\na.nii.gz,n.nii.gz\n", "mask 'n.nii.gz' does not exist"),
             ("image\na.nii.gz,1,2\n", "more cells than its header"),
+            ("image;patient\na.nii.gz;anna\n", "its columns are parted by ';'; part them by commas"),
+            ("image\tpatient\na.nii.gz\tanna\n", "its columns are parted by '\\t'; part them by commas"),
         ],
     )
     def test_wrong_tables_are_a_sentence(self, tmp_path: Path, text: str, words: str) -> None:
@@ -245,6 +256,7 @@ class TestTable:
             ("i,j,k\n1,2,three\n", "line 2: k is 'three', not a number"),
             ("i,j,k,location\n1,2,3,Basilar\n", "location 'Basilar' is unknown; did you mean Basilar Tip?"),
             ("1 2\n", "2 numbers; expected i, j, k"),
+            ("i;j;k\n1;2;3\n", "its columns are parted by ';'"),
         ],
     )
     def test_wrong_places_are_a_sentence(self, tmp_path: Path, text: str, words: str) -> None:
@@ -259,3 +271,21 @@ def test_a_plain_folder_of_files_is_a_series_each(tmp_path: Path) -> None:
     found = layout.open_dataset(tmp_path)
     assert [entry.path.relative_to(tmp_path).as_posix() for entry in found.series] == ["a.nii.gz", "b/c.nii", "d"]
     assert all(np.isnan(entry.targets).all() for entry in found.series)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("bids/participants.tsv", "bids/sub-1/anat/sub-1_angio.nii.gz"), "bids is a data set by itself (BIDS)"),
+        (("raw/dataset.json", "raw/imagesTr/a_0000.nii.gz"), "raw is a data set by itself (nnU-Net)"),
+        (("own/series.csv", "own/a.nii.gz", "b.nii.gz"), "own is a data set by itself (one table)"),
+        (("rsna/train.csv", "rsna/series/1.2/1.dcm"), "rsna is a data set by itself (the challenge's layout)"),
+        (("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz"), "but no dataset.json"),
+        (("sub-1/anat/sub-1_angio.nii.gz", "derivatives/sub-1/sub-1_mask.nii.gz"), "but neither participants.tsv"),
+    ],
+)
+def test_a_folder_that_only_holds_a_data_set_is_refused(tmp_path: Path, names: tuple[str, ...], words: str) -> None:
+    touch(tmp_path, *names)
+    with pytest.raises(DatasetError) as caught:
+        layout.open_dataset(tmp_path)
+    assert words in str(caught.value)

@@ -269,6 +269,34 @@ def no_form(root: Path) -> str:
     return PRESENT + "=0"
 
 
+def mask_as_image(root: Path) -> str:
+    save(root / "a.nii.gz", mask((LEFT,)))
+    return PRESENT + "=1"
+
+
+def mask_and_image_swapped(root: Path) -> str:
+    save(root / "m.nii.gz", head())
+    save(root / "a.nii.gz", mask((LEFT,)).astype(np.float32))
+    return "mask,modality=MRA"
+
+
+def image_as_mask(root: Path) -> str:
+    save(root / "a.nii.gz", head())
+    save(root / "m.nii.gz", np.random.default_rng(0).normal(0, 100, GRID.shape).astype(np.int16))
+    return "mask"
+
+
+def brain_as_aneurysm(root: Path) -> str:
+    save(root / "a.nii.gz", head())
+    save(root / "m.nii.gz", mask((((0.0, 0.0, 40.0), 50.0, 1),)))
+    return "mask"
+
+
+def ct_called_mr(root: Path) -> str:
+    save(root / "a.nii.gz", head())
+    return f"modality=MRA,{PRESENT}=0"
+
+
 VALUES = {"mask": "m.nii.gz", "points": "p.csv", PRESENT: "1", "modality": "CTA"}
 
 
@@ -295,6 +323,11 @@ VALUES = {"mask": "m.nii.gz", "points": "p.csv", PRESENT: "1", "modality": "CTA"
         (pointer, "not_fetched: is a pointer of git-annex"),
         (mask_pointer, "not_fetched: has a mask that is a pointer"),
         (no_hounsfield, "not_hounsfield: has air at about 0"),
+        (mask_as_image, "no_images: holds 2 values alone (0, 1), as a mask does"),
+        (mask_and_image_swapped, "no_images: holds 2 values alone (0, 1), as a mask does"),
+        (image_as_mask, "mask_unreadable"),
+        (brain_as_aneurysm, "mask_large"),
+        (ct_called_mr, "modality_doubtful"),
         (no_form, "no_geometry: has neither an sform nor a qform"),
     ],
 )

@@ -79,6 +79,12 @@ def test_what_cannot_be_folds_is_a_sentence(
     assert words in str(caught.value)
 
 
+def test_columns_parted_by_something_else_are_told(tmp_path: Path, table: pd.DataFrame) -> None:
+    (tmp_path / "splits.csv").write_text("patient;fold\nanna;0\n")
+    with pytest.raises(RequestError, match="its columns are parted by ';'; part them by commas"):
+        own_folds.read(tmp_path / "splits.csv", table, THREE, _hash)
+
+
 @pytest.mark.parametrize(
     ("splits", "words"),
     [

@@ -66,6 +66,8 @@ def open_bids(root: Path) -> Dataset:
                     site=sites.get(subject, ""),
                 )
             )
+    there = {entry.patient for entry in found}
+    left[f"subjects of {PARTICIPANTS} have no image that is read"] += len((present.keys() | sites.keys()) - there)
     without = len(masks.keys() - {key for key, _ in _images(root).items()})
     left["sessions have masks but no image"] += without
     left["files below derivatives/ are no masks of aneurysms by their names"] += other
@@ -153,6 +155,9 @@ def _participants(path: Path) -> tuple[dict[str, float], dict[str, str], list[st
         rows = list(csv.DictReader(file, delimiter="\t"))
     if rows and "participant_id" not in rows[0]:
         raise DatasetError(f"{path} has no column participant_id; it must be a table with tabs between its columns")
+    # The standard wants `sub-01`; sets are found that write `01`.
+    for row in rows:
+        row["participant_id"] = "sub-" + (row["participant_id"] or "").strip().removeprefix("sub-")
     names = [name for name in (rows[0] if rows else ()) if name]
     place = next((name for name in names if _SITE.fullmatch(name)), None)
     told = {row["participant_id"]: (row[place] or "").strip() for row in rows} if place else {}

@@ -25,7 +25,7 @@ from aneurysm_ray.data.identity import is_uid
 from aneurysm_ray.data.meanings import Values
 from aneurysm_ray.data.nifti import is_nifti
 from aneurysm_ray.data.points import Mark
-from aneurysm_ray.errors import DatasetError, did_you_mean
+from aneurysm_ray.errors import DatasetError, did_you_mean, other_commas
 from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
 
 TRAIN_CSV = "train.csv"
@@ -117,6 +117,11 @@ class Dataset:
     notes: tuple[str, ...]
 
 
+def is_laid_out(root: Path) -> bool:
+    """Whether a folder has the challenge's tables beside its series."""
+    return (root / "series").is_dir() and ((root / TRAIN_CSV).is_file() or (root / LOCALIZERS_CSV).is_file())
+
+
 def open_dataset(root: Path, frame_base: FrameBase = "auto") -> Dataset:
     """Join the tables below `root` to the series folders. `frame_base` is what the localizers' `f` counts from.
 
@@ -182,7 +187,8 @@ def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         raise DatasetError(f"{path} is not a CSV table: {error}") from error
     for column in columns:
         if column not in table.columns:
-            raise DatasetError(f"{path} has no column {column!r}{did_you_mean(column, table.columns)}")
+            cure = other_commas(list(table.columns)) or did_you_mean(column, table.columns)
+            raise DatasetError(f"{path} has no column {column!r}{cure}")
     for line, uid in enumerate(table["SeriesInstanceUID"], start=2):
         # A UID becomes part of a path, so anything but digits and dots is refused here.
         if not is_uid(uid):

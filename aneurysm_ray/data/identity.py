@@ -23,6 +23,8 @@ from aneurysm_ray.errors import RequestError, SeriesError, printable
 
 KEY_VARIABLE = "ANEURYSM_RAY_PATIENT_KEY"
 """Environment variable that holds the key of the patient hashes."""
+MADE_ROOT = "2.25."
+"""What UIDs begin with that are made and not given (PS3.5 B.2)."""
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _UID_LENGTH = 64
@@ -153,7 +155,7 @@ def made_uid(key: bytes, place: str) -> str:
 
 def uid_of_hash(place: str) -> str:
     """Return the UID that `made_uid` makes of a place, from its hash."""
-    return f"2.25.{int(place, 16)}"
+    return f"{MADE_ROOT}{int(place, 16)}"
 
 
 def places_path(out: str) -> Path:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from aneurysm_ray import location, rundir
 from aneurysm_ray.data import doubts, layout, scans, store
+from aneurysm_ray.data.dataset import SeriesEntry
 from aneurysm_ray.data.dicom import QUALITY
 from aneurysm_ray.data.nifti import is_nifti
 from aneurysm_ray.data.series_table import TABLE
@@ -71,12 +72,17 @@ def _dataset(path: Path, limit: int) -> dict[str, Any]:
         {"path": str(entry.path), **_series(entry.path, deep=entry.deep, modality=entry.modality)}
         for entry in data.series[:limit]
     ]
+    names = Counter(entry.path.name for entry in data.series)
+    for row, entry in zip(read, data.series, strict=False):
+        # In many sets files of all patients have one name.
+        alone = names[entry.path.name] == 1 or not entry.path.is_relative_to(data.root)
+        row["name"] = entry.path.name if alone else entry.path.relative_to(data.root).as_posix()
     positive = {label: sum(entry.targets[i] == 1 for entry in data.series) for i, label in enumerate(LABELS)}
     return {
         "kind": "dataset",
         "path": str(path),
         "series": len(data.series),
-        "labelled": sum(bool(entry.targets[-1] == entry.targets[-1]) for entry in data.series),
+        "labelled": sum(bool(entry.targets[-1] == entry.targets[-1]) or _shown(entry) for entry in data.series),
         "points": sum(len(entry.points) + len(entry.marks) for entry in data.series),
         "aneurysm masks": sum(bool(entry.domes) for entry in data.series),
         "vessel masks": sum(entry.vessels is not None for entry in data.series),
@@ -86,6 +92,11 @@ def _dataset(path: Path, limit: int) -> dict[str, Any]:
         "rejected": dict(Counter(row["reason"] for row in read if row["status"] == "rejected")),
         "each": read,
     }
+
+
+def _shown(entry: SeriesEntry) -> bool:
+    """Whether places or masks of aneurysms will label a series that no table labels."""
+    return bool(entry.domes or entry.marks)
 
 
 def _prepared(path: Path) -> dict[str, Any]:
@@ -140,7 +151,7 @@ def _meaning(code: str) -> str:
 
 
 def _series_line(row: dict[str, Any]) -> str:
-    name = Path(row["path"]).name
+    name = row["name"]
     if row["status"] == "rejected":
         return f"  {name}: rejected, {row['reason']}: {row['message']}"
     size = "×".join(map(str, row["shape"]))

@@ -24,6 +24,8 @@ from aneurysm_ray.data.volume import Volume
 from aneurysm_ray.errors import SeriesError
 from aneurysm_ray.labels import LABELS, PRESENT_INDEX
 
+LARGEST_MM = 60.0
+"""Giant aneurysms begin at 25 mm, and hardly any is longer than this."""
 OWN_MM = 3.0
 """A marked place is of a mask's piece that lies within this of its ball."""
 
@@ -100,6 +102,8 @@ def _read(
         except (MaskError, ValueError):
             codes.append("mask_unreadable")
             continue
+        if any(dome.largest_mm > LARGEST_MM for dome, _ in one.domes):
+            codes.append("mask_large")
         if masks.moved(mask, one.inside | one.ignored, volume):
             codes.append("mask_moved")
         if masks.misses(mask, one.inside | one.ignored, affine, shape):

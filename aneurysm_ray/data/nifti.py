@@ -38,6 +38,8 @@ SAME_PLACE_VOXELS = 0.1
 """Forms that place every corner of the volume within this much of a voxel agree."""
 UNIT_MM = {1: 1000.0, 2: 1.0, 3: 0.001}
 """mm in NIfTI's units of length; 0 is unknown, which is mm."""
+MOST_LABELS = 48
+"""Values of a mask; FreeSurfer's has the most, about 45. The noise alone of a scan has more."""
 AIR_HU, OLD_AIR = -1024, 0
 """A CT stored without its intercept has air at 0 and water at 1024."""
 
@@ -66,7 +68,8 @@ def read_nifti(path: Path, *, modality: str | None = None, patient_id: str = "")
     the file was turned. Of the two places that a header may give the sform counts, unless it is sheared within slices;
     `quality` tells where they disagree, and all that was assumed.
     Raises SeriesError: `not_fetched` for a pointer of git-annex or Git LFS, `mixed_passes` for 4D, `not_hounsfield` for
-    a CT in another unit, `no_geometry` where nothing tells left from right, and others of `SERIES_REASONS`.
+    a CT in another unit, `no_images` for a mask, `no_geometry` where nothing tells left from right, and
+    others of `SERIES_REASONS`.
     """
     where = str(path)
     image = _opened(path)
@@ -82,6 +85,10 @@ def read_nifti(path: Path, *, modality: str | None = None, patient_id: str = "")
     affine = placement.affine[:, [2, 1, 0, 3]]
     voxels, strange = _values(raw.transpose(), slope, intercept, background=0)
     codes = {*placement.codes, *strange, "series_uid_assumed"}
+    if modality != "CT":
+        _check_no_mask(voxels, where)
+    if modality == "MR" and looks_like_hu(voxels):
+        codes.add("modality_doubtful")
     if modality is None:
         modality = "CT" if looks_like_hu(voxels) else "MR"
         codes.add("modality_assumed")
@@ -269,6 +276,25 @@ def _values(
     if out.min() < -32768 or out.max() > 32767:
         return out, [*codes, "wide_range"]
     return out.astype(np.int16), codes
+
+
+def _check_no_mask(voxels: NDArray[np.int16] | NDArray[np.float32], where: str) -> None:
+    """Raise SeriesError for labels where an image should be: few whole values, none below 0."""
+    if voxels.dtype != np.int16 or voxels.min() < 0:
+        return
+    seen = np.zeros(2**15, bool)
+    for plane in voxels:
+        seen[plane] = True
+        if np.count_nonzero(seen) > MOST_LABELS:
+            return
+    values = np.flatnonzero(seen)
+    some = ", ".join(map(str, values[:4])) + (", ..." if len(values) > 4 else "")
+    raise SeriesError(
+        "no_images",
+        f"holds {len(values)} values alone ({some}), as a mask does and no scan; leave it out, or name it in the "
+        "column mask of a series.csv",
+        where,
+    )
 
 
 def _check_hounsfield(voxels: NDArray[np.int16] | NDArray[np.float32], where: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from aneurysm_ray.config import FoldsConfig
-from aneurysm_ray.errors import RequestError, did_you_mean
+from aneurysm_ray.errors import RequestError, did_you_mean, other_commas
 
 ALWAYS_TRAINED = -1
 """Fold of a series that no fold holds out."""
@@ -80,7 +80,8 @@ def _read_csv(path: Path) -> Mapping[str, int]:
     column = next((name for name in ("series_uid", "patient") if name in names), None)
     if column is None or "fold" not in names:
         raise RequestError(
-            f"{path} must have the columns fold and series_uid or patient{did_you_mean('series_uid', names)}"
+            f"{path} must have the columns fold and series_uid or patient"
+            f"{other_commas(names) or did_you_mean('series_uid', names)}"
         )
     found: dict[str, int] = {}
     for line, row in enumerate(rows, start=2):

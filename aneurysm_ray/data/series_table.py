@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from aneurysm_ray.data.dataset import MODALITIES, Dataset, DomeMask, SeriesEntry
 from aneurysm_ray.data.meanings import IGNORED, UNPLACED
 from aneurysm_ray.data.points import Mark
-from aneurysm_ray.errors import DatasetError, did_you_mean
+from aneurysm_ray.errors import DatasetError, did_you_mean, other_commas
 from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
 
 TABLE = "series.csv"
@@ -164,10 +164,11 @@ def _rows(path: Path, delimiter: str, needed: Sequence[str], known: Sequence[str
         raise DatasetError(f"{path} is not a CSV table in UTF-8: {error}") from error
     for name in needed:
         if name not in names:
-            raise DatasetError(f"{path} has no column {name!r}{did_you_mean(name, names)}")
+            raise DatasetError(f"{path} has no column {name!r}{other_commas(names) or did_you_mean(name, names)}")
     for name in names:
         if name not in known:
-            raise DatasetError(f"{path} has an unknown column {name!r}{did_you_mean(name, known)}")
+            cure = other_commas(names) or did_you_mean(name, known)
+            raise DatasetError(f"{path} has an unknown column {name!r}{cure}")
     if any(None in row for row in rows):
         raise DatasetError(f"{path} has lines with more cells than its header; quote cells that hold a comma")
     return rows

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from aneurysm_ray import rundir
-from aneurysm_ray.data import layout, store
+from aneurysm_ray.data import identity, layout, store
 from aneurysm_ray.errors import RequestError
 from aneurysm_ray.labels import LABELS
 from aneurysm_ray.learning import metrics
@@ -29,10 +29,18 @@ def _joined(predictions: Path, data: Path) -> tuple[pd.DataFrame, int]:
     table = rundir.read_csv(predictions).rename(columns={"SeriesInstanceUID": "series_uid"})
     if missing := [name for name in ("series_uid", *LABELS) if name not in table]:
         raise RequestError(f"{predictions} has no column {missing[0]!r}; it needs series_uid and the 14 labels")
+    if (again := table["series_uid"].duplicated()).any():
+        raise RequestError(f"{predictions} has {table['series_uid'][again].iloc[0]} more than once; keep one row of it")
     truth = labels(data)
     joined = table[["series_uid", *LABELS]].merge(truth, on="series_uid", how="inner", validate="one_to_one")
     if joined.empty:
-        raise RequestError(f"no series of {predictions} has labels in {data}; are they the same data set?")
+        cure = "are they the same data set?"
+        if truth["series_uid"].str.startswith(identity.MADE_ROOT).any():
+            cure = (
+                "files without a Series Instance UID get one of each preparation's key: predict the prepared set "
+                f"itself (aneurysm-ray predict RUN {data}), whose names then are its own"
+            )
+        raise RequestError(f"no series of {predictions} has labels in {data}; {cure}")
     return joined, len(table) - len(joined)
 
 
@@ -48,13 +56,20 @@ def compare(first: Path, second: Path, data: Path) -> dict[str, Any]:
 
 
 def labels(data: Path) -> pd.DataFrame:
-    """Return series_uid, patient, modality and `target/<label>` of a data set's labelled series."""
+    """Return series_uid, patient, modality and `target/<label>` of a data set's labelled series.
+
+    Raises RequestError for a data set whose series nothing but their files names.
+    """
     if (data / rundir.VOLUMES).exists():
         table = store.volumes_table(data)
         frame = table[["series_uid", "patient", "site", "modality", "plane"]].copy()
         targets = table[list(LABELS)].to_numpy(np.float32)
     else:
-        series = layout.open_dataset(data).series
+        series = [entry for entry in layout.open_dataset(data).series if entry.series_uid]
+        if not series:
+            raise RequestError(
+                f"{data} names no series by its Series Instance UID, as predictions do; give the prepared set instead"
+            )
         # One series per patient in the competition's tables, which hold no patient column.
         frame = pd.DataFrame({"series_uid": [entry.series_uid for entry in series]})
         frame["patient"] = frame["series_uid"]

@@ -57,6 +57,7 @@ QUALITY: dict[str, str] = {
     "inverted": "Presentation LUT Shape is INVERSE; stored values were inverted",
     # identity
     "modality_assumed": "nothing says whether a NIfTI file is CT or MR: its values have air at -1000, or they have not",
+    "modality_doubtful": "a NIfTI file that is said to be MR has air at -1000 and tissue at 0, as only a CT has",
     "no_preamble": "a file without DICOM preamble was read as a bare data set",
     "repeated_instance_uids": "several files share one SOP Instance UID, so that points cannot be placed by it",
     "series_uid_assumed": "no Series Instance UID, or a word that is none: a set makes one of the place",
@@ -71,6 +72,7 @@ QUALITY: dict[str, str] = {
     "point_dark": "nothing within 3 mm of a point is as bright as blood is in such a scan",
     "mask_unreadable": "a mask cannot be read, or holds labels that are no vessels; it was left out",
     "mask_misses": "less than half of what a mask labels lies in the stored volume; it was left out",
+    "mask_large": "a piece of a mask of aneurysms is longer than 60 mm: it may show vessels or the brain",
     "mask_moved": "a mask has as many voxels as its image, and its affine puts them elsewhere: one of the two is wrong",
     "mask_empty": "the labels tell of an aneurysm, and the mask of aneurysms is empty",
     "label_contradicts": "the labels tell of no aneurysm, and a point or mask shows one",
