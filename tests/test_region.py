@@ -206,3 +206,32 @@ def test_a_scan_kept_in_float32_gives_the_same_volume_bit_by_bit(columns: tuple[
     one, other = (prepare_series(each, VolumeConfig(spacing_mm=(2, 2, 2))) for each in (volume, rounded))
     assert np.array_equal(one.affine, other.affine)
     assert np.array_equal(one.voxels, other.voxels)
+
+
+def turned_over(volume: Volume, axes: tuple[int, ...]) -> Volume:
+    """Return the same voxels at the same places, kept from the other end of some axes."""
+    affine = volume.affine.copy()
+    for axis in axes:
+        affine[:3, 3] += (volume.shape[axis] - 1) * affine[:3, axis]
+        affine[:3, axis] *= -1
+    origins = affine[:3, 3] + np.arange(volume.shape[0])[:, None] * affine[:3, 0]
+    return replace(volume, voxels=np.flip(volume.voxels, axes), affine=affine, origins_mm=origins, instances=())
+
+
+CORONAL = {"columns": (1, 0, 0), "rows": (0, 0, -1), "step": (0, 3.1, 0), "first": (-121, -140, 131)}
+SAGITTAL = {"columns": (0, 1, 0), "rows": (0, 0, -1), "step": (-3.1, 0, 0), "first": (117, -133, 131)}
+AXIAL = {"first": (-121, -133, -101), "step": (0, 0, 3.1)}
+
+
+@pytest.mark.parametrize(("field", "modality"), [(noisy(arms_hu), "CT"), (mr_head, "MR")], ids=["CT", "MR"])
+@pytest.mark.parametrize("way", [AXIAL, CORONAL, SAGITTAL], ids=["axial", "coronal", "sagittal"])
+def test_a_scan_is_the_same_from_whichever_end_its_file_begins(
+    way: dict[str, object], field: Field, modality: str
+) -> None:
+    volume = scan(field, **way, shape=(83, 104, 101), modality=modality)  # type: ignore[arg-type]
+    config = VolumeConfig(spacing_mm=(4, 4, 4))
+    wanted = prepare_series(volume, config)
+    for axes in ((0,), (1,), (2,), (1, 2), (0, 1, 2)):
+        made = prepare_series(turned_over(volume, axes), config)
+        assert np.abs(made.affine - wanted.affine).max() < 3e-3, axes
+        assert np.abs(made.voxels.astype(int) - wanted.voxels.astype(int)).max() <= 1, axes

@@ -9,6 +9,7 @@ to a hundredth of a mm: spacings are often round numbers, and a file's rounding 
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.ndimage
@@ -35,6 +36,9 @@ MR_FRACTION = 0.1
 """MR: below this share of the 98th percentile is air (BET's rule, Smith 2002)."""
 AIR_NOISE = 2.0
 """MR: below this multiple of the 5th percentile of the values above 0 is air; noise lies around that percentile."""
+SCANNED_ACROSS, SCANNED_WITHIN = (1, 1, -1), (-1, 1, 1)
+"""How slices and, within them, pixels follow each other on z, y and x in DICOM, as a rule: slices from feet to head, from
+front to back, from left to right; pixels from head to feet, from front to back, from right to left."""
 MARGIN_MM = 4.0
 """Room above the top of the head."""
 CENTRE_DEPTH_MM = 90.0
@@ -218,21 +222,28 @@ def _parting(values: F32) -> float:
 
 def _thin(volume: Volume, frame: Axes) -> _Thinned:
     """Return every so many slices and rows of a scan, averaged along the rows: whole rows are what memory gives fast,
-    and their average has little noise."""
+    and their average has little noise.
+
+    Counted from the end from which a scanner counts, so that it is the same scan whichever end its file begins at.
+    """
+    axes, signs = patient_axes(frame)
+    first = [1, 1, 1]
+    for standard, (axis, sign) in enumerate(zip(axes, signs, strict=True)):
+        first[axis] = sign * (SCANNED_ACROSS if axis == 0 else SCANNED_WITHIN)[standard]
+    turned = volume.voxels[tuple(slice(None, None, step) for step in first)]
     spacing_mm = rounded(volume.spacing_mm, FINE_GRID).tolist()
     steps = [max(1, round(round(THINNED_MM / mm, 3))) for mm in spacing_mm]
-    rows = volume.voxels[:: steps[0], :: steps[1]]
+    rows = turned[:: steps[0], :: steps[1]]
     starts = np.arange(0, rows.shape[2], steps[2])
     counts = np.diff(np.append(starts, rows.shape[2]))
     values = np.add.reduceat(rows, starts, axis=2, dtype=np.float32)
     values /= counts.astype(np.float32)
-    down = np.arange(0, volume.shape[1], steps[1])[:, None] * frame.pitch_mm[0]
-    across = (starts + (counts - 1) / 2) * frame.pitch_mm[1]
+    down = _from(first[1], np.arange(0, volume.shape[1], steps[1]), volume.shape[1])[:, None] * frame.pitch_mm[0]
+    across = _from(first[2], starts + (counts - 1) / 2, volume.shape[2]) * frame.pitch_mm[1]
     along = [
-        places[:: steps[0], None, None] + offset
+        places[:: first[0]][:: steps[0], None, None] + offset
         for places, offset in ((frame.slices_mm, 0.0), (frame.rows_mm, down), (frame.columns_mm, across))
     ]
-    axes, signs = patient_axes(frame)
     z, y, x = (np.broadcast_to(sign * along[axis], values.shape) for axis, sign in zip(axes, signs, strict=True))
     spacing = [step * mm for step, mm in zip(steps, spacing_mm, strict=True)]
     # Levels of one value, such as those a scan was padded with, show nothing: the scan ends before them.
@@ -240,6 +251,11 @@ def _thin(volume: Volume, frame: Axes) -> _Thinned:
     shown = np.flatnonzero(values.max(axis=others) > values.min(axis=others))
     kept = (slice(None),) * axes[0] + (slice(shown[0], shown[-1] + 1) if len(shown) else slice(None),)
     return _Thinned(values[kept], (z[kept], y[kept], x[kept]), axes[0], (spacing[0], spacing[1], spacing[2]))
+
+
+def _from(end: int, places: NDArray[Any], length: int) -> NDArray[Any]:
+    """Return places as counted from the first of so many voxels, that are counted from there (1) or the last (-1)."""
+    return places if end == 1 else length - 1 - places
 
 
 def _closed(tissue: NDArray[np.bool_], thinned: _Thinned) -> NDArray[np.bool_]:
