@@ -37,8 +37,8 @@ MR_FRACTION = 0.1
 AIR_NOISE = 2.0
 """MR: below this multiple of the 5th percentile of the values above 0 is air; noise lies around that percentile."""
 SCANNED_ACROSS, SCANNED_WITHIN = (1, 1, -1), (-1, 1, 1)
-"""How slices and, within them, pixels follow each other on z, y and x in DICOM, as a rule: slices from feet to head, from
-front to back, from left to right; pixels from head to feet, from front to back, from right to left."""
+"""How slices and, within them, pixels follow each other on z, y and x in DICOM, as a rule: slices from feet to head,
+from front to back, from left to right; pixels from head to feet, from front to back, from right to left."""
 MARGIN_MM = 4.0
 """Room above the top of the head."""
 CENTRE_DEPTH_MM = 90.0
