@@ -164,7 +164,12 @@ def test_a_scan_of_the_training_set_is_known_under_another_name(
     sets: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Sets prepared with keys of their own hash one patient to two names."""
-    renamed = replace(volume(2, True, 0), series_uid="9.9", patient="someone")
+    made = volume(2, True, 0)
+    # As NIfTI of the same scan: rounded otherwise, here and there.
+    voxels, affine = made.voxels.copy(), made.affine.copy()
+    voxels[::3] ^= 1
+    affine[:3, 3] += 0.0031
+    renamed = replace(made, series_uid="9.9", patient="someone", voxels=voxels, affine=affine)
     folder = tmp_path / "renamed"
     store.write_table(folder, [store.table_row(renamed, store.write_volume(folder, renamed, "{}").stat().st_size)])
     described = {"kind": "volumes", "volume": Config().volume.model_dump(mode="json"), "key": "another"}

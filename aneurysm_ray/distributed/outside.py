@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from aneurysm_ray import location, rundir
 from aneurysm_ray.config import VolumeConfig
@@ -21,6 +22,9 @@ from aneurysm_ray.errors import AneurysmRayError, RequestError
 from aneurysm_ray.labels import LABELS
 
 log = logging.getLogger(__name__)
+
+SAME_MM, SAME_GREY = 0.01, 1
+"""One scan kept as DICOM and, from other ends, as NIfTI differs by this much at most: rounding."""
 
 
 def check(tests: Sequence[Path], volumes: Path, table: pd.DataFrame) -> list[Path]:
@@ -86,11 +90,13 @@ def _own_uids(table: pd.DataFrame) -> set[str]:
 
 def _same_scan(test: Path, there: pd.DataFrame, volumes: Path, table: pd.DataFrame) -> tuple[str, str] | None:
     """Return the UIDs of a scan that is in both sets; sets with keys of their own may name one scan differently."""
-    places: dict[tuple[float, ...], list[str]] = {}
+    shapes: dict[tuple[int, ...], list[tuple[NDArray[np.float64], str]]] = {}
     for row in table.to_dict("records"):
-        places.setdefault(_geometry(row), []).append(row["series_uid"])
+        shapes.setdefault(tuple(row["shape"]), []).append((_affine(row), row["series_uid"]))
     for row in there.to_dict("records"):
-        for uid in places.get(_geometry(row), ()):
+        for affine, uid in shapes.get(tuple(row["shape"]), ()):
+            if np.abs(affine - _affine(row)).max() > SAME_MM:
+                continue
             pair = [(test, row["series_uid"]), (volumes, uid)]
             try:
                 first, second = (
@@ -98,13 +104,13 @@ def _same_scan(test: Path, there: pd.DataFrame, volumes: Path, table: pd.DataFra
                 )
             except AneurysmRayError:
                 continue
-            if np.array_equal(first, second):
+            if np.abs(first.astype(np.int32) - second).max() <= SAME_GREY:
                 return row["series_uid"], uid
     return None
 
 
-def _geometry(row: dict[Any, Any]) -> tuple[float, ...]:
-    return (*map(float, row["shape"]), *np.round(np.asarray(row["affine"], np.float64), 3).tolist())
+def _affine(row: dict[Any, Any]) -> NDArray[np.float64]:
+    return np.asarray(row["affine"], np.float64)
 
 
 def check_done(out: Path, tests: Sequence[Path], folds: Sequence[int]) -> None:
