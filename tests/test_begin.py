@@ -81,8 +81,8 @@ def test_what_is_not_learned_from_may_come_and_go(volumes: Path, tmp_path: Path)
     folds = begun(volumes, tmp_path / "run")
     table = store.volumes_table(volumes)
     unknown = table.iloc[[0]].assign(series_uid="9.9", patient="x", **{"Aneurysm Present": float("nan")})
-    reversed_and_packed_otherwise = table.iloc[::-1].assign(bytes=7)
-    rewrite(volumes, pd.concat([reversed_and_packed_otherwise, unknown]))
+    reversed_and_kept_otherwise = table.iloc[::-1].assign(bytes=7, path="elsewhere/" + table["path"])
+    rewrite(volumes, pd.concat([reversed_and_kept_otherwise, unknown]))
     again = run(volumes, tmp_path / "run")
     again.check(resume=True)
     again.open()
@@ -135,3 +135,7 @@ def test_folds_of_ones_own_are_kept_by_a_run(volumes: Path, tmp_path: Path) -> N
     folds = begun(volumes, tmp_path / "run", config)
     assert list(folds["fold"]) == [number % 2 for number in range(len(table))]
     assert list(folds["series_uid"]) == list(table["series_uid"])
+    run(volumes, tmp_path / "run", config).check(resume=True)
+    splits.write_text("patient,fold\n" + "".join(f"{name},{number // 6}\n" for number, name in enumerate(names)))
+    with pytest.raises(RunDirError, match=r"6 series .* are in another fold\. .*the set and folds\.file as they were"):
+        run(volumes, tmp_path / "run", config).check(resume=True)

@@ -138,6 +138,7 @@ def test_a_driver_that_lost_its_directory_while_it_stood_still_stops(
             foreign(tmp_path)
             assert not driver.holds(tmp_path, token)
             time.sleep(30)
+            pytest.fail("it went on")
     finally:
         signal.signal(signal.SIGINT, before)
     assert json.loads((tmp_path / rundir.DRIVER).read_text())["host"] == "node7", "it is left to its new driver"

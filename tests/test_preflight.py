@@ -128,8 +128,11 @@ def test_a_damaged_state_is_said_at_once(volumes: Path, tmp_path: Path) -> None:
 def test_files_are_those_of_whoever_typed_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/somebody")
-    config = preflight.settled(overrides.build({"init": "weights/a.pth", "feed.cache_dir": "~/cache"}))
+    places = {"init": "weights/a.pth", "feed.cache_dir": "~/cache"}
+    places |= {"folds.file": "splits.csv", "prepare.patient_key_file": "key"}
+    config = preflight.settled(overrides.build(places))
     assert (config.init, config.feed.cache_dir) == (f"{tmp_path}/weights/a.pth", "/home/somebody/cache")
+    assert (config.folds.file, config.prepare.patient_key_file) == (f"{tmp_path}/splits.csv", f"{tmp_path}/key")
     assert preflight.settled(config) == config
     assert preflight.settled(Config()) == Config()
     torch.save({"no": torch.zeros(1)}, tmp_path / "a.pth")

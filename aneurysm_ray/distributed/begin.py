@@ -103,16 +103,17 @@ class Run:
     def check(self, *, resume: bool) -> None:
         """Look whether the directory can be made, or resumed, and write nothing.
 
-        Raises RunDirError when it is taken, or when the run to be resumed was begun with other settings, other data or
-        another file of first weights. A set that has only moved is accepted.
+        Raises RunDirError when it is taken, or when the run to be resumed was begun with other settings, other data,
+        other folds or another file of first weights. A set that has only moved is accepted.
         """
         rundir.check(self.out, self.config, resume=resume, freed=self.freed)
         if not (self.out / rundir.FOLDS).exists():
             return
         if difference := _difference(rundir.read_csv(self.out / rundir.FOLDS), self.dealt):
             raise RunDirError(
-                f"{self.volumes} is not what {self.out} was begun with: {difference}. Resume it with the set as it "
-                "was, or begin another run with another --out"
+                f"{self.volumes} is not what {self.out} was begun with: {difference}. Resume it with "
+                + ("the set and folds.file as they were" if self.config.folds.file else "the set as it was")
+                + ", or begin another run with another --out"
             )
         if rundir.read_json(self.out / rundir.PROVENANCE).get("init_digest") != self._facts().get("init_digest"):
             raise RunDirError(
@@ -123,8 +124,7 @@ class Run:
     def open(self) -> None:
         """Make the directory, or note where the set of a run that goes on lies now."""
         rundir.create(self.out, self.config, provenance.describe(self.kind, **self._facts()))
-        if not (self.out / rundir.FOLDS).exists():
-            rundir.write_csv(self.out / rundir.FOLDS, self.dealt)
+        rundir.write_csv(self.out / rundir.FOLDS, self.dealt)
         there = rundir.read_json(self.out / rundir.PROVENANCE)
         if there.get("volumes") != str(self.volumes):
             log.info("* the volumes lie in %s now; they were in %s", self.volumes, there.get("volumes"))
@@ -145,7 +145,7 @@ def _weights_file(init: Path) -> Path:
 
 
 def _difference(kept: pd.DataFrame, now: pd.DataFrame) -> str:
-    """Say how the labelled series of a set differ from those of a run; empty where they do not."""
+    """Say how the labelled series of a set, or their folds, differ from those of a run; empty where they do not."""
     before, after = (_by_series(table) for table in (kept, now))
     both = before.keys() & after.keys()
     kinds = {
@@ -153,6 +153,7 @@ def _difference(kept: pd.DataFrame, now: pd.DataFrame) -> str:
         "gone": before.keys() - after.keys(),
         "of another patient": {uid for uid in both if before[uid]["patient"] != after[uid]["patient"]},
         "other in label, point or volume": {uid for uid in both if before[uid].get(CONTENT) != after[uid].get(CONTENT)},
+        "in another fold": {uid for uid in both if before[uid]["fold"] != after[uid]["fold"]},
     }
     return ", ".join(f"{len(uids)} series {_named(uids)} {kind}" for kind, uids in kinds.items() if uids)
 

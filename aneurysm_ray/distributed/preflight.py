@@ -1,7 +1,7 @@
 """What cannot work, said before Ray starts: labels that cannot be learned or judged, networks, files of weights."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ from aneurysm_ray.errors import ConfigError, RequestError
 from aneurysm_ray.labels import LABELS, PRESENT
 
 log = logging.getLogger(__name__)
+
+_PLACES = ("init", "feed.cache_dir", "folds.file", "prepare.patient_key_file")
+"""Settings that name a file or a folder."""
 
 
 def check_labels(table: pd.DataFrame, dealt: pd.DataFrame, folds: Iterable[int]) -> None:
@@ -98,10 +101,11 @@ def check_states(out: Path, folds: Sequence[int]) -> None:
 
 
 def settled(config: Config) -> Config:
-    """Return a configuration whose paths do not depend on where they are read: workers run in folders of their own."""
+    """Return a configuration whose paths do not depend on where they are read: workers run in folders of their own, and
+    a run may be resumed from anywhere."""
     from aneurysm_ray.learning import starter
 
-    places: Mapping[str, str] = {"init": config.init, "feed.cache_dir": config.feed.cache_dir}
+    places = {key: overrides.value(config, key) for key in _PLACES}
     return overrides.build(
         {
             key: str(Path(path).expanduser().absolute())
