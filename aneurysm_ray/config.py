@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from aneurysm_ray.search_config import ChosenConfig, TuneConfig
-from aneurysm_ray.section import Fraction, Positive, Section, Triple, VoxelTriple, Window
+from aneurysm_ray.section import Fraction, Positive, Section, Seed, Triple, VoxelTriple, Window
 
 FrameBase = Literal["auto", 0, 1]
 
@@ -67,7 +67,7 @@ class FoldsConfig(Section):
 
     count: Annotated[int, Field(ge=2, le=20)] = 5
     """Number of folds."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the assignment; the same patients and seed give the same folds."""
     by: Literal["patient", "site"] = "patient"
     """site: folds hold out whole sites of series.csv or participants.tsv, one each where `count` is their number."""
@@ -300,7 +300,7 @@ class ResourcesConfig(Section):
     workers: Annotated[int, Field(ge=1)] = 1
     """Training workers per fold, in data-parallel lockstep."""
     min_workers: Annotated[int, Field(ge=0)] = 0
-    """Fewest workers to go on with when nodes are lost; 0: exactly `workers`."""
+    """Fewest workers to go on with when nodes are lost, `workers` at most; 0: exactly `workers`."""
     gpus_per_worker: Annotated[float, Field(ge=-1)] = -1.0
     """GPUs per worker, fractions allowed; -1: one where the cluster has any, else none."""
     cpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
@@ -308,11 +308,17 @@ class ResourcesConfig(Section):
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Worker or node losses a fold survives before it fails."""
 
+    @model_validator(mode="after")
+    def _fewest(self) -> Self:
+        if self.min_workers > self.workers:
+            raise ValueError(f"min_workers = {self.min_workers} is more than workers = {self.workers}")
+        return self
+
 
 class Config(Section):
     """All settings of a run."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything random in training; draws derive from (seed, fold, epoch, rank)."""
     preset: str = ""
     """The preset this configuration started from, for the record."""

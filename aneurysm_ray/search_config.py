@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from aneurysm_ray.section import Section
+from aneurysm_ray.section import Section, Seed
 
 
 class TuneConfig(Section):
@@ -18,7 +18,7 @@ class TuneConfig(Section):
     """max or min; one for each metric, separated by commas."""
     folds: tuple[int, ...] = (0,)
     """Folds a trial is judged by; with several, a trial may be stopped between folds."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the sampler."""
     sampler: Literal["tpe", "random"] = "tpe"
     """tpe: multivariate tree-structured Parzen estimator (Bergstra et al. 2011). random: the baseline."""
@@ -31,7 +31,8 @@ class TuneConfig(Section):
     prune: bool = True
     """False: every trial runs to its end."""
     concurrent: Annotated[int, Field(ge=0)] = 0
-    """Trials at a time; 0: as many as the cluster's resources allow."""
+    """Trials at a time; 0: as many as the cluster has, or can have, room for, with tpe a quarter of `trials` at most,
+    so that each learns from others."""
     save_seconds: Annotated[float, Field(ge=0)] = 20.0
     """A trial writes its state no more often: with many at a time, epochs of seconds would write gigabytes each. After
     a loss the epochs since are trained again, to the same digits."""

@@ -12,6 +12,7 @@ def _rising(window: tuple[float, float]) -> tuple[float, float]:
 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Triple = tuple[Positive, Positive, Positive]
 VoxelTriple = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]

@@ -62,6 +62,8 @@ CASES: list[tuple[Any, dict[str, Any], str]] = [
     (None, {"init": "/no/such/file.pth"}, r"/no/such/file\.pth: cannot be read"),
 ]
 
+ALIKE = "val/auc/Left Infraclinoid Internal Carotid Artery"
+
 
 @pytest.mark.parametrize("command", [train.train, tune.tune])
 @pytest.mark.parametrize(("keep", "changes", "words"), CASES)
@@ -99,19 +101,57 @@ def test_labels_that_no_trial_is_judged_by_are_said(
     assert "* trials are judged without Left Infraclinoid Internal Carotid Artery, " in caplog.text
 
 
+@pytest.mark.parametrize("command", [train.train, tune.tune])
+@pytest.mark.parametrize(("place", "why"), [("file", "Not a directory"), ("file/run", "Not a directory")])
+def test_a_place_that_cannot_be_written_is_refused(
+    command: Any, place: str, why: str, volumes: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RequestError, match=f"{place} cannot be written: {why}; choose another --out"):
+        command(volumes, tmp_path / place, small_config(tmp_path, folds__count=3))
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.parametrize(
+    ("keep", "changes", "words"),
+    [
+        (None, {"tune.metric": f"val/loss,{ALIKE}", "tune.mode": "min,max"}, rf"tune\.metric = {ALIKE} is never"),
+        (lambda table: table.assign(**{PRESENT: 1.0}), {"tune.metric": "val/auc_present"}, r"the 4 series of fold 1"),
+        (lambda table: table.assign(**{label: 1.0 for label in LABELS}), {}, r"tune\.metric = val/score is never a"),
+        (None, {"tune.storage": "sqlite:////nowhere/at/all.db"}, r"tune\.storage = .* cannot be opened: "),
+        (None, {"tune.storage": "nosuch://here"}, r"tune\.storage = .* cannot be opened: "),
+    ],
+)
+def test_a_search_that_could_not_be_judged_or_kept_is_refused(
+    keep: Any, changes: dict[str, Any], words: str, volumes: Path, tmp_path: Path
+) -> None:
+    place = only(volumes, tmp_path / "volumes", keep) if keep else volumes
+    config = overrides.build({"folds.count": 3, "tune.folds": [1]}, changes, base=small_config(tmp_path))
+    with pytest.raises(RequestError, match=words):
+        tune.tune(place, tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("space", "words"),
     [
         ({"model.name": {"choice": ["small3d", "resnet3d81"]}}, r"tune\.space: model\.name = 'resnet3d81': .*unknown"),
         ({"patch.size": {"choice": [[24, 24, 24], [22, 22, 22]]}}, r"tune\.space: patch\.size = \[22, 22, 22\]"),
+        (
+            {"model.head": {"choice": ["grid", "pooled"]}},
+            r"tune\.space: model\.head = 'pooled': stage = \"vessels\" needs",
+        ),
+        ({"optim.batch_size": {"choice": [1, 8]}}, r"tune\.space: optim\.batch_size = 1: .* fewer than one patch"),
+        ({"init": {"choice": ["", "a.pth"]}}, r"tune\.space: init = 'a\.pth': it is relative"),
+        ({"init": {"choice": ["", "/no/such.pth"]}}, r"tune\.space: init = '/no/such\.pth': .*cannot be read"),
     ],
 )
-def test_a_search_whose_samples_could_not_run_is_refused(
-    space: dict[str, Any], words: str, volumes: Path, tmp_path: Path
-) -> None:
-    config = overrides.build({"folds.count": 3, "model.head": "grid", "tune.space": space}, base=small_config(tmp_path))
+def test_a_search_whose_samples_could_not_run_is_refused(space: dict[str, Any], words: str, tmp_path: Path) -> None:
+    changes = {"folds.count": 3, "model.head": "grid", "resources.workers": 2, "stage": "vessels", "tune.space": space}
+    place = write_set(tmp_path / "masked", 6, masks=range(6))
+    config = overrides.build(changes, base=small_config(tmp_path))
     with pytest.raises(RequestError, match=words):
-        tune.tune(volumes, tmp_path / "run", config)
+        tune.tune(place, tmp_path / "run", config)
 
 
 def test_a_damaged_state_is_said_at_once(volumes: Path, tmp_path: Path) -> None:

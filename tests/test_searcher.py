@@ -68,7 +68,7 @@ def test_a_default_outside_the_space_is_tried_all_the_same(tmp_path):
     assert opened(tmp_path, config).suggest("a")["params"] == {"loss.focal_gamma": 2.0}
 
 
-@pytest.mark.parametrize("point", [{"optim.warmup": 0.1}, {"optim.lr": 1.0}])
+@pytest.mark.parametrize("point", [{"optim.warmup": 0.1}, {"optim.lr": 1.0}, {"optim.lr": "1e-3"}])
 def test_points_outside_the_space_are_refused(point):
     config = settings(points=[point])
     with pytest.raises(ConfigError, match=r"tune.points\[0\]"):

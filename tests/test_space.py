@@ -124,6 +124,8 @@ def test_a_default_outside_the_space_is_named():
             "did you mean focal",
         ),
         ({"optim.lr": {"uniform": [1e-4, 1e-3], "when": {"loss.name": "dice"}}}, "can never hold: loss.name = 'dice'"),
+        ({"optim.lr": {"uniform": [1e-4, 1e-3], "when": {"loss.name": []}}}, r"when loss.name = \[\] can never hold"),
+        ({"feed.cache_dir": {"choice": ["/a", "/b"]}}, "share their cache"),
         (
             {
                 "optim.batch_size": {"randint": [1, 8]},

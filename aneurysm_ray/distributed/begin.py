@@ -153,8 +153,9 @@ def _difference(kept: pd.DataFrame, now: pd.DataFrame) -> str:
         "gone": before.keys() - after.keys(),
         "of another patient": {uid for uid in both if before[uid]["patient"] != after[uid]["patient"]},
         "other in label, point or volume": {uid for uid in both if before[uid].get(CONTENT) != after[uid].get(CONTENT)},
-        "in another fold": {uid for uid in both if before[uid]["fold"] != after[uid]["fold"]},
     }
+    if not any(kinds.values()):  # else others are dealt anew as well
+        kinds = {"in another fold": {uid for uid in both if before[uid]["fold"] != after[uid]["fold"]}}
     return ", ".join(f"{len(uids)} series {_named(uids)} {kind}" for kind, uids in kinds.items() if uids)
 
 

@@ -48,16 +48,23 @@ class Driver:
 def alone(folder: Path) -> Iterator[str]:
     """Hold a directory, which is made if need be; yield this driver's token. A directory left empty is removed.
 
-    Raises RequestError when another driver holds it and is alive; AneurysmRayError at the end when another one took
-    the directory over, because this process had not been heard of for too long.
+    Raises RequestError when it cannot be made or written, or when another driver holds it and is alive;
+    AneurysmRayError at the end when another one took the directory over, because this process had not been heard of for
+    too long.
     """
     location.check_reachable(folder)
     made = not location.is_remote(folder) and not folder.exists()
-    if made:
-        folder.mkdir(parents=True, exist_ok=True)
     path = folder / rundir.DRIVER
     mine = _this_process()
-    _take(path, mine)
+    try:
+        if made:
+            folder.mkdir(parents=True, exist_ok=True)
+        _take(path, mine)
+    except OSError as error:
+        raise RequestError(
+            f"{folder} cannot be written: {error.strerror or error}; choose another --out, or make room or mend its "
+            "permissions"
+        ) from error
     stop, lost = threading.Event(), threading.Event()
     beating = threading.Thread(target=_beat, args=(path, mine, stop, lost), name="driver-beat", daemon=True)
     beating.start()

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -12,10 +12,15 @@ from aneurysm_ray.config import Config
 from aneurysm_ray.errors import ConfigError, RequestError
 from aneurysm_ray.labels import LABELS, PRESENT
 
+if TYPE_CHECKING:
+    from aneurysm_ray.learning.checkpoint import Transfer
+
 log = logging.getLogger(__name__)
 
 _PLACES = ("init", "feed.cache_dir", "folds.file", "prepare.patient_key_file")
 """Settings that name a file or a folder."""
+_OF_NETWORK = ("model.", "patch.", "augment.turn", "stage", "init", "optim.batch_size")
+"""How the settings begin that say what network there is, and whether patches fit it."""
 
 
 def check_labels(table: pd.DataFrame, dealt: pd.DataFrame, folds: Iterable[int]) -> None:
@@ -52,6 +57,22 @@ def check_masks(table: pd.DataFrame, config: Config) -> None:
         )
 
 
+def check_metrics(config: Config, table: pd.DataFrame, dealt: pd.DataFrame) -> None:
+    """Raise RequestError for a metric of a search that is no number in one of its folds, as one class only occurs."""
+    for fold in config.tune.folds:
+        lacking = unjudged(table, dealt, [fold])
+        numberless = {f"val/auc/{label}" for label in lacking}
+        if PRESENT in lacking:
+            numberless.add("val/auc_present")
+        if len(lacking) == len(LABELS) and config.stage == "lesions":
+            numberless.add("val/score")
+        if lost := sorted(numberless & {name.strip() for name in config.tune.metric.split(",")}):
+            raise RequestError(
+                f"tune.metric = {lost[0]} is never a number: the {(dealt['fold'] == fold).sum()} series of fold {fold} "
+                "are all positive there, or all negative; choose another tune.metric, or other tune.folds"
+            )
+
+
 def unjudged(table: pd.DataFrame, dealt: pd.DataFrame, folds: Iterable[int]) -> list[str]:
     """Return the labels that no score of these folds holds, since only one class occurs among their series."""
     known = table.loc[dealt["fold"].isin(list(folds)).to_numpy(), list(LABELS)]
@@ -60,7 +81,13 @@ def unjudged(table: pd.DataFrame, dealt: pd.DataFrame, folds: Iterable[int]) -> 
 
 def check_network(config: Config) -> None:
     """Raise ConfigError for a network that cannot be, RunDirError for first weights that do not fit it."""
-    from aneurysm_ray.learning import checkpoint, engine, models, starter
+    _check_shape(config)
+    if config.init:
+        log.info("* %s: %s", config.init, _fitting(config))
+
+
+def _check_shape(config: Config) -> None:
+    from aneurysm_ray.learning import engine
 
     engine.check(config)
     if config.optim.batch_size < config.resources.workers:
@@ -68,26 +95,34 @@ def check_network(config: Config) -> None:
             f"optim.batch_size = {config.optim.batch_size} is fewer than one patch for each of resources.workers = "
             f"{config.resources.workers}"
         )
-    if config.init:
-        found = checkpoint.transfer(models.build(config.model), checkpoint.read_weights(location.place(config.init)))
-        log.info("* %s: %s", config.init, found)
-        if config.init == starter.NAME and found.missing:
-            raise ConfigError(
-                f"init = starter fits the network of --preset starter alone, and not model.name = {config.model.name}; "
-                "prepare the set and train with --preset starter"
-            )
+
+
+def _fitting(config: Config) -> "Transfer":
+    from aneurysm_ray.learning import checkpoint, models, starter
+
+    found = checkpoint.transfer(models.build(config.model), checkpoint.read_weights(location.place(config.init)))
+    if config.init == starter.NAME and found.missing:
+        raise ConfigError(
+            f"init = starter fits the network of --preset starter alone, and not model.name = {config.model.name}; "
+            "prepare the set and train with --preset starter"
+        )
+    return found
 
 
 def check_samples(config: Config, probes: Iterable[tuple[str, Any]]) -> None:
     """Raise ConfigError for a value of a search's space with which the network cannot be; each is tried alone."""
-    from aneurysm_ray.learning import engine
-
     for key, value in probes:
-        if key.startswith(("model.", "patch.")):
-            try:
-                engine.check(overrides.build({key: value}, base=config))
-            except ConfigError as error:
-                raise ConfigError(f"tune.space: {key} = {value!r}: {error}") from error
+        if not key.startswith(_OF_NETWORK):
+            continue
+        sample = overrides.build({key: value}, base=config)
+        try:
+            if sample.init != settled(sample).init:
+                raise ConfigError("it is relative, and workers run in folders of their own; give an absolute path")
+            _check_shape(sample)
+            if sample.init:
+                _fitting(sample)
+        except RequestError as error:
+            raise ConfigError(f"tune.space: {key} = {value!r}: {error}") from error
 
 
 def check_states(out: Path, folds: Sequence[int]) -> None:

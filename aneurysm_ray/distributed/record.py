@@ -85,15 +85,12 @@ def open_study(config: TuneConfig, out: Path) -> optuna.Study:
     if not (out / rundir.STUDY).exists():
         rundir.write_json(out / rundir.STUDY, {"name": f"{out.name}-{secrets.token_hex(4)}"})
     name = rundir.read_json(out / rundir.STUDY)["name"]
-    try:
-        study = optuna.create_study(
-            storage=_storage(config, out / rundir.JOURNAL),
-            study_name=name,
-            load_if_exists=True,
-            directions=["maximize" if mode == "max" else "minimize" for mode in modes(config)],
-        )
-    except (ImportError, optuna.exceptions.StorageInternalError, *_database_errors()) as error:
-        raise RequestError(f"tune.storage = {config.storage!r} cannot be opened: {error}") from error
+    study = optuna.create_study(
+        storage=_storage(config, out / rundir.JOURNAL),
+        study_name=name,
+        load_if_exists=True,
+        directions=["maximize" if mode == "max" else "minimize" for mode in modes(config)],
+    )
     before = study.user_attrs.get(DIRECTORY, str(out))
     if config.storage and before != str(out) and _name_in(location.place(before)) == name:
         raise RequestError(
@@ -111,17 +108,27 @@ def _name_in(out: Path) -> str:
 
 def _storage(config: TuneConfig, journal: Path) -> BaseStorage:
     if config.storage:
-        return RDBStorage(config.storage)
+        return _database(config.storage)
     if location.is_remote(journal):
         return JournalStorage(ObjectJournal(journal))
     mend_journal(journal)
     return JournalStorage(JournalFileBackend(str(journal)))
 
 
-def _database_errors() -> tuple[type[Exception], ...]:
+def check_storage(config: TuneConfig) -> None:
+    """Raise RequestError when the database of a search cannot be opened."""
+    if config.storage:
+        _database(config.storage)
+
+
+def _database(url: str) -> RDBStorage:
     from sqlalchemy.exc import SQLAlchemyError
 
-    return (SQLAlchemyError,)
+    try:
+        return RDBStorage(url)
+    except (ImportError, optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise RequestError(f"tune.storage = {url!r} cannot be opened: {first}") from error
 
 
 def mend_journal(journal: Path) -> None:

@@ -34,15 +34,16 @@ WORDS: dict[str, str] = {
 }
 """The words a space may use, each with the shape of its arguments."""
 
-FIXED_SECTIONS: dict[str, str] = {
+FIXED: dict[str, str] = {
     "volume": "it is part of the prepared set",
     "prepare": "it is part of the prepared set",
     "folds": "trials must share their folds",
     "resources": "trials must share their resources",
     "tune": "it describes the search itself",
     "chosen": "a search writes it",
+    "feed.cache_dir": "trials must share their cache",
 }
-"""Sections of the config that a trial cannot change, and why."""
+"""Sections and keys of the config that a trial cannot change, and why."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ class Parameter:
         match self.distribution:
             case CategoricalDistribution(choices=labels):
                 return any(_label(value) == label and type(_label(value)) is type(label) for label in labels)
+            case FloatDistribution() | IntDistribution() if not isinstance(value, int | float):
+                return False
             case FloatDistribution(low=low, high=high, step=step) | IntDistribution(low=low, high=high, step=step):
                 steps = (value - low) / step if step else 0.0
                 return bool(low <= value <= high and abs(steps - round(steps)) < 1e-8)
@@ -104,8 +107,8 @@ def parse(base: Config) -> tuple[Parameter, ...]:
     for key, spec in base.tune.space.items():
         if key not in known:
             raise ConfigError(f"tune.space: unknown key {key!r}{did_you_mean(key, known)}")
-        if (section := key.split(".")[0]) in FIXED_SECTIONS:
-            raise ConfigError(f"tune.space: {key} cannot be searched: {FIXED_SECTIONS[section]}")
+        if why := FIXED.get(key) or FIXED.get(key.split(".")[0]):
+            raise ConfigError(f"tune.space: {key} cannot be searched: {why}")
         parameters[key] = _parameter(key, spec, known)
     for parameter in parameters.values():
         for value in _probes(parameter):
@@ -253,6 +256,8 @@ def _probes(parameter: Parameter) -> list[Any]:
 def _check_conditions(parameter: Parameter, parameters: Mapping[str, Parameter], base: Config) -> None:
     """Raise ConfigError for a condition on a value that its key cannot have: it would never hold, without a word."""
     for other, allowed in parameter.when.items():
+        if not allowed:
+            raise ConfigError(f"tune.space: {parameter.key}: when {other} = [] can never hold; name a value")
         for value in allowed:
             said = f"tune.space: {parameter.key}: when {other} = {value!r}"
             if other not in parameters:
@@ -260,15 +265,8 @@ def _check_conditions(parameter: Parameter, parameters: Mapping[str, Parameter],
                     overrides.build({other: value}, base=base)
                 except ConfigError as error:
                     raise ConfigError(f"{said} can never hold: {error}") from error
-            elif not _can_be(parameters[other], value):
+            elif not parameters[other].holds(value):
                 raise ConfigError(f"{said} is nothing that tune.space gives {other}{_meant(parameters[other], value)}")
-
-
-def _can_be(parameter: Parameter, value: Any) -> bool:
-    try:
-        return parameter.holds(value)
-    except TypeError:  # a word where numbers are drawn
-        return False
 
 
 def _meant(parameter: Parameter, value: Any) -> str:

@@ -71,8 +71,10 @@ def tune(
     preflight.check_labels(table, dealt, config.tune.folds)
     if left_out := preflight.unjudged(table, dealt, config.tune.folds):
         log.info("* trials are judged without %s: only one class occurs among their patients", ", ".join(left_out))
+    preflight.check_metrics(config, table, dealt)
     preflight.check_network(config)
     preflight.check_samples(config, space.probes(parameters))
+    record.check_storage(config.tune)
     with driver.alone(out):
         run = begin.Run("tune", volumes, dealt, out, config, FREED)
         run.check(resume=resume)
