@@ -43,6 +43,15 @@ def test_a_reserved_gpu_that_torch_cannot_use_is_an_error(monkeypatch: pytest.Mo
         devices._device(["0"])
 
 
+def test_who_computes_on_the_cpu_has_the_threads_that_were_reserved() -> None:
+    before = torch.get_num_threads()
+    try:
+        assert devices.use(devices.Place("cpu", before + 2)) == "cpu"
+        assert torch.get_num_threads() == before + 2
+    finally:
+        torch.set_num_threads(before)
+
+
 RESERVED = """
 import sys, tempfile
 from pathlib import Path

@@ -3,20 +3,24 @@
 import functools
 import itertools
 import math
+import os
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import surrogates
+from learning_sets import fold_without_ray, small_config, write_set
 from optuna.trial import TrialState
 from ray import cloudpickle
+from ray.train import UserCallback
+from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
 from surrogates import curve, epoch_result, fit, fit_that_dies_once, fit_that_fails
 
 from aneurysm_ray import overrides, rundir
 from aneurysm_ray.config import Config
-from aneurysm_ray.distributed import launch, record, search_tables, trial_process, tune
+from aneurysm_ray.distributed import launch, record, search_tables, survival, train, trial_process, tune
 from aneurysm_ray.errors import ConfigError, RunDirError
-from aneurysm_ray.learning import checkpoint
+from aneurysm_ray.learning import checkpoint, metrics
 
 # Ray's workers do not have the tests on their path.
 cloudpickle.register_pickle_by_value(surrogates)
@@ -300,6 +304,50 @@ def test_lines_of_a_search_say_where_its_trials_are():
 )
 def test_a_search_asks_for_so_few_trials_at_a_time_that_each_learns_from_others(trials, sampler, asked):
     assert tune._enough(settings(tune__trials=trials, tune__sampler=sampler).tune) == asked
+
+
+def test_a_search_that_trains_its_best_says_what_it_scores_without_the_folds_that_chose(
+    ray_session, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(train, "fit_fold", lambda config, fold, resume, tell, **_: surrogates.fit(config, fold, resume))
+    monkeypatch.setattr(train, "_run_fold", fold_without_ray)
+    changes = {"folds__count": 3, "tune__folds": (1,), "tune__trials": 2, "tune__space": SPACE, "optim__epochs": 1}
+    config, out = small_config(tmp_path, **changes), tmp_path / "search"
+    with caplog.at_level("INFO"):
+        summary = tune.tune(write_set(tmp_path / "set", 12), out, config, then_train=True)
+    assert "(so few that each learns from those before it; tune.concurrent=2 asks for all)" in caplog.text
+    trained = rundir.trained_dir(out, summary["best"]["trial"])
+    predictions = rundir.read_csv(trained / rundir.PREDICTIONS)
+    assert set(predictions["fold"]) == {0, 1, 2}
+    kept = predictions[predictions["fold"] != 1]
+    score = metrics.weighted_score(metrics.targets_of(kept), metrics.probabilities_of(kept))
+    assert summary["train"]["unpicked"]["folds"] == [0, 2]
+    assert summary["train"]["unpicked"]["score"]["value"] == pytest.approx(score)
+    assert summary == rundir.read_json(out / rundir.SUMMARY)
+    for page in (out, trained):
+        assert "Without fold 1, by which the settings were chosen, it is " in (page / rundir.REPORT).read_text()
+
+
+def test_the_workers_of_a_trial_wait_for_nodes_as_long_as_it_takes(tmp_path, monkeypatch):
+    """Ray Train counts a minute without room as a failure."""
+    seen = []
+
+    class Trainer:
+        def __init__(self, *_, **__):
+            pass
+
+        def fit(self):
+            seen.append(float(os.environ[WORKER_GROUP_START_TIMEOUT_S_ENV_VAR]))
+
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", Trainer)
+    monkeypatch.setattr("ray.tune.integration.ray_train.TuneReportCallback", UserCallback)  # needs a search
+    monkeypatch.setenv(WORKER_GROUP_START_TIMEOUT_S_ENV_VAR, "60")
+    config = settings(resources__workers=2)
+    scaling = survival.scaling(config.resources, {"CPU": 1.0})
+    trial_process._train_on_workers(config, tmp_path, fit, scaling, None, {"trial": 0})
+    assert seen[0] > 7 * 86400
+    elastic = settings(resources__workers=2, resources__min_workers=1).resources
+    assert survival.patience(elastic) == {}, "its size is decided anew after a minute, and no wait counted"
 
 
 def test_objectives_skip_nothing_that_is_not_a_number():
