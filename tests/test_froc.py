@@ -69,6 +69,17 @@ def test_nothing_to_find_and_nothing_found() -> None:
     assert (missed.table["sensitivity"] == 0).all()
 
 
+def test_few_patients_tell_little_though_all_or_none_of_their_aneurysms_are_found() -> None:
+    names = [f"s{number}" for number in range(12)]
+    points, scans = _points(*((name, 0) for name in names)), _series(**dict.fromkeys(names, 1))
+    scans["patient"] = [f"p{number // 2}" for number in range(12)]
+    none = froc.froc(_candidates(), points, scans, draws=20).table
+    every = froc.froc(_candidates(*((name, 0, 0.9) for name in names)), points, scans, draws=20).table
+    # Clopper and Pearson's table: 0 of 6, [0, 0.459]. Six patients, not twelve points, as two of one are alike.
+    np.testing.assert_allclose(none[["low", "high"]], [[0, 0.4593]] * len(none), atol=1e-4)
+    np.testing.assert_allclose(every[["low", "high"]], [[0.5407, 1]] * len(every), atol=1e-4)
+
+
 def test_points_travel_through_the_affine() -> None:
     # Voxel (z, y, x) = (1, 2, 3) with spacing (2, 0.5, 0.25) mm and an origin of (10, 20, 30).
     affine = np.array([[0, 0, 0.25, 10], [0, 0.5, 0, 20], [2, 0, 0, 30], [0, 0, 0, 1.0]])
