@@ -309,9 +309,11 @@ class ResourcesConfig(Section):
     """Worker or node losses a fold survives before it fails."""
 
     @model_validator(mode="after")
-    def _fewest(self) -> Self:
+    def _possible(self) -> Self:
         if self.min_workers > self.workers:
             raise ValueError(f"min_workers = {self.min_workers} is more than workers = {self.workers}")
+        if self.gpus_per_worker > 1 and not self.gpus_per_worker.is_integer():
+            raise ValueError(f"gpus_per_worker = {self.gpus_per_worker:g} is more than one GPU, and not a whole number")
         return self
 
 

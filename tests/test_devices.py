@@ -23,6 +23,16 @@ def test_who_reserved_no_gpu_computes_on_the_cpu_though_there_are_some(two_gpus:
     assert devices._device([]) == "cpu"
 
 
+def test_who_asked_ray_for_nothing_leaves_a_clusters_gpus_to_others(
+    two_gpus: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the driver of a job, which scores a few series itself."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert devices.here() == "cuda"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert devices.here() == "cpu"
+
+
 @pytest.mark.parametrize(
     ("visible", "gpus", "device"),
     [("3", ["3"], "cuda:0"), ("1,3", ["3"], "cuda:1"), ("1,3", ["1"], "cuda:0"), (None, ["1"], "cuda:1")],

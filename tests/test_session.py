@@ -116,6 +116,7 @@ def test_what_ray_met_is_said_and_not_only_that_it_failed() -> None:
 
 PRIVATE = """
 import os, sys
+from pathlib import Path
 import ray
 from aneurysm_ray.distributed import session
 
@@ -124,6 +125,8 @@ with session.connect():
     here = ray.get(ray.remote(lambda: os.environ["RAY_ADDRESS"]).remote())
     print("told" if here == context.gcs_address else f"{here} is not {context.gcs_address}", flush=True)
     print(context.gcs_address, flush=True)
+    sockets = Path(ray._private.worker.global_worker.node.get_session_dir_path()) / "sockets"
+    print("ours", any(not folder.stat().st_mode & 0o077 for folder in sockets.parents), sockets.exists(), flush=True)
     sys.stdin.read()
 ours = [name for name in os.environ if name.startswith(("RAY_AUTH", "RAY_ADDRESS", "RAY_GCS"))]
 print("left", ours, sorted(os.listdir(os.environ["HOME"])))
@@ -147,6 +150,7 @@ def test_a_private_ray_runs_nothing_of_whoever_has_not_its_token(tmp_path: Path)
         assert private.stdout is not None
         assert private.stdout.readline() == "told\n"
         address = private.stdout.readline().strip()
+        assert private.stdout.readline() == "ours True True\n", "others reach the sockets of its object store"
         with contextlib.ExitStack() as both:  # side by side, as each is refused for a quarter of a minute
             strangers = []
             for mode, home in (

@@ -36,7 +36,9 @@ def reserved() -> Place:
 
 
 def here() -> str:
-    """Return the device of a process that asked Ray for nothing and has the machine to itself."""
+    """Return the device of a process that asked Ray for nothing: a GPU is its own on a machine of no cluster."""
+    if os.environ.get("RAY_ADDRESS"):
+        return "cpu"
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -107,12 +107,13 @@ def connect(*, dashboard: bool = False) -> Iterator[None]:
                 _disconnect()
         return
     log.info("* starting a Ray of this machine's own")
-    # Ray's sockets lie below this folder and may have no more than 107 bytes in their paths.
+    # Ray's sockets lie below this folder and may have no more than 107 bytes in their paths. Only its user may enter
+    # it: Ray opens its own folder, with the sockets of its object store, to everybody.
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp" if len(tempfile.gettempdir()) > 20 else None)
     with environment(_private()):
         try:
             with progress.told("starting Ray"):
-                _start(folder, dashboard)
+                _start(os.path.join(folder, "r"), dashboard)
             _answer_sigterm(on_sigterm)
             yield
         finally:
