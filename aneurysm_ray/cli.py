@@ -81,7 +81,7 @@ def _next(*commands: Sequence[object]) -> None:
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Directory to write.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Seed of the synthetic patients and of training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the synthetic patients and of training.")] = 0,
 ) -> None:
     """Synthetic DICOM → prepare → train → search → report, on this machine, in minutes."""
     with _going_on("loading", 0.0):
@@ -98,7 +98,7 @@ def demo(
 def phantom(
     out: Annotated[Path, typer.Argument(help="Data set to write.")],
     count: Annotated[int, typer.Option(help="Number of series.")] = 20,
-    seed: Annotated[int, typer.Option(help="Equal seeds give equal files.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal files.")] = 0,
     modalities: Annotated[str, typer.Option(help="Mix, such as CTA or CTA,MRA,T2,T1post.")] = "CTA,MRA,T2,T1post",
     positive: Annotated[float, typer.Option(min=0, max=1, help="Share of series with an aneurysm.")] = 0.5,
     min_mm: Annotated[float, typer.Option(help="Smallest diameter of an aneurysm.")] = 2.0,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aneurysm_ray import overrides, phantom, rundir
-from aneurysm_ray.distributed import prepare, progress, session, train, tune
+from aneurysm_ray.distributed import driver, prepare, progress, session, train, tune
 from aneurysm_ray.reporting import pages
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def run(out: Path, seed: int = 0) -> dict[str, Any]:
     started = time.monotonic()
     cores = len(os.sched_getaffinity(0))
     config = overrides.build(SETTINGS, {"seed": seed, "resources.cpus_per_worker": min(cores, 4)})
-    with rundir.keep_log(out), session.connect():
+    with driver.alone(out), rundir.keep_log(out), session.connect():
         if not (data / "train.csv").exists():
             log.info("* writing %d synthetic head CTA and MRA series as DICOM files", PATIENTS)
             options = phantom.PhantomOptions(

@@ -33,6 +33,8 @@ def _fresh_log_handlers() -> None:
         (["trian"], "error: no command 'trian'; did you mean train?"),
         (["train"], "error: Missing argument"),
         (["train", "volumes", "--epochs", "many"], "error: Invalid value for '--epochs'"),
+        (["phantom", "out", "--seed", "-1"], "error: Invalid value for '--seed'"),
+        (["demo", "--out", "/dev/null/x"], "error: /dev/null/x cannot be written: Not a directory"),
         (["train", "volumes", "optim.lrr=2e-4"], "error: unknown key 'optim.lrr'; did you mean optim.lr?"),
         (["train", "volumes", "--preset", "v9"], "error: unknown preset 'v9'; did you mean"),
         (["train", "no/such/volumes", "--out", "x"], "error: no/such/volumes"),
