@@ -13,7 +13,7 @@ from aneurysm_ray import rundir
 from aneurysm_ray.cli import main
 from aneurysm_ray.config import Config, FoldsConfig
 from aneurysm_ray.data import folds, store
-from aneurysm_ray.distributed import begin, outside, train
+from aneurysm_ray.distributed import begin, outside, predict, train
 from aneurysm_ray.errors import RequestError
 from aneurysm_ray.labels import LABELS, PRESENT
 from aneurysm_ray.learning import ensemble, evaluation, export
@@ -43,6 +43,7 @@ def run(ray_session: None, sets: tuple[Path, Path], tmp_path_factory: pytest.Tem
     config = small_config(sets[0], folds__count=2, folds__by="site", optim__epochs=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "_run_fold", fold_without_ray)
+        patch.setattr(predict, "FEW", 8)  # in this process, too
         train.train(sets[0], out, config, folds="all", tests=[sets[1]])
     return out
 

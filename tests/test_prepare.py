@@ -200,10 +200,9 @@ def test_a_place_that_cannot_be_written_is_refused_before_ray_starts(data: Path,
         prepare(str(data), out, CONFIG)
 
 
-def test_hashing_the_content_finds_what_times_hide(
-    copies: tuple[Path, Path], ray_session: None, tmp_path: Path
-) -> None:
-    data, _ = copies
+def test_hashing_the_content_finds_what_times_hide(ray_session: None, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    dicom_sets.write_set(data, 2)
     config = build({"prepare.digest": "content"}, base=CONFIG)
     out = tmp_path / "hashed"
     run(data, out, config)
