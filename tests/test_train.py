@@ -9,11 +9,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from learning_sets import describe_set, fold_without_ray, small_config, volume, write_set
 
 from aneurysm_ray import overrides, rundir
@@ -22,7 +24,7 @@ from aneurysm_ray.data import store
 from aneurysm_ray.distributed import driver, predict, train, tune
 from aneurysm_ray.errors import AneurysmRayError, RequestError, RunDirError
 from aneurysm_ray.labels import LABELS
-from aneurysm_ray.learning import export, inference, metrics
+from aneurysm_ray.learning import checkpoint, export, inference, metrics, models
 
 PARTS = ("feed", "steps", "validation", "mining", "writing")
 TIMES = ["seconds", "patches_per_s", "data_wait_fraction", *(f"seconds/{part}" for part in PARTS)]
@@ -113,6 +115,28 @@ def test_the_model_that_is_exported_is_the_one_whose_score_is_reported(
     answers = {uid: inference.answer(trained, volumes / store.volume_path(uid), "cpu") for uid in table.index}
     for uid, row in table[list(LABELS)].iterrows():
         np.testing.assert_allclose(answers[str(uid)].probabilities, row.to_numpy(float), rtol=1e-5)
+
+
+def test_the_last_epoch_is_kept_and_scored_though_an_earlier_one_was_better(tmp_path: Path) -> None:
+    config, folder = small_config(tmp_path), rundir.fold_dir(tmp_path / "run", 0)
+    rundir.create(tmp_path / "run", config, {"kind": "train"})
+    saver, history = checkpoint.Saver(folder / rundir.CHECKPOINT_LAST), []
+    for epoch, score in enumerate((0.9, 0.6)):
+        torch.manual_seed(epoch)
+        weights = models.build(config.model).state_dict()
+        row = {"val/score": score, "val/auc_present": score, "seconds": 1.0, "data_wait_fraction": 0.0}
+        history.append({"epoch": float(epoch), **row})
+        targets = dict.fromkeys((f"target/{label}" for label in LABELS), 1.0)
+        predictions = {"series_uid": "1", "patient": "p", "fold": 0, **dict.fromkeys(LABELS, score), **targets}
+        state = {"model": weights, "ema": {}, "config": config.model_dump(mode="json"), "history": history.copy()}
+        tables = {"predictions": pd.DataFrame([predictions]), "candidates": pd.DataFrame(), "heatmaps": {}}
+        train._write_epoch(folder, SimpleNamespace(state=state, metrics=history[-1], **tables), saver)
+    saver.wait()
+    train._write_fold_summary(folder, 0)
+    (kept,) = export.load(tmp_path / "run").models
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in kept.state_dict().items())
+    assert rundir.read_json(folder / rundir.SUMMARY)["score"] == 0.6
+    assert rundir.read_csv(folder / rundir.PREDICTIONS)[LABELS[-1]].tolist() == [0.6]
 
 
 def test_a_run_whose_score_is_never_a_number_is_exported_and_predicts(
