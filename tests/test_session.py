@@ -207,7 +207,7 @@ import time
 import ray, ray._private.services as services
 from aneurysm_ray.distributed import session
 
-real, asked = services.get_node, []
+real, init, asked, begun = services.get_node, ray.init, [], []
 
 def late(*words):
     asked.append(time.monotonic())
@@ -216,10 +216,14 @@ def late(*words):
         raise RuntimeError("the node is not there yet")
     return real(*words)
 
-services.get_node = late
+def counted(**options):
+    begun.append(options)
+    return init(**options)
+
+services.get_node, ray.init = late, counted
 with session.connect():
     print("up", ray.get(ray.remote(lambda: 1).remote()))
-print(services.get_node is late)
+print(services.get_node is late, "started", len(begun))
 """
 
 
@@ -227,7 +231,7 @@ print(services.get_node is late)
 def test_a_node_that_needs_longer_than_ray_waits_is_waited_for() -> None:
     """As beside much other work: Ray gives up after 30 seconds."""
     done = subprocess.run([sys.executable, "-c", BUSY], capture_output=True, text=True, timeout=900, check=False)
-    assert (done.returncode, done.stdout) == (0, "up 1\nTrue\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "up 1\nTrue started 1\n"), done.stderr
 
 
 SLOW = """
