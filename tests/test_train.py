@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -335,6 +336,26 @@ def test_a_killed_driver_costs_no_digit(straight: Path, volumes: Path, tmp_path:
     assert not (out / rundir.SUMMARY).exists()
     subprocess.run([*words, "--resume"], check=True)
     same_numbers(straight, out)
+
+
+def test_a_fold_that_never_returns_does_not_keep_an_interrupted_command_alive() -> None:
+    """As one that waits for a Ray that is gone; Python waits for the threads of a pool."""
+    lines = """
+        import threading
+        from aneurysm_ray.distributed import train
+
+        begun = threading.Event()
+
+        def fold(number):
+            begun.set()
+            threading.Event().wait()
+
+        train._in_thread(fold, 0)
+        assert begun.wait(60)
+        raise KeyboardInterrupt
+    """
+    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(lines)], timeout=120, capture_output=True, text=True)
+    assert ended.stderr.splitlines()[-1] == "KeyboardInterrupt"
 
 
 @pytest.mark.slow

@@ -12,7 +12,9 @@ import logging
 import math
 import socket
 import tempfile
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,35 +146,54 @@ def _run_folds(
     failed: dict[int, str] = {}
     if not folds:
         return failed
-    pool = concurrent.futures.ThreadPoolExecutor(side_by_side)
     lines = FoldLines(
         folds,
         config.optim,
         lambda runs: room.waits_for(need, session.free(), session.roomless(need), runs),
     )
-    try:
-        with (
-            news.Box() as box,
-            session.environment(survival.patience(config.resources)),
-            progress.told(lines.status),
-            tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as scratch,
-        ):
-            what = (need, config, volumes, out, box.handle, scratch)
-            running = {pool.submit(_run_fold, fold, *what): fold for fold in folds}
-            while running:
-                done, _ = concurrent.futures.wait(
-                    running, timeout=_POLL_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED
-                )
-                lines.running = {fold for future, fold in running.items() if future.running()}
-                lines.read(box.take())
-                for future in done:
-                    fold = running.pop(future)
-                    if error := future.exception():
-                        failed[fold] = failures.told(error)
-                        log.info("fold %d  failed: %s", fold, failed[fold])
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    with (
+        news.Box() as box,
+        session.environment(survival.patience(config.resources)),
+        progress.told(lines.status),
+        tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as scratch,
+    ):
+        what = (need, config, volumes, out, box.handle, scratch)
+        waiting = deque(folds)
+        running: dict[concurrent.futures.Future[None], int] = {}
+        while waiting or running:
+            while waiting and len(running) < side_by_side:
+                fold = waiting.popleft()
+                running[_in_thread(_run_fold, fold, *what)] = fold
+            done, _ = concurrent.futures.wait(
+                running, timeout=_POLL_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED
+            )
+            lines.running = {fold for future, fold in running.items() if future not in done}
+            lines.read(box.take())
+            for future in done:
+                fold = running.pop(future)
+                if error := future.exception():
+                    failed[fold] = failures.told(error)
+                    log.info("fold %d  failed: %s", fold, failed[fold])
     return failed
+
+
+def _in_thread(work: Callable[..., None], *words: Any) -> concurrent.futures.Future[None]:
+    """Do work in a thread that dies with its process.
+
+    Python waits at its end for the threads of a pool, and one that asks a Ray that is gone may wait for ever: a command
+    that was interrupted would never end.
+    """
+    future: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+    def do() -> None:
+        try:
+            work(*words)
+            future.set_result(None)
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=do, name="fold", daemon=True).start()
+    return future
 
 
 def _run_fold(
