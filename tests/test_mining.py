@@ -17,6 +17,7 @@ from aneurysm_ray.learning.cases import Case
 from aneurysm_ray.learning.validation import HARD_AWAY_MM, HARD_PER_SERIES, find_hard_negatives
 
 SPACING_MM = 2.0
+NOTHING = pd.DataFrame(columns=["x_mm", "y_mm", "z_mm", "probability"], dtype=float)
 
 
 def case(uid: str, present: float, points: list[tuple[float, float, float]], radius_mm: float = np.nan) -> Case:
@@ -70,3 +71,19 @@ def test_a_search_goes_through_so_many_series_and_the_next_through_others(monkey
     cases = [case(f"1.{i}", 0, []) for i in range(30)]
     hard = found(monkeypatch, cases, [20, 60], hard_negative_series=7)
     assert len(hard) == 14 and len({h.series_uid for h in hard}) == 7
+
+
+def test_a_search_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        validation,
+        "score_cases",
+        lambda _, asked, *__: ((c.series_uid, SimpleNamespace(candidates=NOTHING)) for c in asked),
+    )
+    cases = [case(f"1.{number}", 0, []) for number in range(5)]
+    config = Config(sampler=SamplerConfig(hard_negative_series=4))
+    find_hard_negatives(
+        *([], cases, None, config, torch.device("cpu"), (0, 0, 0), (1, 2)),  # type: ignore[arg-type]
+        tell=lambda what, done, total: told.append((done, total)),
+    )
+    assert told == [(1, 2), (2, 2)]

@@ -130,7 +130,7 @@ def fit(
             is_due = config.sampler.hard_negative_fraction and (epoch + 1) % config.sampler.hard_negative_every == 0
             if is_due and epoch + 1 < config.optim.epochs:  # nobody draws from what the last epoch would find
                 seed = (config.seed, fold, epoch)
-                mine = find_hard_negatives(scored, cases, cache, config, device, seed, part)
+                mine = find_hard_negatives(scored, cases, cache, config, device, seed, part, tell)
                 learner.hard = _refreshed(learner.hard, gather(mine, world_size))
 
             metrics = {

@@ -1,7 +1,7 @@
 """Scoring many series: the tables and metrics of a validation, and the places in negative series that fooled a
 model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -144,6 +144,7 @@ def find_hard_negatives(
     device: torch.device,
     seed: tuple[int, ...],
     part: tuple[int, int],
+    tell: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> list[HardNegative]:
     """Return the most probable candidates of some series that are no aneurysms.
 
@@ -155,7 +156,8 @@ def find_hard_negatives(
     drawn = [known[i] for i in rng.permutation(len(known))[: config.sampler.hard_negative_series]][part[0] :: part[1]]
     by_uid = {case.series_uid: case for case in drawn}
     found: list[HardNegative] = []
-    for uid, score in score_cases(networks, drawn, cache, quick(config), device):
+    for done, (uid, score) in enumerate(score_cases(networks, drawn, cache, quick(config), device), 1):
+        tell("search for hard negatives", done, len(drawn))
         case, to_voxel = by_uid[uid], np.linalg.inv(by_uid[uid].affine)
         reach_mm = HARD_AWAY_MM + np.nan_to_num(case.point_radii_mm)
         places = score.candidates[["x_mm", "y_mm", "z_mm", "probability"]].to_numpy(np.float64)
