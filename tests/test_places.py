@@ -108,9 +108,11 @@ def test_masks_come_along_from_an_object_store(data: Path, bucket: str, tmp_path
     labels[12:18, 15:25, 4:9], labels[22:28, 15:25, 4:9] = 9, 10  # right at low x, as LPS has it
     affine = np.diag([-5.0, -5.0, 5.0, 1.0])
     affine[:2, 3] = 97.5
+    dome = np.zeros_like(labels)
+    dome[14:17, 18:22, 5:8] = 1
     (root / "segmentations").mkdir()
-    for ending in ("cowseg", "dome"):
-        image = nibabel.Nifti1Image(labels, affine)
+    for ending, mask in (("cowseg", labels), ("dome", dome)):
+        image = nibabel.Nifti1Image(mask, affine)
         image.set_sform(affine, 1)
         nibabel.save(image, root / "segmentations" / f"{uid}_{ending}.nii.gz")
     filesystem.put(f"{root}/", f"{bucket}/masked", recursive=True)
