@@ -1,6 +1,7 @@
 """Pages of synthetic directories: complete, safe, offline, and without an error in a real browser."""
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,6 +88,17 @@ def test_run_page_has_every_figure_and_speaks_the_scores(run: Path, page: Page) 
     assert page.tiles[0] == Tile(
         "Weighted score", f"{score['value']:.3f}", f"[{score['low']:.3f}, {score['high']:.3f}] pooled"
     )
+
+
+def test_a_curve_is_spoken_of_where_there_is_one(run: Path, page: Page, tmp_path: Path) -> None:
+    assert "mapped curve" in blocks(page)["reliability"].caption  # type: ignore[attr-defined]
+    single = tmp_path / "single"
+    shutil.copytree(run, single)
+    for folder in single.glob("fold_[1-9]"):
+        shutil.rmtree(folder)
+    table = rundir.read_csv(single / rundir.PREDICTIONS)
+    rundir.write_csv(single / rundir.PREDICTIONS, table[table["fold"] == 0])
+    assert "mapped curve" not in blocks(run_page.page(single))["reliability"].caption  # type: ignore[attr-defined]
 
 
 def test_most_wrong_cases_are_the_most_wrong(run: Path, page: Page) -> None:

@@ -89,8 +89,8 @@ def _quality(run: RunData, found: Results) -> Section:
         Chart(
             "reliability",
             "Reliability of Aneurysm Present",
-            "On the diagonal, a probability of 0.3 comes true three times in ten. The mapped curve went through "
-            "Platt's map, fitted on all other folds.",
+            "On the diagonal, a probability of 0.3 comes true three times in ten."
+            + " The mapped curve went through Platt's map, fitted on all other folds." * (len(reliability or ()) > 1),
             figures.draw_reliability(reliability) if reliability else None,
             _ONE_CLASS,
         ),
