@@ -1,8 +1,9 @@
 """What does preparation cost, where does the time go, and what would the real data set take?
 
 Parts, each a table: (a) Ray Data against a plain process pool, (b) one core against two, (c) CPU per stage with its
-floor and peak memory, (d) the real data set extrapolated, (e) MONAI and dcm2niix on the same series. All on synthetic
-CT series that the script writes into a temporary folder. Run: python benchmarks/prepare.py [abcde]
+floor and peak memory, (d) the real data set extrapolated, (e) MONAI and dcm2niix on the same series, (f) what masks of
+vessels cost. All on synthetic series that the script writes into a temporary folder. Run: python benchmarks/prepare.py
+[abcdef]
 """
 
 import os
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -32,12 +34,15 @@ from aneurysm_ray.data.dicom import read_series
 from aneurysm_ray.data.preprocess import prepare_series
 from aneurysm_ray.data.region import find_head
 from aneurysm_ray.data.resample import frame_of
+from aneurysm_ray.phantom import PhantomOptions, write_dataset
 
 COUNT, DISTINCT, MEAN = 200, 8, (236, 512, 512)
 """Series of the comparison with a pool: as many slices as the mean of the real data set's, most of them links."""
 TURNS = {1: 1, 2: 5}
 """Turns by the number of cores; medians count."""
 LARGE = (400, 512, 512)
+MASKED = 9
+"""Phantoms with masks of vessels."""
 REAL_SERIES, REAL_BYTES = 4348, 311e9
 VOLUME = VolumeConfig()
 
@@ -307,8 +312,38 @@ def peers(folder: Path) -> None:
         print(f"| {name} | {spent:.2f} | {spent / ours:.1f} |")
 
 
+def with_and_without_masks(folder: Path) -> None:
+    options = PhantomOptions(count=MASKED, seed=6, modalities=("CTA", "MRA", "MRI T2"))
+    sources = catalogue.find_sources(str(write_dataset(folder / "masked", options)))[0]
+    spent: dict[bool, list[float]] = {False: [], True: []}
+    size = {}
+    for source in sources:
+        # In turn, so that what else runs meets both alike.
+        turns: dict[bool, list[float]] = {False: [], True: []}
+        for _ in range(5):
+            for masks in turns:
+                settings = VOLUME.model_copy(update={"masks": masks}).model_dump(mode="json")
+                task = work.Task(source, str(folder / f"masks {masks}"), settings, "00", False)
+                turns[masks].append(cpu(partial(work.prepare, task), 1)[0])
+        for masks, seconds in turns.items():
+            spent[masks].append(min(seconds))
+    for masks in spent:
+        size[masks] = sum(file.stat().st_size for file in (folder / f"masks {masks}").rglob("*.parquet"))
+    print(f"\n(f) {len(sources)} phantoms with masks of vessels: CPU ms a series, least of 5, and kB a series")
+    print("| | CPU ms, median | least to greatest | kB |")
+    print("|---|---:|---:|---:|")
+    for masks, seconds in spent.items():
+        ms = 1e3 * np.array(seconds)
+        name = "with masks" if masks else "without"
+        print(
+            f"| {name} | {np.median(ms):.0f} | {ms.min():.0f} to {ms.max():.0f} | {size[masks] / len(ms) / 1e3:.0f} |"
+        )
+    more = 1e3 * np.subtract(spent[True], spent[False])
+    print(f"masks take {np.median(more):.0f} ms more, {more.min():.0f} to {more.max():.0f}")
+
+
 def main() -> None:
-    parts = sys.argv[1] if len(sys.argv) > 1 else "abcde"
+    parts = sys.argv[1] if len(sys.argv) > 1 else "abcdef"
     with tempfile.TemporaryDirectory(prefix="ar") as name:
         folder = Path(name)
         if "a" in parts or "b" in parts:
@@ -318,6 +353,8 @@ def main() -> None:
             extrapolate(large)
         if "e" in parts:
             peers(folder)
+        if "f" in parts:
+            with_and_without_masks(folder)
 
 
 if __name__ == "__main__":

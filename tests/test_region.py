@@ -13,6 +13,8 @@ from aneurysm_ray.data.preprocess import prepare_series
 from aneurysm_ray.data.region import Head, find_head
 from aneurysm_ray.data.resample import frame_of
 from aneurysm_ray.data.volume import Volume
+from aneurysm_ray.data.window import brain_median
+from aneurysm_ray.errors import SeriesError
 
 Field = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 TOP_MM = 105.0
@@ -34,6 +36,23 @@ def arms_hu(mm: NDArray[np.float64]) -> NDArray[np.float64]:
     beside = [np.hypot(mm[..., 0] - side, mm[..., 1] - 30) < 42 for side in (-120, 118)]
     above = (np.hypot(mm[..., 1] - 30, mm[..., 2] - 175) < 40) & (np.abs(mm[..., 0]) < 130)
     return np.where(beside[0] | beside[1] | above, 55.0, skull_hu(mm))
+
+
+def thick_arms_hu(
+    mm: NDArray[np.float64], radius: float = 52.0, sides: tuple[int, ...] = (-1, 1)
+) -> NDArray[np.float64]:
+    """Raised upper arms, each as thick as half a head, that lean against it and go on beyond the scan."""
+    at = [np.hypot(mm[..., 0] - side * (79 + radius), mm[..., 1] - 30) < radius for side in sides]
+    return np.where(np.any(at, axis=0), 55.0, skull_hu(mm))
+
+
+def narrow_hu(mm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A head too narrow for a wide ball, on a slender neck, above shoulders into which one fits."""
+    slim = mm * [75 / 57, 95 / 80, 1]
+    neck = (np.hypot(mm[..., 0], mm[..., 1] - 10) < 45) & (mm[..., 2] < 0)
+    body = ((mm[..., 0] / 230) ** 2 + ((mm[..., 1] - 60) / 110) ** 2 < 1) & (mm[..., 2] < -130)
+    radius = np.sqrt(((slim / HEAD_RADII_MM) ** 2).sum(-1))
+    return np.where((radius > 0.87) & (radius < 0.94), 900.0, np.where((radius < 1) | neck | body, 40.0, -1000.0))
 
 
 def cradle_hu(mm: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -65,6 +84,9 @@ KINDS: dict[str, Volume] = {
     "plain": PLAIN,
     "to the lungs": scan(noisy(shoulders_hu), first=(-250, -125, -400), shape=(175, 125, 200)),
     "arms up": scan(noisy(arms_hu), **WIDE),  # type: ignore[arg-type]
+    "thick arms": scan(noisy(thick_arms_hu), **WIDE),  # type: ignore[arg-type]
+    "one very thick arm": scan(noisy(lambda mm: thick_arms_hu(mm, 58, (1,))), **WIDE),  # type: ignore[arg-type]
+    "narrow, to the lungs": scan(noisy(narrow_hu), first=(-250, -125, -400), shape=(175, 125, 200)),
     "cradle": scan(noisy(cradle_hu), **WIDE),  # type: ignore[arg-type]
     "bone subtracted": scan(noisy(subtracted_hu), **WIDE),  # type: ignore[arg-type]
     "intercept twice": _shifted(PLAIN, -1024),
@@ -117,6 +139,51 @@ def test_a_slab_between_slices_of_one_value_ends_before_them(name: str) -> None:
     assert not head.doubtful and not cut.doubtful
     assert head.top_mm == pytest.approx(cut.top_mm, abs=6)
     assert head.centre_mm == pytest.approx(cut.centre_mm, abs=4)
+
+
+def padded(volume: Volume, by: tuple[int, int, int], value: int) -> Volume:
+    affine = volume.affine.copy()
+    affine[:3, 3] -= affine[:3, :3] @ by
+    voxels = np.pad(volume.voxels, [(n, n) for n in by], constant_values=value)
+    origins = affine[:3, 3] + np.arange(len(voxels))[:, None] * affine[:3, 0]
+    return replace(volume, voxels=voxels, affine=affine, origins_mm=origins, instances=())
+
+
+PARTS = {
+    "axial": scan(mr_head, step=(0, 0, 3), first=(-125, -125, 0), shape=(20, 100, 100), modality="MR"),
+    "sagittal": scan(
+        mr_head, columns=(0, 1, 0), rows=(0, 0, -1), step=(-3, 0, 0), first=(24, -125, 125), shape=(16, 80, 100),
+        modality="MR",
+    ),
+    "coronal": scan(
+        mr_head, rows=(0, 0, -1), step=(0, 3, 0), first=(-125, -24, 125), shape=(16, 80, 100), modality="MR",
+    ),
+    "small field of view": scan(mr_head, first=(-50, -60, -20), shape=(30, 48, 40), modality="MR"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_of_a_head_is_seen_alike_with_and_without_air_around_it(name: str) -> None:
+    part = PARTS[name]
+    alone, among = found(part), found(padded(part, (12, 36, 24), 0))  # by whole steps of the thinned copy
+    assert not among.doubtful
+    assert among.top_mm == pytest.approx(alone.top_mm, abs=6)
+    assert among.centre_mm == pytest.approx(alone.centre_mm, abs=4)
+    assert brain_median(among.brain) == pytest.approx(brain_median(alone.brain), rel=0.02)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_what_lies_between_the_slices_of_the_thinned_copy_is_seen(axis: int) -> None:
+    """A few thin slices, or rows, in the middle of many without anything on them."""
+    thin = scan(mr_head, step=(0, 0, 1), pitch=(1, 2.5), first=(-125, -125, 20), shape=(40, 250, 100), modality="MR")
+    for first in range(12, 18):
+        blank = np.zeros_like(thin.voxels)
+        shown = (slice(None),) * axis + (slice(first, first + 3),)
+        blank[shown] = thin.voxels[shown]
+        prepared = prepare_series(replace(thin, voxels=blank), VolumeConfig(spacing_mm=(1, 1, 1)))
+        assert prepared.voxels.max() > 0
+    with pytest.raises(SeriesError, match="all voxels have one value, 7"):
+        found(replace(thin, voxels=np.full_like(thin.voxels, 7)))
 
 
 def test_a_field_of_view_within_the_head_is_kept_whole() -> None:

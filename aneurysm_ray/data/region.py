@@ -24,7 +24,10 @@ F32 = NDArray[np.float32]
 THINNED_MM = 6.0
 """Spacing of the copy in which the head is looked for."""
 BALL_MM = 48.0
-"""Radius of a ball that fits into every grown head, 60 mm half wide at least, and not into arms, cradles or necks."""
+"""Radius of a ball that fits into grown heads, 60 mm half wide at least, and hardly into arms, cradles or necks."""
+WIDE_MM, BESIDE_MM = 60.0, 75.0
+"""A ball of the first radius fits into most heads, and into the thickest arms only. What lies farther to the side of
+where it fits than the second is no part of the head: heads are less than 85 mm half wide, and arms lie beside them."""
 CROWN_MM = 16.0
 """Radius of the part of the head in which its top is looked for; it is nearly flat."""
 BRIDGED_MM = 6.0
@@ -96,7 +99,7 @@ def find_head(volume: Volume, frame: Axes) -> Head:
     for tissue in _ct_tissues(thinned) if is_ct else _mr_tissues(thinned):
         tissue = _closed(tissue, thinned)
         depth_mm = _distance_mm(tissue, thinned.spacing_mm)
-        fits = (depth_mm >= BALL_MM) & _off_the_border(thinned)
+        fits = _not_beside((depth_mm >= BALL_MM) & _off_the_border(thinned), depth_mm, thinned)
         if fits.any():
             break
 
@@ -113,6 +116,20 @@ def find_head(volume: Volume, frame: Axes) -> Head:
         middle = [float(np.percentile(place[tissue], [2, 98]).mean()) for place in (y, x)]
     brain = thinned.values[:0] if is_ct else thinned.values[_brain(thinned, tissue, inside)] - np.float32(zero)
     return Head(top, (middle[0], middle[1]), not fits.any(), zero, brain.ravel())
+
+
+def _not_beside(fits: NDArray[np.bool_], depth_mm: NDArray[np.float64], thinned: _Thinned) -> NDArray[np.bool_]:
+    """Return where a ball fits, without what lies to the side of where a wide one does, as thick raised arms do.
+
+    Where it does within a head's depth of its highest place is asked: of two arms and a head the middle is the head's.
+    """
+    z, _, x = thinned.places_mm
+    wide = fits & (depth_mm >= WIDE_MM)
+    if not wide.any():
+        return fits
+    upper = wide & (_compared(z[wide].max() - z) <= CENTRE_DEPTH_MM)
+    near: NDArray[np.bool_] = fits & (_compared(np.abs(x - x[upper].mean())) <= BESIDE_MM)
+    return near if near.any() else fits
 
 
 def _top_mm(thinned: _Thinned, tissue: NDArray[np.bool_], fits: NDArray[np.bool_]) -> float:
@@ -234,6 +251,10 @@ def _thin(volume: Volume, frame: Axes) -> _Thinned:
     spacing_mm = rounded(volume.spacing_mm, FINE_GRID).tolist()
     steps = [max(1, round(round(THINNED_MM / mm, 3))) for mm in spacing_mm]
     rows = turned[:: steps[0], :: steps[1]]
+    if rows.size and not rows.max() > rows.min():
+        # What is shown may lie between two of the slices or rows that are kept.
+        steps[:2] = [1, 1]
+        rows = turned
     starts = np.arange(0, rows.shape[2], steps[2])
     counts = np.diff(np.append(starts, rows.shape[2]))
     values = np.add.reduceat(rows, starts, axis=2, dtype=np.float32)
@@ -247,10 +268,15 @@ def _thin(volume: Volume, frame: Axes) -> _Thinned:
     z, y, x = (np.broadcast_to(sign * along[axis], values.shape) for axis, sign in zip(axes, signs, strict=True))
     spacing = [step * mm for step, mm in zip(steps, spacing_mm, strict=True)]
     # Levels of one value, such as those a scan was padded with, show nothing: the scan ends before them.
-    others = tuple(axis for axis in range(3) if axis != axes[0])
-    shown = np.flatnonzero(values.max(axis=others) > values.min(axis=others))
-    kept = (slice(None),) * axes[0] + (slice(shown[0], shown[-1] + 1) if len(shown) else slice(None),)
+    kept = tuple(_shown(values, axis) for axis in range(3))
     return _Thinned(values[kept], (z[kept], y[kept], x[kept]), axes[0], (spacing[0], spacing[1], spacing[2]))
+
+
+def _shown(values: F32, axis: int) -> slice:
+    """Return from where to where along an axis a scan shows anything: levels of more than one value."""
+    others = tuple(other for other in range(3) if other != axis)
+    shown = np.flatnonzero(values.max(axis=others) > values.min(axis=others))
+    return slice(shown[0], shown[-1] + 1) if len(shown) else slice(None)
 
 
 def _from(end: int, places: NDArray[Any], length: int) -> NDArray[Any]:
