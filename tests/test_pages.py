@@ -201,6 +201,17 @@ def test_set_page_opens_and_lists_every_series(set_report: Path, set_of_run: Pag
     assert "positions or spacing are missing, not finite or absurd (5)" in set_of_run.summary[2]
 
 
+def test_a_set_page_says_how_many_series_have_masks_and_no_more_than_is_set(tmp_path: Path, set_of_run: Page) -> None:
+    assert not any("mask" in sentence for sentence in set_of_run.summary)
+    rows = synthetic_runs.write_volumes(tmp_path, 5).to_dict("records")
+    for number, said in ((1, "1 series has a mask of vessels."), (4, "4 series have a mask of vessels.")):
+        store.write_table(tmp_path, [{**row, "has_vessels": index < number} for index, row in enumerate(rows)])
+        page = set_page.page(tmp_path)
+        assert said in page.summary
+        # No setting lets a series keep its own spacing.
+        assert blocks(page)["spacing_mm"].caption == "That of the volume settings, for all."  # type: ignore[attr-defined]
+
+
 def test_most_suspicious_series_come_first(set_of_run: Page) -> None:
     items = blocks(set_of_run)["series"].items  # type: ignore[attr-defined]
     flags = [len(item["flags"]) for item in items]
@@ -230,7 +241,7 @@ def test_suspicion_by_hand() -> None:
         [("no point marks the aneurysm", 3)],
         [("point outside", 5)],
         [("unusually bright", 2)],
-        [("unusually low", 2)],
+        [("unusually short", 2)],
     ]
     assert set(QUALITY) >= set(doubts.GRAVE)
 

@@ -88,6 +88,8 @@ def _summary(table: pd.DataFrame, rejected: pd.DataFrame, items: list[dict[str, 
         )
     else:
         sentences.append("No series has labels, so the set can be scored but not trained on.")
+    if masked := int(table["has_vessels"].sum()):
+        sentences.append(f"{words.count(masked, 'series has', 'series have')} a mask of vessels.")
     if len(rejected):
         reasons = figures.reasons(rejected)
         meaning = SERIES_REASONS.get(str(reasons.index[0]), str(reasons.index[0]))
@@ -221,7 +223,7 @@ def _shapes(folder: Path, table: pd.DataFrame) -> Section:
             continue
     columns = (
         ("slices", "Slices", "slices of the stored volume", "After cropping and resampling."),
-        ("spacing_mm", "Spacing", "mm between stored slices", "The same for all, unless the volume settings keep it."),
+        ("spacing_mm", "Spacing", "mm between stored slices", "That of the volume settings, for all."),
         ("height_mm", "Height", "mm from the lowest to the highest slice", "Short volumes miss part of the head."),
     )
     blocks = [

@@ -37,7 +37,7 @@ def flags(table: pd.DataFrame, brightness: Mapping[str, float]) -> list[list[tup
 
 def _far(values: pd.Series, groups: pd.Series) -> list[str]:
     """Return a remark for each value that lies far from the median of its group, else an empty string."""
-    names = {"height_mm": ("unusually low", "unusually high"), "brightness": ("unusually dark", "unusually bright")}
+    names = {"height_mm": ("unusually short", "unusually tall"), "brightness": ("unusually dark", "unusually bright")}
     low, high = names[str(values.name)]
     by_group = values.groupby(groups)
     centre = by_group.transform("median")

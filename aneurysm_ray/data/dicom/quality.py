@@ -62,7 +62,7 @@ QUALITY: dict[str, str] = {
     "repeated_instance_uids": "several files share one SOP Instance UID, so that points cannot be placed by it",
     "series_uid_assumed": "no Series Instance UID, or a word that is none: a set makes one of the place",
     # region
-    "head_doubtful": "no head was found, as none fits a ball of 48 mm radius; the scan's top was taken for the head's",
+    "head_doubtful": "no head was found, as no ball of 48 mm radius fits; the scan's top was taken for the head's",
     # points and masks
     "point_elsewhere": "a localizer names an image that was left out; its own geometry placed the point",
     "point_lost": "a localizer names an image that is not in the series, or names two; its point was left out",
