@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from phantom_sets import write_and_keep
 from scans import MARK_MM, scan
 
 from aneurysm_ray import overrides, phantom
@@ -18,7 +19,7 @@ from aneurysm_ray.data.dataset import SEGMENTATION_VALUES, DomeMask, Localizer
 from aneurysm_ray.data.masks import UNKNOWN
 from aneurysm_ray.data.preprocess import prepare_series
 from aneurysm_ray.data.volume import Volume
-from aneurysm_ray.phantom.series import make_series
+from aneurysm_ray.phantom.series import Rendered
 
 LEFT, RIGHT = "Left Middle Cerebral Artery", "Right Middle Cerebral Artery"
 SMALL = VolumeConfig(extent_mm=(120, 160, 140), spacing_mm=(2, 2, 2))
@@ -248,10 +249,10 @@ def test_a_mask_that_contradicts_its_points_or_itself_is_left_out_and_told(tmp_p
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, phantom.PhantomOptions]:
-    root = tmp_path_factory.mktemp("masks") / "data"
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Rendered]]:
+    """A phantom of axial and oblique series, and what was drawn of it, by patient."""
     options = phantom.PhantomOptions(count=6, seed=4, spacing_mm=2.0, oblique_fraction=0.3, multiframe_fraction=0.3)
-    return phantom.write_dataset(root, options), options
+    return write_and_keep(tmp_path_factory.mktemp("masks") / "data", options)
 
 
 def tasks(data: Path, out: Path, *, content: bool = False, **changes: object) -> list[work.Task]:
@@ -261,14 +262,13 @@ def tasks(data: Path, out: Path, *, content: bool = False, **changes: object) ->
 
 
 def test_a_phantoms_mask_stored_and_read_back_is_its_own_vessels_resampled(
-    made: tuple[Path, phantom.PhantomOptions], tmp_path: Path
+    made: tuple[Path, dict[str, Rendered]], tmp_path: Path
 ) -> None:
-    data, options = made
+    data, drawn = made
     statuses = [work.prepare(task) for task in tasks(data, tmp_path)]
     rows = {status["row"]["series_uid"]: status["row"] for status in statuses}
     planes = set()
-    for plan in phantom.plan_series(options):
-        rendered = make_series(options, plan)
+    for rendered in drawn.values():
         uid = next(uid for uid in rows if _is_of(rendered, store.read_volume(tmp_path / rows[uid]["path"])))
         prepared = store.read_volume(tmp_path / rows[uid]["path"])
         assert rows[uid]["has_vessels"] and prepared.vessels is not None
@@ -314,7 +314,7 @@ def _matches(rendered: Any, prepared: store.PreparedVolume) -> bool:
 
 
 def test_a_changed_mask_is_prepared_again_and_an_unchanged_one_is_not(
-    made: tuple[Path, phantom.PhantomOptions], tmp_path: Path
+    made: tuple[Path, dict[str, Rendered]], tmp_path: Path
 ) -> None:
     data, out = made[0], tmp_path / "out"
     for content in (False, True):
@@ -334,7 +334,7 @@ def test_a_changed_mask_is_prepared_again_and_an_unchanged_one_is_not(
         assert [key for key in before if changed[key] != before[key]] == [f"series/{uid}"]
 
 
-def test_masks_cost_little_room(made: tuple[Path, phantom.PhantomOptions], tmp_path: Path) -> None:
+def test_masks_cost_little_room(made: tuple[Path, dict[str, Rendered]], tmp_path: Path) -> None:
     sizes = {}
     for masked in (True, False):
         done = [work.prepare(task) for task in tasks(made[0], tmp_path / str(masked), masks=masked)]
@@ -343,7 +343,7 @@ def test_masks_cost_little_room(made: tuple[Path, phantom.PhantomOptions], tmp_p
     assert sizes[False] < sizes[True] < 1.1 * sizes[False]
 
 
-def test_a_task_with_masks_travels_as_json(made: tuple[Path, phantom.PhantomOptions], tmp_path: Path) -> None:
+def test_a_task_with_masks_travels_as_json(made: tuple[Path, dict[str, Rendered]], tmp_path: Path) -> None:
     task = tasks(made[0], tmp_path)[0]
     assert task.source.vessels and not task.source.domes
     assert work.Task.from_json(task.to_json()) == task

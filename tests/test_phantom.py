@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from phantom_sets import write_and_keep
 
 from aneurysm_ray import demo, overrides
 from aneurysm_ray.data.dataset import Dataset, open_dataset
@@ -35,8 +36,13 @@ OPTIONS = PhantomOptions(
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("phantom") / "data", OPTIONS)
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Rendered]]:
+    return write_and_keep(tmp_path_factory.mktemp("phantom") / "data", OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def folder(written: tuple[Path, dict[str, Rendered]]) -> Path:
+    return written[0]
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +51,9 @@ def data(folder: Path) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def rendered() -> dict[str, Rendered]:
+def rendered(written: tuple[Path, dict[str, Rendered]]) -> dict[str, Rendered]:
     """The series as they were before they were written, by patient."""
-    made = (make_series(OPTIONS, plan) for plan in plan_series(OPTIONS))
-    return {series.patient: series for series in made}
+    return written[1]
 
 
 def truth(folder: Path) -> dict[str, list[dict[str, str]]]:

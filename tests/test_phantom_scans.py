@@ -3,11 +3,12 @@
 import nibabel
 import numpy as np
 import pytest
+from phantom_sets import write_and_keep
 
 from aneurysm_ray.data.dataset import SEGMENTATION_VALUES, open_dataset
 from aneurysm_ray.data.dicom import read_series
 from aneurysm_ray.errors import RequestError
-from aneurysm_ray.phantom import PhantomOptions, plan_series, write_dataset
+from aneurysm_ray.phantom import PhantomOptions, plan_series
 from aneurysm_ray.phantom.appearance import draw_appearance, draw_varied_appearance
 from aneurysm_ray.phantom.clutter import CLEAR_MM, CLINOIDS, draw_clutter
 from aneurysm_ray.phantom.scans import SCANS
@@ -90,9 +91,8 @@ def test_masks_of_vessels_and_domes_lie_where_they_were_drawn(tmp_path) -> None:
     options = PhantomOptions(
         count=3, seed=6, spacing_mm=2.0, modalities=("CTA", "MRA"), positive_fraction=1, min_mm=6, domes=True
     )
-    data = open_dataset(write_dataset(tmp_path / "data", options))
-    drawn = {rendered.patient: rendered for rendered in (make_series(options, plan) for plan in plan_series(options))}
-    for entry in data.series:
+    folder, drawn = write_and_keep(tmp_path / "data", options)
+    for entry in open_dataset(folder).series:
         volume = read_series(entry.path)
         rendered = drawn[volume.patient_id]
         for ending, truth in (("_cowseg.nii", rendered.vessels), ("_dome.nii", rendered.aneurysms)):
