@@ -20,7 +20,7 @@ import torch
 from aneurysm_ray import overrides, rundir
 from aneurysm_ray.data import identity, reading, store
 from aneurysm_ray.data.outputs import nifti
-from aneurysm_ray.distributed import predict
+from aneurysm_ray.distributed import predict, steps
 from aneurysm_ray.errors import RequestError, RunDirError
 from aneurysm_ray.labels import LABELS
 from aneurysm_ray.learning import checkpoint, export, inference, models
@@ -47,6 +47,18 @@ def _one_key() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(identity.KEY_VARIABLE, KEY.decode())
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_child() -> Iterator[None]:
+    """Read all series in one child, whose libraries would take each prediction seconds; it ends when it is let go."""
+    close = steps.close
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "close", lambda: None)
+        yield
+    child = steps._guard(CONFIG.prepare.memory_mb).pid
+    close()
+    assert child is None or not Path(f"/proc/{child}").exists()
 
 
 def hashed(place: Path) -> str:

@@ -40,8 +40,8 @@ KEY = "a test's key"
 def _key() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(identity.KEY_VARIABLE, KEY)
-        # As many actors as there are real cores: each imports for seconds what these small series need for moments.
-        patch.setattr(preparation, "workers_on", lambda nodes, need: 2)
+        # Each actor imports for seconds what these small series need for moments.
+        patch.setattr(preparation, "workers_on", lambda nodes, need: 1)
         yield
 
 
@@ -72,7 +72,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def prepared(data: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tuple[Path, PrepareSummary]:
     out = tmp_path_factory.mktemp("out") / "volumes"
-    return out, run(data, out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparation, "workers_on", lambda nodes, need: 2)
+        return out, run(data, out)
 
 
 def test_every_series_is_a_volume_or_has_its_reason(prepared: tuple[Path, PrepareSummary]) -> None:
