@@ -11,7 +11,6 @@ from aneurysm_ray import overrides, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import store
 from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
-from aneurysm_ray.learning import checkpoint, engine
 
 SITES = {
     "Right Middle Cerebral Artery": (0.5, 0.5, 0.25),
@@ -111,7 +110,9 @@ def write_set(
 
 def fold_without_ray(fold: int, need: Any, config: Config, volumes: Path, out: Path, *_: Any) -> None:
     """Train a fold here, for tests of what comes after folds, in place of `train._run_fold`, which starts processes."""
+    # Here, so that processes which tests start to read a set need not load torch.
     from aneurysm_ray.distributed import train
+    from aneurysm_ray.learning import checkpoint, engine
 
     folder = rundir.fold_dir(out, fold)
     dealt = rundir.read_csv(out / rundir.FOLDS).set_index("series_uid")["fold"]

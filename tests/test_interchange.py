@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,12 +37,21 @@ def trained(head: str, count: int = 2) -> export.TrainedModels:
     return export.TrainedModels(networks, config, np.full(14, 0.5), (None,) * 14, "")
 
 
-def test_onnx_answers_as_torch_does_and_says_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    onnx = pytest.importorskip("onnx")
-    made = trained("grid")
-    monkeypatch.setattr(export, "load", lambda run: made)
-    path = tmp_path / "model.onnx"
-    interchange.write(tmp_path, path)
+@pytest.fixture(scope="module")
+def in_onnx(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, export.TrainedModels]:
+    """Two grid networks as one file of ONNX, and themselves."""
+    pytest.importorskip("onnx")
+    made, folder = trained("grid"), tmp_path_factory.mktemp("onnx")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "load", lambda run: made)
+        interchange.write(folder, folder / "model.onnx")
+    return folder / "model.onnx", made
+
+
+def test_onnx_answers_as_torch_does_and_says_what_it_is(in_onnx: tuple[Path, export.TrainedModels]) -> None:
+    import onnx
+
+    path, made = in_onnx
     answer = interchange.onnx_answer(path)
     images = np.random.default_rng(0).random((3, 1, 16, 16, 16), np.float32)
     expected, _ = ensemble.ask(made.models, torch.from_numpy(images), made.config)
@@ -89,12 +99,10 @@ def test_the_ending_says_the_format(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_python_of_the_page_runs_on_a_set_with_nothing_of_this_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    in_onnx: tuple[Path, export.TrainedModels], tmp_path: Path
 ) -> None:
     pytest.importorskip("onnxruntime")
-    made = trained("grid", count=1)
-    monkeypatch.setattr(export, "load", lambda run: made)
-    interchange.write(tmp_path, tmp_path / "model.onnx")
+    shutil.copy(in_onnx[0], tmp_path / "model.onnx")
     write_set(tmp_path / "volumes", 2, shape=(15, 30, 40))
     page = (Path(__file__).resolve().parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
