@@ -235,6 +235,7 @@ def test_a_mask_moves_as_the_image_of_it_does(
     done = _changed(batch, draws)
     assert done.vessels_BZYX is not None and done.domes_BZYX is not None
     assert (done.vessels_BZYX[-1] == 255).all() and (done.domes_BZYX[-1] == 255).all()
+    ones = _changed(replace(batch, image_BZYX=torch.full_like(batch.image_BZYX, 255)), draws).image_BZYX
     for name, labels in (("vessels_BZYX", range(14)), ("domes_BZYX", range(2))):
         before, after = getattr(batch, name)[:-1], getattr(done, name)[:-1]
         assert after.dtype == torch.uint8
@@ -250,8 +251,7 @@ def test_a_mask_moves_as_the_image_of_it_does(
                 assert not here[(image[b] < 0.001) & known].any()
         for b in range(len(after)):
             # Nothing is unknown that did not come from outside: an image of ones is whole there.
-            ones = _changed(replace(batch, image_BZYX=torch.full_like(batch.image_BZYX, 255)), draws).image_BZYX[b]
-            assert not ((after[b] == 255) & (ones > 0.999) & (before[b] != 255).any()).any()
+            assert not ((after[b] == 255) & (ones[b] > 0.999) & (before[b] != 255).any()).any()
 
 
 def test_left_and_right_vessels_change_places_with_a_mirrored_head() -> None:

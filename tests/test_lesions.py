@@ -84,11 +84,15 @@ ORDERS = [
 @pytest.mark.parametrize("turned", ["a.nii.gz", "m.nii.gz"])
 def test_a_right_mask_is_right_in_whichever_order_it_or_its_image_is_stored(tmp_path: Path, turned: str) -> None:
     kept = {"a.nii.gz": head((LEFT, RIGHT)), "m.nii.gz": mask((LEFT, RIGHT))}
+    stored = {name: nibabel.load(save(tmp_path / name, voxels)) for name, voxels in kept.items()}
     for number, order in enumerate(ORDERS):
         root = tmp_path / str(number)
-        for name, voxels in kept.items():
-            image = nibabel.load(save(root / name, voxels))
-            nibabel.save(image.as_reoriented(order) if name == turned else image, root / name)
+        root.mkdir()
+        for name in kept:
+            if name == turned:
+                nibabel.save(stored[name].as_reoriented(order), root / name)
+            else:
+                (root / name).hardlink_to(tmp_path / name)
         volume = one(root, root / "out", "mask,modality", "m.nii.gz,CTA")
         assert isinstance(volume, PreparedVolume), (order, volume)
         assert remarks(volume) == [], order
