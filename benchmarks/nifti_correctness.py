@@ -3,8 +3,10 @@
     python benchmarks/nifti_correctness.py ../shared/data/dicom
 
 A row a series: what dcm2niix wrote, and whether the file of it that agrees best has the same values in the same places
-as our volume. Places are compared in patient mm, values exactly. dcm2niix is told to rescale as the DICOM standard
-says (`-p n`); it is known to be wrong, or to have no word for what DICOM says, where KNOWN says so.
+as our volume. Places are compared in patient mm, values exactly. Where they are equal both are prepared, and the stored
+volumes compared: how far a corner of the box lies from the other's, and by how many of 255 greys voxels differ.
+dcm2niix is told to rescale as the DICOM standard says (`-p n`); it is known to be wrong, or to have no word for what
+DICOM says, where KNOWN says so.
 """
 
 import argparse
@@ -16,13 +18,19 @@ from pathlib import Path
 
 import numpy as np
 
+from aneurysm_ray.config import VolumeConfig
 from aneurysm_ray.data.dicom import read_series
 from aneurysm_ray.data.nifti import read_nifti
+from aneurysm_ray.data.preprocess import prepare_series
+from aneurysm_ray.data.store import PreparedVolume
 from aneurysm_ray.data.volume import Volume
 from aneurysm_ray.errors import SeriesError
+from aneurysm_ray.labels import LABELS
 
 PLACE_TOLERANCE = 0.01
 """Of a voxel: dcm2niix keeps affines in float32."""
+PLACE_MM = 0.01
+"""Between corners of one box: of the same origin."""
 
 
 def main() -> None:
@@ -30,17 +38,18 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder: Path = parser.parse_args().folder
     counts: Counter[str] = Counter()
-    print("| series | dcm2niix wrote | verdict | known of it |\n|---|---|---|---|")
+    print("| series | dcm2niix wrote | verdict | prepared | known of it |\n|---|---|---|---|---|")
     for series in sorted(path for path in folder.iterdir() if path.is_dir() and path.name not in ("ref", "bad")):
-        wrote, verdict = compare(series)
-        counts[verdict.split(":")[0]] += 1
+        wrote, verdict, stored = compare(series)
+        counts[verdict.split(":")[0].split(" (")[0]] += 1
+        counts[f"prepared: {stored.split(',')[0]}"] += bool(stored)
         known = "" if verdict.startswith("equal") else KNOWN.get(series.name, "")
-        print(f"| {series.name} | {wrote} | {verdict} | {known} |", flush=True)
+        print(f"| {series.name} | {wrote} | {verdict} | {stored} | {known} |", flush=True)
     print("\n" + ", ".join(f"{verdict} {count}" for verdict, count in counts.most_common()))
 
 
-def compare(series: Path) -> tuple[str, str]:
-    """Return what dcm2niix wrote of a series, and how it compares with our own reading."""
+def compare(series: Path) -> tuple[str, str, str]:
+    """Return what dcm2niix wrote of a series, how it compares with our own reading, and how the two are prepared."""
     with tempfile.TemporaryDirectory(prefix="d2n-") as out:
         subprocess.run(
             ["dcm2niix", "-p", "n", "-b", "n", "-z", "1", "-o", out, "-f", "x%s", series],
@@ -53,11 +62,48 @@ def compare(series: Path) -> tuple[str, str]:
             expected = read_series(series)
         except SeriesError as error:
             outcomes = [refusal(path, "MR") or "read" for path in files]
-            return wrote, f"DICOM refused ({error.reason}): NIfTI {', '.join(outcomes) or '-'}"
+            return wrote, f"DICOM refused ({error.reason}): NIfTI {', '.join(outcomes) or '-'}", ""
         if not files:
-            return wrote, "no NIfTI: dcm2niix cannot read it"
-        verdicts = sorted((verdict(path, expected) for path in files), key=ORDER.index_of)
-        return wrote, verdicts[0]
+            return wrote, "no NIfTI: dcm2niix cannot read it", ""
+        found = [(verdict(path, expected), path) for path in files]
+        best, path = min(found, key=lambda pair: ORDER.index_of(pair[0]))
+        return wrote, best, stored(path, expected) if best.startswith("equal") else ""
+
+
+def stored(path: Path, expected: Volume) -> str:
+    """Say how a file's prepared volume differs from that of the DICOM series."""
+    volume = read_nifti(path, modality=expected.modality)
+    outcomes: list[PreparedVolume | str] = []
+    for one in (expected, volume):
+        try:
+            outcomes.append(prepared(one))
+        except SeriesError as error:
+            outcomes.append(error.reason)
+    ours, other = outcomes
+    if isinstance(ours, str) or isinstance(other, str):
+        return f"refused ({ours}) by both" if ours == other else f"DICOM {ours}; NIfTI {other}"
+    if ours.voxels.shape != other.voxels.shape:
+        return f"another box: {other.voxels.shape} for {ours.voxels.shape}"
+    ends = np.array(np.meshgrid(*((0, length - 1) for length in ours.voxels.shape), [1.0])).reshape(4, -1)
+    mm = np.linalg.norm(((ours.affine - other.affine) @ ends)[:3], axis=0).max()
+    grey = np.abs(ours.voxels.astype(int) - other.voxels.astype(int))
+    if mm == 0 and not grey.any():
+        return "bit by bit"
+    return f"{'the same box' if mm < PLACE_MM else 'the box moved'}, {mm:.4f} mm; greys differ by {grey.max()}"
+
+
+def prepared(volume: Volume) -> PreparedVolume:
+    """Prepare a volume of which no table says anything."""
+    return prepare_series(
+        volume,
+        VolumeConfig(),
+        targets=np.full(len(LABELS), np.nan, np.float32),
+        localizers=(),
+        modality=volume.modality,
+        series_uid="1.2",
+        patient="p",
+        source_digest="",
+    )
 
 
 class _Order:

@@ -8,7 +8,7 @@ import pytest
 
 from aneurysm_ray.data import catalogue, layout, series_table
 from aneurysm_ray.data.dataset import DomeMask
-from aneurysm_ray.data.meanings import IGNORED, UNPLACED, meaning_of, modality_of
+from aneurysm_ray.data.meanings import IGNORED, OTHER, REST, UNPLACED, meaning_of, modality_of
 from aneurysm_ray.data.points import Mark
 from aneurysm_ray.errors import DatasetError
 from aneurysm_ray.labels import LABELS, PRESENT, PRESENT_INDEX
@@ -112,7 +112,7 @@ class TestBids:
         name = "sub-000/ses-20110101/anat/sub-000_ses-20110101_label-treated_mask.nii.gz"
         touch(tmp_path, f"derivatives/manual_masks/{name}")
         values = {mask.path.name[21:]: mask.values for mask in layout.open_dataset(tmp_path).series[0].domes}
-        assert values["label-treated_mask.nii.gz"] == ((1, IGNORED),)
+        assert values["label-treated_mask.nii.gz"] == ((REST, IGNORED),)
         assert values["desc-Lesion_1_mask.nii.gz"] == ()
 
     def test_a_table_of_other_columns_is_refused(self, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ class TestNnunet:
         [
             ({"0": "background", "1": "aneurysm"}, ((1, UNPLACED),)),
             ({"background": 0, "target": 1}, ((1, UNPLACED),)),
-            ({"background": 0, "vessel": 1, "aneurysm": 2}, ((2, UNPLACED),)),
+            ({"background": 0, "vessel": 1, "aneurysm": 2}, ((1, OTHER), (2, UNPLACED))),
             ({"background": 0, "basilar tip": 5, "treated": 6}, ((5, BASILAR), (6, IGNORED))),
         ],
     )
@@ -220,7 +220,7 @@ class TestTable:
             ),
             ("image\nc.nii.gz\n", "line 2: image 'c.nii.gz' does not exist below"),
             ("image\na.nii.gz\n./a.nii.gz\n", "line 3: ./a.nii.gz stands on line 2 already"),
-            ('image\n""\n', "line 2: image is empty"),
+            ("image,patient\n,anna\n", "line 2: image is empty"),
             ("image,modality\na.nii.gz,CTT\n", "modality 'CTT' is not one of CTA"),
             (f"image,{PRESENT}\na.nii.gz,yes\n", "it must be 0, 1 or empty"),
             ("image,ignored\na.nii.gz,two\n", "ignored is 'two'"),

@@ -54,8 +54,8 @@ class Source:
     digest: str = ""
     vessels: str = ""
     """Path or URL of the mask of its vessels, or nothing."""
-    domes: tuple[tuple[str, Values], ...] = ()
-    """The same of the masks of its aneurysms' domes, each with what its values mean."""
+    domes: tuple[tuple[str, Values, bool], ...] = ()
+    """The same of the masks of its aneurysms' domes, each with `DomeMask.values` and `DomeMask.shared`."""
     marks: tuple[Mark, ...] = ()
     patient: str = ""
     """Whose it is, by the name that a table or layout gives, or nothing."""
@@ -80,8 +80,10 @@ def find_sources(data: str, frame_base: FrameBase = "auto") -> tuple[list[Source
     )
     notes = list(there.notes)
     if not there.entries:
+        told = f" ({'; '.join(notes)})" if notes else ""
         raise DatasetError(
-            f"{data} holds no series; give a folder with one folder or archive of DICOM files per series, or with NIfTI"
+            f"{data} holds no series{told}; give a folder with one folder or archive of DICOM files per series, or "
+            "with NIfTI"
         )
     root = data if is_url(data) else str(Path(data).absolute())
 
@@ -100,7 +102,7 @@ def find_sources(data: str, frame_base: FrameBase = "auto") -> tuple[list[Source
             targets,
             entry.points,
             vessels=vessels[0],
-            domes=tuple((found[0], mask.values) for found, mask in zip(domes, entry.domes, strict=True)),
+            domes=tuple((found[0], mask.values, mask.shared) for found, mask in zip(domes, entry.domes, strict=True)),
             marks=entry.marks,
             patient=entry.patient or "",
             site=entry.site,
@@ -129,8 +131,9 @@ def _known(source: Source) -> list[Any]:
         *(source.series_uid, source.modality, source.targets),
         [asdict(point) for point in source.points],
     ]
-    of_tables = [source.patient, [asdict(mark) for mark in source.marks], [values for _, values in source.domes]]
+    of_tables = [source.patient, [asdict(mark) for mark in source.marks], [values for _, values, _ in source.domes]]
     of_tables += [source.site] if source.site else []
+    of_tables += ["shared"] if any(shared for _, _, shared in source.domes) else []
     return [*known, of_tables] if any(of_tables) else known
 
 

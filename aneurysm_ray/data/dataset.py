@@ -54,6 +54,8 @@ SEGMENTATION_VALUES: dict[str, int] = {
 }
 """Value of each location's vessel in a mask."""
 
+MAX_RADIUS_MM = 100.0
+"""Of an aneurysm in a table; half a head."""
 _NUMBER_OF_FRAMES = 0x00280008
 
 
@@ -80,6 +82,8 @@ class DomeMask:
 
     path: Path
     values: Values = ()
+    shared: bool = False
+    """Its name leaves open which of several images it was drawn on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,7 +266,7 @@ def _radius(path: Path, line: int, text: str) -> float | None:
         radius_mm = float(text) if text.strip() else None
     except ValueError:
         radius_mm = math.nan
-    if radius_mm is not None and not 0 < radius_mm < 100:
+    if radius_mm is not None and not 0 < radius_mm < MAX_RADIUS_MM:
         raise DatasetError(f"{path} line {line}: radius_mm is {text[:80]!r}; it must be a radius in mm, or empty")
     return radius_mm
 

@@ -23,7 +23,15 @@ AIR_MEDIANS = 0.35
 
 GRAVE: tuple[str, ...] = (
     *("point_outside", "point_side", "point_dark", "point_lost", "mask_misses", "mask_contradicts", "mask_unreadable"),
-    *("mask_moved", "mask_large", "mask_empty", "label_contradicts", "forms_disagree", "modality_doubtful"),
+    *(
+        "mask_moved",
+        "mask_shared",
+        "mask_large",
+        "mask_empty",
+        "label_contradicts",
+        "forms_disagree",
+        "modality_doubtful",
+    ),
     *("head_doubtful", "hu_doubtful", "rescale_assumed", "rescale_twice", "position_assumed", "orientation_assumed"),
     *("geometry_assumed", "orientation_repaired", "missing_slices", "wide_gap", "other_stacks", "other_passes"),
     "frames_assumed",

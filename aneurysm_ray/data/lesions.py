@@ -16,7 +16,7 @@ from aneurysm_ray.data import masks, nifti
 from aneurysm_ray.data.dataset import DomeMask
 from aneurysm_ray.data.domes import Dome, domes_of
 from aneurysm_ray.data.masks import Mask, MaskError
-from aneurysm_ray.data.meanings import IGNORED, UNPLACED, Values
+from aneurysm_ray.data.meanings import IGNORED, OTHER, REST, UNPLACED, Values
 from aneurysm_ray.data.nifti import TO_LPS
 from aneurysm_ray.data.points import Mark
 from aneurysm_ray.data.store import Point
@@ -83,7 +83,8 @@ def gather(
     known = _targets(targets, points, clean=whole and not pieces)
     if targets[PRESENT_INDEX] == 1 and whole and not to_find and not points:
         codes.append("mask_empty")
-    if targets[PRESENT_INDEX] == 0 and points:
+    denied = (targets[LABELS.index(point.location)] == 0 for point in points if point.location)
+    if (targets[PRESENT_INDEX] == 0 and points) or any(denied):
         codes.append("label_contradicts")
     domes = masks.domes_on_volume([(one.mask, one.inside, one.ignored) for one in shown], affine, shape)
     return Lesions(tuple(points), tuple(ignored), known, domes, tuple(dict.fromkeys(codes)))
@@ -102,6 +103,9 @@ def _read(
         except (MaskError, ValueError):
             codes.append("mask_unreadable")
             continue
+        codes += mask.codes
+        if asked.shared:
+            codes.append("mask_shared")
         if any(dome.largest_mm > LARGEST_MM for dome, _ in one.domes):
             codes.append("mask_large")
         if masks.moved(mask, one.inside | one.ignored, volume):
@@ -123,14 +127,23 @@ def _check_fetched(path: Path) -> None:
 
 
 def _shown(mask: Mask, values: Values) -> _Shown:
-    labels = mask.labels if mask.labels.dtype.kind in "iub" else np.rint(mask.labels).astype(np.int32)
+    """Return what a mask shows. Raises MaskError for values of which nobody knows what they are."""
+    labels = masks.whole(mask.labels)
     meanings = dict(values)
-    off = [value for value, word in values if word == IGNORED]
-    # Where only ignored values are named, every other one is an aneurysm.
-    named = [value for value, word in values if word != IGNORED]
-    ignored = np.isin(labels, off)
-    inside = np.isin(labels, named) if named else (labels != 0) & ~ignored
-    domes = domes_of(np.where(inside | ignored, labels, 0), mask.affine, off)
+    every = all(word == IGNORED for word in meanings.values())
+    rest = meanings.pop(REST, UNPLACED if every else None)
+    off = [value for value, word in meanings.items() if word == IGNORED]
+    named = [value for value, word in meanings.items() if word not in (IGNORED, OTHER)]
+    ignored, inside = np.isin(labels, off), np.isin(labels, named)
+    unnamed = (labels != 0) & ~np.isin(labels, list(meanings))
+    if unnamed.any() and rest is None:
+        strange = ", ".join(map(str, np.unique(labels[unnamed])[:4]))
+        raise MaskError(f"it holds {strange}, which nothing names")
+    if rest == IGNORED:
+        ignored |= unnamed
+    else:
+        inside |= unnamed
+    domes = domes_of(np.where(inside | ignored, labels, 0), mask.affine, np.unique(labels[ignored]).tolist())
     pairs = tuple((dome, IGNORED if dome.ignored else meanings.get(dome.value, UNPLACED)) for dome in domes)
     return _Shown(mask, pairs, inside, ignored)
 

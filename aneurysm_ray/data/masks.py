@@ -17,9 +17,11 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from aneurysm_ray.data import nifti
 from aneurysm_ray.data.dataset import SEGMENTATION_VALUES
 from aneurysm_ray.data.store import Point
 from aneurysm_ray.data.volume import Volume
+from aneurysm_ray.errors import SeriesError
 from aneurysm_ray.labels import LOCATIONS, MIRRORED
 
 U8 = NDArray[np.uint8]
@@ -28,6 +30,8 @@ UNKNOWN = 255
 """Value of voxels outside a mask's own grid, where nobody looked."""
 CLASSES = max(SEGMENTATION_VALUES.values())
 MAX_VOXELS = 2**30
+WHOLE = 0.05
+"""A mask's value within this of a whole number is that number, rounded by a tool on the way."""
 LEAST_INSIDE = 0.5
 """A mask of whose labelled voxels a smaller share lies in the stored volume is of something else."""
 MOVED_MM = 2.0
@@ -64,26 +68,52 @@ class Mask:
     """On the mask's own three axes."""
     affine: NDArray[np.float64]
     """(4, 4): index on these axes to patient (x, y, z, 1) in mm, LPS."""
+    codes: tuple[str, ...] = ()
+    """Quality codes of where it lies: `forms_disagree`, `units_converted`."""
 
 
 def read_mask(path: Path) -> Mask:
-    """Read a NIfTI mask; its voxels stay on disk where they can. Raises MaskError."""
+    """Read a NIfTI mask, which lies where an image with its header would; its voxels stay on disk where they can.
+
+    Raises MaskError for what cannot be read, is not one volume, or holds no real numbers.
+    """
     try:
         image: Any = nibabel.load(path)
-        header = image.header
-        if not (int(header["sform_code"]) or int(header["qform_code"])):
-            raise MaskError("its header does not say where it lies")
         if len([n for n in image.shape if n > 1]) > 3 or image.ndim < 3 or np.prod(image.shape) > MAX_VOXELS:
             raise MaskError(f"its shape is {image.shape}, not that of one volume")
-        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(image.affine, np.float64)
-        if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-6:
-            raise MaskError("its affine has no inverse")
+        if image.get_data_dtype().fields is not None or image.get_data_dtype().kind not in "iufb":
+            raise MaskError("it holds colours or complex numbers")
+        int(image.header["sform_code"])  # other formats have none
+        placement = nifti.placed(image.header, image.shape[:3], str(path))
         labels = np.asanyarray(image.dataobj)
+    except SeriesError as error:
+        raise MaskError(error.told) from error
     except (OSError, EOFError, ValueError, KeyError, TypeError, OverflowError, zlib.error) as error:
         raise MaskError(f"it cannot be read ({type(error).__name__})") from error
     except (ImageFileError, HeaderDataError) as error:
         raise MaskError("it is no NIfTI file") from error
-    return Mask(labels.reshape(labels.shape[:3]), affine)
+    return Mask(labels.reshape(labels.shape[:3]), placement.affine, placement.codes)
+
+
+def whole(labels: NDArray[Any]) -> NDArray[Any]:
+    """Return the values of a mask as whole numbers.
+
+    A mask of one thing that was resampled or is a probability is halved at 0.5. Raises MaskError for what has nothing
+    but values below that, for values between the numbers of several things, and for what is no number.
+    """
+    if labels.dtype.kind in "iub":
+        return np.asarray(labels)
+    if not np.isfinite(labels).all():
+        raise MaskError("it holds values that are no numbers")
+    rounded = np.rint(labels)
+    if labels.size and np.abs(rounded).max() > 2**31 - 1:
+        raise MaskError("it holds values too large for labels")
+    between = np.abs(labels - rounded) > WHOLE
+    if between.any() and rounded.max() > 1:
+        raise MaskError("it holds values between its labels, as after resampling with interpolation")
+    if labels.max(initial=0) > 0 and not rounded.any():
+        raise MaskError(f"its largest value is {labels.max():g}: it may be a probability or have been rescaled")
+    return np.asarray(rounded, np.int32)
 
 
 def onto_grid(mask: Mask, affine: NDArray[np.float64], shape: tuple[int, int, int]) -> U8:
@@ -158,11 +188,10 @@ def _nearest(places: NDArray[Any], length: int) -> NDArray[np.int32]:
 
 def _checked(labels: NDArray[Any]) -> U8:
     """Return labels as uint8. Raises MaskError for what is no vessel class."""
-    whole = labels if labels.dtype.kind in "iub" else np.rint(labels)
-    lowest, highest = (float(whole.min()), float(whole.max())) if labels.size else (0.0, 0.0)
+    lowest, highest = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
     if not (lowest >= 0 and highest <= CLASSES):
-        raise MaskError(f"it holds labels from {lowest:g} to {highest:g}; vessels are 1 to {CLASSES}")
-    return whole.astype(np.uint8)
+        raise MaskError(f"it holds labels from {lowest} to {highest}; vessels are 1 to {CLASSES}")
+    return labels.astype(np.uint8)
 
 
 def vessels_on_volume(
@@ -173,6 +202,7 @@ def vessels_on_volume(
         return None, []
     try:
         mask = read_mask(path)
+        mask = replace(mask, labels=whole(mask.labels))
         labels = onto_grid(mask, affine, shape)
     except MaskError:
         return None, ["mask_unreadable"]

@@ -12,9 +12,14 @@ IGNORED = "ignored"
 UNPLACED = ""
 """Location of an aneurysm of which nobody says where it is."""
 
+OTHER = "other"
+"""Meaning of a value that is something else in the head."""
+REST = 0
+"""In the place of a value: all that are not named but 0, which is never anything."""
+
 Values = tuple[tuple[int, str], ...]
-"""(value, meaning) of a mask: a location, UNPLACED or IGNORED. Values that are not named are no aneurysms; where none
-is named every value but 0 is an aneurysm."""
+"""(value, meaning) of a mask: a location, UNPLACED, IGNORED or OTHER. What REST says holds for values that are not
+named. Where it says nothing they are aneurysms if only ignored ones are named, or none; else nobody knows them."""
 
 _IGNORED = re.compile(r"ignore|(?<!un)treated|coil|clip|stent|artefact|artifact|uncertain")
 _ANEURYSM = re.compile(r"aneurysm|lesion|dome|\bsac\b|\buia\b|\bia\b")

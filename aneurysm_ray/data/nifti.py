@@ -6,7 +6,9 @@ says neither what was scanned nor of whom: the caller does, or the values are as
 """
 
 import os
+import re
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 from aneurysm_ray.data.dicom.hounsfield import hu_doubtful, looks_like_hu
 from aneurysm_ray.data.dicom.quality import QUALITY
 from aneurysm_ray.data.volume import Volume
-from aneurysm_ray.errors import SeriesError
+from aneurysm_ray.errors import DatasetError, SeriesError
 
 SUFFIXES = (".nii", ".nii.gz")
 ELSEWHERE = (".mgz", ".mgh", ".nrrd", ".mha", ".mhd", ".hdr", ".img")
@@ -60,6 +62,15 @@ def is_nifti(path: str | Path) -> bool:
     return str(path).lower().endswith(SUFFIXES)
 
 
+def check_once(paths: Iterable[Path]) -> None:
+    """Raise DatasetError where `.nii` and `.nii.gz` of one name lie side by side: nothing says which of them counts."""
+    seen: dict[str, Path] = {}
+    for path in sorted(path for path in paths if is_nifti(path)):
+        other = seen.setdefault(re.sub(r"\.nii(\.gz)?$", "", str(path), flags=re.IGNORECASE), path)
+        if other != path:
+            raise DatasetError(f"{path.parent} has {other.name} and {path.name}; which of them counts? Keep one")
+
+
 def read_nifti(path: Path, *, modality: str | None = None, patient_id: str = "") -> Volume:
     """Read a NIfTI-1 or -2 file, `.nii` or `.nii.gz`, into a volume; `modality` is CT or MR where the caller knows.
 
@@ -75,7 +86,7 @@ def read_nifti(path: Path, *, modality: str | None = None, patient_id: str = "")
     image = _opened(path)
     try:
         shape = _shape(image, where)
-        placement = _placed(image.header, shape, where)
+        placement = placed(image.header, shape, where)
         raw = np.asanyarray(image.dataobj.get_unscaled()).reshape(shape)
         slope, intercept = float(image.dataobj.slope), float(image.dataobj.inter)
     except MemoryError as error:
@@ -192,8 +203,11 @@ def _shape(image: Any, where: str) -> tuple[int, int, int]:
     return i, j, k
 
 
-def _placed(header: Any, shape: tuple[int, int, int], where: str) -> Placement:
-    """Return where a volume lies by its sform or qform (NIfTI-1, "3D image orientation and location in space")."""
+def placed(header: Any, shape: tuple[int, int, int], where: str) -> Placement:
+    """Return where a volume lies by its sform or qform (NIfTI-1, "3D image orientation and location in space").
+
+    Raises SeriesError (`no_geometry`).
+    """
     forms = {}
     for name in ("sform", "qform"):
         try:

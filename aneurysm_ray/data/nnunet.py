@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from aneurysm_ray.data.dataset import Dataset, DomeMask, SeriesEntry
-from aneurysm_ray.data.meanings import IGNORED, UNPLACED, Values, is_other, meaning_of, modality_of
-from aneurysm_ray.data.nifti import SUFFIXES
+from aneurysm_ray.data.meanings import IGNORED, OTHER, UNPLACED, Values, is_other, meaning_of, modality_of
+from aneurysm_ray.data.nifti import SUFFIXES, check_once
 from aneurysm_ray.errors import DatasetError
 from aneurysm_ray.labels import LABELS
 
@@ -41,6 +41,8 @@ def open_nnunet(root: Path) -> Dataset:
     modality = modality_of(channels.get("0", ""))
     found: list[SeriesEntry] = []
     left: Counter[str] = Counter()
+    for folder in (root / IMAGES, root / MASKS):
+        check_once(folder.iterdir() if folder.is_dir() else ())
     for path in sorted((root / IMAGES).iterdir()):
         name = _stem(path)
         match = _CHANNEL.fullmatch(name) if name else None
@@ -66,18 +68,28 @@ def open_nnunet(root: Path) -> Dataset:
                 patient=match["case"],
             )
         )
+    if not found and left:
+        raise DatasetError(
+            f"{root / IMAGES} has no image CASE_0000.nii or .nii.gz: {left.total()} files of it are named otherwise or "
+            "no NIfTI; convert .nrrd and .mha with SimpleITK, and name channels _0000"
+        )
+    cases = {entry.patient for entry in found}
+    masks = [_stem(path) for path in (root / MASKS).iterdir()] if (root / MASKS).is_dir() else []
+    left[f"masks in {MASKS} are of no image in {IMAGES}: a mask is called CASE.nii.gz, without _0000"] = sum(
+        bool(name) and not name.startswith(".") and name not in cases for name in masks
+    )
     if (root / "imagesTs").is_dir():
         notes.append("imagesTs is left out: it has no labels; give it to predict")
     if modality is None:
         notes.append(f"channel {channels.get('0', '0')!r} does not say CT or MR: each image's values decide")
     notes.append("each case is taken for a patient of its own; use series.csv where patients have several")
-    notes += [f"{count} {text}" for text, count in left.items()]
+    notes += [f"{count} {text}" for text, count in left.items() if count]
     return Dataset(root, tuple(found), (f"nnU-Net raw data set: {len(found)} cases", *notes))
 
 
 def _described(path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path} is not JSON: {error}") from error
     if not isinstance(facts, dict) or not isinstance(facts.get("labels"), dict):
@@ -104,8 +116,8 @@ def _values(facts: dict[str, Any], root: Path) -> tuple[Values | None, list[str]
         f"label {value} ({names[value]}): {'an aneurysm' if meaning == UNPLACED else meaning or 'no aneurysm'}"
         for value, meaning in sorted(meanings.items())
     ]
-    values = tuple((value, meaning) for value, meaning in sorted(meanings.items()) if meaning is not None)
-    if not any(meaning != IGNORED for _, meaning in values):
+    values = tuple((value, OTHER if meaning is None else meaning) for value, meaning in sorted(meanings.items()))
+    if not any(meaning not in (IGNORED, OTHER) for _, meaning in values):
         return None, [*told, "no label is an aneurysm by its name; all labels are unknown"]
     return values, told
 

@@ -13,9 +13,9 @@
 | the 14 labels, some or all | 0, 1 or empty, which is unknown |
 """
 
-import csv
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,11 +23,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm_ray.data.dataset import MODALITIES, Dataset, DomeMask, SeriesEntry
+from aneurysm_ray.data.csv_table import Row, look_alikes, read_rows, read_text
+from aneurysm_ray.data.dataset import MAX_RADIUS_MM, MODALITIES, Dataset, DomeMask, SeriesEntry
 from aneurysm_ray.data.meanings import IGNORED, UNPLACED
 from aneurysm_ray.data.points import Mark
 from aneurysm_ray.errors import DatasetError, did_you_mean, other_commas
-from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT_INDEX
+from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT, PRESENT_INDEX
 
 TABLE = "series.csv"
 COLUMNS = ("image", "patient", "site", "modality", "mask", "ignored", "vessels", "points")
@@ -48,14 +49,15 @@ def is_table(root: Path) -> bool:
 def open_table(root: Path) -> Dataset:
     """Return the images that `series.csv` lists.
 
-    Raises DatasetError for unknown columns and labels, for files that are not there, and for an image that is listed
-    twice, each with its line.
+    Raises DatasetError, with its line, for unknown columns and labels, labels that contradict each other, files that
+    are not there, an image that is listed twice, what two patients share, and names that a spreadsheet may have made.
     """
     path = root / TABLE
-    rows = _rows(path, ",", ("image",), (*COLUMNS, *LABELS))
     found: list[SeriesEntry] = []
     lines: dict[str, int] = {}
-    for line, row in enumerate(rows, start=2):
+    owners: dict[str, tuple[int, str]] = {}
+    places: dict[Path, list[tuple[str, Mark]]] = {}
+    for line, row in _rows(path, ("image",), (*COLUMNS, *LABELS)):
         where = f"{path} line {line}"
         image = _file(where, root, "image", row["image"])
         if image is None:
@@ -63,23 +65,85 @@ def open_table(root: Path) -> Dataset:
         if (before := lines.setdefault(os.path.realpath(image), line)) != line:
             raise DatasetError(f"{where}: {row['image']} stands on line {before} already; keep one of them")
         points = _file(where, root, "points", row.get("points", ""))
+        if points and points not in places:
+            places[points] = _places(points)
         masks = [_file(where, root, "mask", name) for name in row.get("mask", "").split(";")]
+        vessels = _file(where, root, "vessels", row.get("vessels", ""))
         values = tuple((value, IGNORED) for value in _numbers(where, row.get("ignored", "")))
+        patient = row.get("patient", "").strip()
+        # A table of places may be that of all: it says whose each is.
+        alone = [points] if points and not any(name for name, _ in places[points]) else []
+        for file in (*masks, vessels, *alone):
+            if file is not None:
+                _check_owner(where, file, image, owners, (line, patient))
         found.append(
             SeriesEntry(
                 None,
                 image,
                 _modality(where, row.get("modality", "")),
-                targets_of({label: _target(where, label, row.get(label, "")) for label in LABELS}),
+                _targets(where, {label: _target(where, label, row.get(label, "")) for label in LABELS}),
                 (),
-                marks=read_marks(points, row["image"]) if points else (),
-                vessels=_file(where, root, "vessels", row.get("vessels", "")),
+                marks=_marks_of(places[points], row["image"]) if points else (),
+                vessels=vessels,
                 domes=tuple(DomeMask(mask, values) for mask in masks if mask is not None),
-                patient=row.get("patient", "").strip() or None,
+                patient=patient or None,
                 site=row.get("site", "").strip(),
             )
         )
-    return Dataset(root, tuple(found), (f"data set of one table: {len(found)} images", *_notes(found)))
+    for column, names in (("patient", [entry.patient for entry in found]), ("site", [entry.site for entry in found])):
+        _check_told_apart(path, column, [name for name in names if name])
+    notes = [*_notes(found), *_strangers(places, [_below(entry.path, root) for entry in found])]
+    return Dataset(root, tuple(found), (f"data set of one table: {len(found)} images", *notes))
+
+
+def _below(path: Path, root: Path) -> str:
+    return os.path.relpath(path, root) if path.is_relative_to(root) else str(path)
+
+
+def _check_owner(
+    where: str, file: Path, image: Path, owners: dict[str, tuple[int, str]], owner: tuple[int, str]
+) -> None:
+    """Raise DatasetError for a mask or places of two patients' images: a line that was copied and not finished."""
+    real = os.path.realpath(file)
+    if real == os.path.realpath(image):
+        raise DatasetError(f"{where}: {file.name} stands there as image and as mask; give the mask's own file")
+    line, patient = owners.setdefault(real, owner)
+    if line != owner[0] and (patient != owner[1] or not patient):
+        raise DatasetError(
+            f"{where}: {file.name} is of another patient's image on line {line} too; give each its own, or, if both "
+            "images are of one patient, name the patient in both lines"
+        )
+
+
+def _check_told_apart(path: Path, column: str, names: Sequence[str]) -> None:
+    """Raise DatasetError for names that a spreadsheet may have made two of: folds would part what is one."""
+    if pair := look_alikes(names):
+        raise DatasetError(
+            f"{path}: {column} is {pair[0]!r} in one line and {pair[1]!r} in another, which differ in case or leading "
+            f"zeros alone: write one {column} alike everywhere, and two so that they differ by more"
+        )
+
+
+def _strangers(places: Mapping[Path, Sequence[tuple[str, Mark]]], images: Sequence[str]) -> list[str]:
+    """Return notes on places of images that no line lists. Raises DatasetError where one is meant and misspelt."""
+    listed = {_spelt(image) for image in images}
+    meant = {image.casefold() for image in listed} | {os.path.basename(image).casefold() for image in listed}
+    notes = []
+    for path, marks in places.items():
+        strange = [name for name, _ in marks if name and _spelt(name) not in listed]
+        for name in strange:
+            if {_spelt(name).casefold(), os.path.basename(_spelt(name)).casefold()} & meant:
+                raise DatasetError(
+                    f"{path}: image {name!r} is none of {TABLE}{did_you_mean(name, images)}; write images as there, or "
+                    "their places are lost"
+                )
+        if strange:
+            notes.append(f"{len(strange)} places of {path.name} are of images that {TABLE} does not list")
+    return notes
+
+
+def _spelt(name: str) -> str:
+    return os.path.normpath(name.strip().replace("\\", "/"))
 
 
 def _notes(found: Sequence[SeriesEntry]) -> list[str]:
@@ -89,6 +153,14 @@ def _notes(found: Sequence[SeriesEntry]) -> list[str]:
         told["images have neither labels nor points nor a mask: their labels are unknown"] += not known
         told["images name no patient: each is taken for a patient of its own"] += entry.patient is None
     return [f"{count} {text}" for text, count in told.items() if count]
+
+
+def _targets(where: str, known: Mapping[str, float]) -> NDArray[np.float32]:
+    """Return the labels of a line. Raises DatasetError where one location has an aneurysm and the head has none."""
+    at = next((label for label in LOCATIONS if known[label] == 1), None)
+    if at is not None and known[PRESENT] == 0:
+        raise DatasetError(f"{where}: {at} is 1 and {PRESENT} is 0; one of the two is wrong")
+    return targets_of(known)
 
 
 def targets_of(known: Mapping[str, float]) -> NDArray[np.float32]:
@@ -112,56 +184,57 @@ def read_marks(path: Path, image: str = "") -> tuple[Mark, ...]:
     numbers alone, three or four a line, is ADAM's: i, j, k and a radius in voxels, which is not used.
     Raises DatasetError.
     """
-    text = path.read_text(encoding="utf-8-sig")
+    return _marks_of(_places(path), image)
+
+
+def _marks_of(places: Sequence[tuple[str, Mark]], image: str) -> tuple[Mark, ...]:
+    return tuple(mark for name, mark in places if not image or not name or _spelt(name) == _spelt(image))
+
+
+def _places(path: Path) -> list[tuple[str, Mark]]:
+    """Return all places of a table, each with its image, or nothing where the table names none."""
+    text = read_text(path)
     first = text.splitlines()[0] if text.strip() else ""
-    if not first or all(_is_number(word) for word in first.replace(",", " ").split()):
-        return _bare_marks(path, text)
-    rows = _rows(path, ",", (), (*(name for names in _SPACES for name in names), *_OF_PLACES))
-    given = [names for names in _SPACES if rows and all(name in rows[0] for name in names)]
+    if not first or not re.search("[a-z]", first, re.IGNORECASE):
+        return [("", mark) for mark in _bare_marks(path, text)]
+    rows = _rows(path, (), (*(name for names in _SPACES for name in names), *_OF_PLACES))
+    given = [names for names in _SPACES if rows and all(name in rows[0][1] for name in names)]
     if len(given) != 1 and rows:
         raise DatasetError(
             f"{path} must have either the columns i, j, k (voxels), or x_lps_mm, y_lps_mm, z_lps_mm, or x_ras_mm, "
             "y_ras_mm, z_ras_mm: a place without its space could be anywhere"
         )
     found = []
-    for line, row in enumerate(rows, start=2):
-        if image and row.get("image", image) != image:
-            continue
+    for line, row in rows:
         where = f"{path} line {line}"
         x, y, z = (_number(where, name, row[name]) for name in given[0])
-        radius = row.get("radius_mm", "").strip()
-        found.append(
-            Mark(
-                _SPACES[given[0]],  # type: ignore[arg-type]
-                *(x, y, z),
-                location=_location(where, row.get("location", "")),
-                radius_mm=_number(where, "radius_mm", radius) if radius else None,
-                ignored=_target(where, "ignored", row.get("ignored", "")) == 1,
-            )
+        mark = Mark(
+            _SPACES[given[0]],  # type: ignore[arg-type]
+            *(x, y, z),
+            location=_location(where, row.get("location", "")),
+            radius_mm=_radius(where, row.get("radius_mm", "").strip()),
+            ignored=_target(where, "ignored", row.get("ignored", "")) == 1,
         )
-    return tuple(found)
+        found.append((row.get("image", "").strip(), mark))
+    return found
 
 
 def _bare_marks(path: Path, text: str) -> tuple[Mark, ...]:
     found = []
-    for line, words in enumerate((row.replace(",", " ").split() for row in text.splitlines()), start=1):
-        if not words:
+    for line, row in enumerate(text.splitlines(), start=1):
+        # A comma between two numbers parts them; within one, as some countries write, it would make two of it.
+        words = row.split(",") if re.search(r",\s", row) or row.count(",") > 1 else row.split()
+        if not row.strip():
             continue
         if len(words) not in (3, 4):
             raise DatasetError(f"{path} line {line}: {len(words)} numbers; expected i, j, k and perhaps a radius")
-        i, j, k = (_number(f"{path} line {line}", "a coordinate", word) for word in words[:3])
+        i, j, k = (_number(f"{path} line {line}", "a coordinate", word.strip()) for word in words[:3])
         found.append(Mark("voxel", i, j, k, UNPLACED))
     return tuple(found)
 
 
-def _rows(path: Path, delimiter: str, needed: Sequence[str], known: Sequence[str]) -> list[dict[str, str]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter=delimiter, restval="", strict=True)
-            names = list(reader.fieldnames or ())
-            rows = [dict(row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{path} is not a CSV table in UTF-8: {error}") from error
+def _rows(path: Path, needed: Sequence[str], known: Sequence[str]) -> list[Row]:
+    names, rows = read_rows(path)
     for name in needed:
         if name not in names:
             raise DatasetError(f"{path} has no column {name!r}{other_commas(names) or did_you_mean(name, names)}")
@@ -169,8 +242,6 @@ def _rows(path: Path, delimiter: str, needed: Sequence[str], known: Sequence[str
         if name not in known:
             cure = other_commas(names) or did_you_mean(name, known)
             raise DatasetError(f"{path} has an unknown column {name!r}{cure}")
-    if any(None in row for row in rows):
-        raise DatasetError(f"{path} has lines with more cells than its header; quote cells that hold a comma")
     return rows
 
 
@@ -180,8 +251,17 @@ def _file(where: str, root: Path, column: str, name: str) -> Path | None:
     path = root / Path(name.strip()).expanduser()
     # A link whose content was not fetched is there: the reader names the command that fetches it.
     if not os.path.lexists(path):
-        raise DatasetError(f"{where}: {column} {name!r} does not exist below {root}")
+        raise DatasetError(f"{where}: {column} {name!r} does not exist{_elsewhere(name.strip(), root)}")
     return path
+
+
+def _elsewhere(name: str, root: Path) -> str:
+    """Return why a file may not be found: paths of another machine, or written as another system does."""
+    if os.path.isabs(name) or re.match(r"[A-Za-z]:[\\/]|\\\\", name):
+        return f" on this machine; write paths relative to the table, which lies in {root}"
+    if "\\" in name:
+        return f" below {root}; write / between folders and files"
+    return f" below {root}"
 
 
 def _modality(where: str, word: str) -> str | None:
@@ -206,8 +286,16 @@ def _numbers(where: str, text: str) -> list[int]:
 
 def _number(where: str, name: str, text: str) -> float:
     if not _is_number(text):
-        raise DatasetError(f"{where}: {name} is {text!r}, not a number")
+        cure = "; write the decimals behind a point" if _is_number(text.replace(",", ".")) else ""
+        raise DatasetError(f"{where}: {name} is {text!r}, not a number{cure}")
     return float(text)
+
+
+def _radius(where: str, text: str) -> float | None:
+    radius_mm = _number(where, "radius_mm", text) if text else None
+    if radius_mm is not None and not 0 < radius_mm < MAX_RADIUS_MM:
+        raise DatasetError(f"{where}: radius_mm is {text!r}; it must be a radius in mm, or empty")
+    return radius_mm
 
 
 def _is_number(text: str) -> bool:

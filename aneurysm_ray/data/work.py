@@ -68,7 +68,9 @@ class Task:
         source["points"] = tuple(Localizer(**point) for point in source["points"])
         source["targets"] = tuple(source["targets"])
         source["marks"] = tuple(Mark(**mark) for mark in source["marks"])
-        source["domes"] = tuple((path, tuple((v, word) for v, word in values)) for path, values in source["domes"])
+        source["domes"] = tuple(
+            (path, tuple((value, word) for value, word in values), shared) for path, values, shared in source["domes"]
+        )
         return Task(**{**fields, "source": catalogue.Source(**source)})
 
 
@@ -175,7 +177,7 @@ def _local(source: catalogue.Source) -> Iterator[tuple[Path, Path | None, list[D
     """Yield paths on this machine of the series, its vessel mask and its dome masks: their own, or copies fetched from
     an object store."""
     if not urls.is_url(source.location):
-        domes = [DomeMask(Path(mask), values) for mask, values in source.domes]
+        domes = [DomeMask(Path(mask), values, shared) for mask, values, shared in source.domes]
         yield Path(source.location), Path(source.vessels) if source.vessels else None, domes
         return
     with tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as folder:
@@ -186,7 +188,7 @@ def _local(source: catalogue.Source) -> Iterator[tuple[Path, Path | None, list[D
 
         vessels = places.fetch_mask(source.vessels, below("vessels")) if source.vessels else None
         domes = [
-            DomeMask(places.fetch_mask(mask, below(f"domes_{number}")), values)
-            for number, (mask, values) in enumerate(source.domes)
+            DomeMask(places.fetch_mask(mask, below(f"domes_{number}")), values, shared)
+            for number, (mask, values, shared) in enumerate(source.domes)
         ]
         yield places.fetch(source.location, below("series"), deep=source.deep), vessels, domes

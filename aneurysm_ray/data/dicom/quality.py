@@ -70,12 +70,13 @@ QUALITY: dict[str, str] = {
     "point_outside": "a point lies outside the stored volume",
     "point_side": "a left label's point lies more than 6 mm to the right of the head's middle, or the reverse",
     "point_dark": "nothing within 3 mm of a point is as bright as blood is in such a scan",
-    "mask_unreadable": "a mask cannot be read, or holds labels that are no vessels; it was left out",
+    "mask_unreadable": "a mask cannot be read, or has values that are no labels or that nothing names; it was left out",
     "mask_misses": "less than half of what a mask labels lies in the stored volume; it was left out",
     "mask_large": "a piece of a mask of aneurysms is longer than 60 mm: it may show vessels or the brain",
     "mask_moved": "a mask has as many voxels as its image, and its affine puts them elsewhere: one of the two is wrong",
+    "mask_shared": "of a session's several images nothing says on which a mask was drawn; all of them have it",
     "mask_empty": "the labels tell of an aneurysm, and the mask of aneurysms is empty",
-    "label_contradicts": "the labels tell of no aneurysm, and a point or mask shows one",
+    "label_contradicts": "the labels tell of no aneurysm, or of none at its place, and a point or mask shows one",
     "mask_contradicts": "a vessel mask has its sides swapped, or lies away from the points; it was left out",
 }
 """Reason codes of `Volume.quality` and what each means."""
