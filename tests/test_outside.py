@@ -78,10 +78,25 @@ def test_the_page_has_its_section_by_modality_and_site(run: Path) -> None:
     assert ("modality", "CTA", 8) in rows and ("site", "site 0", 4) in rows and ("site", "site 1", 4) in rows
     assert any("On the outside test elsewhere (8 series, 4 with an aneurysm)" in told for told in page.summary)
     froc = next(block for block in section.blocks if block.key == "outside-elsewhere-froc")
-    assert len(froc.rows) == 7  # type: ignore[union-attr]
+    assert [row[0] for row in froc.rows] == ["0.125", "0.25", "0.5", "1", "2", "4", "8"]  # type: ignore[union-attr]
+    own_froc = next(block for block in page.sections[0].blocks if block.key == "froc-table")
+    assert [row[0] for row in own_froc.rows] == [row[0] for row in froc.rows]  # type: ignore[union-attr]
+    chart = next(block for block in section.blocks if block.key == "outside-elsewhere-groups")
+    assert "an AUC is an anecdote" in chart.caption  # type: ignore[union-attr]
     own = next(s for s in page.sections if s.key == "groups")
     table = next(block for block in own.blocks if block.key == "group-table")
     assert {row[0] for row in table.rows} >= {"modality", "site"}  # type: ignore[union-attr]
+
+
+def test_the_page_does_not_promise_what_other_keys_hide(run: Path, sets: tuple[Path, Path]) -> None:
+    def told() -> str:
+        return next(section for section in run_page.page(run).sections if section.key == "outside").text
+
+    assert "hashed by another key" not in told()
+    facts = rundir.read_json(sets[1] / rundir.PREPARE)
+    rundir.write_json(sets[1] / rundir.PREPARE, {**facts, "key": "another"})
+    assert "Of elsewhere that is known for scans alone: its patients are hashed by another key" in told()
+    rundir.write_json(sets[1] / rundir.PREPARE, facts)
 
 
 def test_a_fold_holds_out_a_site(run: Path, sets: tuple[Path, Path]) -> None:

@@ -28,7 +28,9 @@ from aneurysm_ray.reporting import (
     page,
     pictures,
     predict_page,
+    run_data,
     run_page,
+    run_summary,
     search_data,
     search_page,
     set_page,
@@ -244,3 +246,43 @@ def test_looks_of_fillings_differ() -> None:
     shapes = [drawing.filling(i)["pattern"]["shape"] for i in range(6)]
     assert len(set(shapes)) == 6
     assert all(a != b for a, b in itertools.pairwise(shapes))
+
+
+def test_a_label_without_an_auc_has_no_empty_row_in_the_figure() -> None:
+    labels = pd.DataFrame(
+        {"label": LABELS, "auc": np.nan, "low": np.nan, "high": np.nan, "n": 24, "n_positive": 0}
+    ).astype({"auc": float})
+    labels.loc[13, ["auc", "low", "high", "n_positive"]] = 0.7, 0.6, 0.8, 8
+    assert list(figures_run.draw_labels(labels).data[0].y) == ["Present (8)"]
+
+
+def test_a_sites_letter_is_called_a_site() -> None:
+    rows = [("modality", "CTA", 3, 6), ("site", "A", 3, 7), ("site", 7, 1, 7)]
+    table = pd.DataFrame(rows, columns=["group", "value", "n_positive", "n"]).assign(auc=0.5, low=0.4, high=0.6)
+    assert list(figures_run.draw_subgroups(table).data[0].y) == ["CTA (3/6)", "site A (3/7)", "site 7 (1/7)"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "unit", "shown"), [(12.0, "s", 12.0), (90.0, "minutes", 1.5), (5400.0, "hours", 1.5)]
+)
+def test_the_time_of_a_fold_is_told_in_a_unit_that_shows_it(seconds: float, unit: str, shown: float) -> None:
+    parts = {f"seconds/{name}": 0.0 for name in figures_run.TIME}
+    figure = figures_run.draw_time(pd.DataFrame([{"fold": 0, **parts, "seconds/steps": seconds}]))
+    assert figure.layout.xaxis.title.text == unit
+    assert sum(float(bar.x[0]) for bar in figure.data) == pytest.approx(shown)
+
+
+def test_whoever_dealt_the_folds_is_told(run: Path) -> None:
+    text = (run / rundir.CONFIG).read_text()
+    assert "Each fold held out" not in " ".join(run_page.page(run).summary)
+    (run / rundir.CONFIG).write_text(text.replace('by = "patient"', 'by = "site"'))
+    found = run_data.read_run(run)
+    sites = found.predictions["fold"].map({0: "A", 1: "A", 2: "B"})
+    told = run_summary.sentences(replace(found, predictions=found.predictions.assign(site=sites)), results_of(found))
+    assert any(line.endswith("seen no patient: A by fold 0, A by fold 1, B by fold 2.") for line in told)
+    (run / rundir.CONFIG).write_text(text.replace('file = ""', 'file = "/home/anna/splits.csv"'))
+    assert "Folds are those of splits.csv." in run_page.page(run).summary
+
+
+def results_of(found: run_data.RunData) -> run_summary.Results:
+    return run_summary.results(found.predictions, None)

@@ -72,22 +72,25 @@ TIME: Mapping[str, str] = {
 
 
 def draw_time(table: pd.DataFrame) -> go.Figure:
-    """Draw what the hours of each fold were spent on; runs of earlier versions do not say."""
+    """Draw what the time of each fold was spent on; runs of earlier versions do not say."""
     figure = go.Figure()
     sums = table.groupby("fold").sum(numeric_only=True)
+    longest = float(sums[[f"seconds/{name}" for name in TIME]].sum(axis=1).max())
+    unit, size = next(
+        (unit, size) for unit, size in (("hours", 3600), ("minutes", 60), ("s", 1)) if longest >= size or size == 1
+    )
     for index, (name, words) in enumerate(TIME.items()):
-        hours = sums[f"seconds/{name}"] / 3600
         figure.add_bar(
             y=[f"fold {fold}" for fold in sums.index],
-            x=hours,
+            x=sums[f"seconds/{name}"] / size,
             name=words,
             orientation="h",
             marker=drawing.filling(index),
             customdata=100 * sums[f"seconds/{name}"] / sums[[f"seconds/{part}" for part in TIME]].sum(axis=1),
-            hovertemplate=f"{words}<br>%{{x:.3f}} h, %{{customdata:.0f}} %<extra>%{{y}}</extra>",
+            hovertemplate=f"{words}<br>%{{x:.2f}} {unit}, %{{customdata:.0f}} %<extra>%{{y}}</extra>",
         )
     figure.update_layout(barmode="stack")
-    return drawing.layout(figure, "hours", "", legend=drawing.legend_above())
+    return drawing.layout(figure, unit, "", legend=drawing.legend_above())
 
 
 def label_curves(predictions: pd.DataFrame) -> dict[str, tuple[Curve, Curve]]:
@@ -254,7 +257,8 @@ def draw_probabilities(predictions: pd.DataFrame) -> go.Figure:
 
 
 def draw_labels(table: pd.DataFrame) -> go.Figure:
-    """Draw every label's AUC with its interval."""
+    """Draw the AUC of every label that has one, with its interval."""
+    table = table[table["auc"].notna()]
     names = [f"{SHORT_NAMES[label]} ({n})" for label, n in zip(table["label"], table["n_positive"], strict=True)]
     notes = [
         f"{label}: {Score(auc, low, high)}, {positive} positive of {n}"
@@ -265,6 +269,8 @@ def draw_labels(table: pd.DataFrame) -> go.Figure:
 
 def draw_subgroups(table: pd.DataFrame) -> go.Figure:
     """Draw Aneurysm Present AUC with its interval in every subgroup."""
-    names = [f"{row.value} ({row.n_positive}/{row.n})" for row in table.itertuples()]
-    notes = [f"{row.group}: {row.n_positive} positive of {row.n}" for row in table.itertuples()]
+    rows = table[["group", "value", "n_positive", "n"]].astype({"value": str}).to_numpy().tolist()
+    # A site is called as its data set called it, often by a letter or number that says nothing by itself.
+    names = [f"{f'site {value}' if group == 'site' else value} ({some}/{n})" for group, value, some, n in rows]
+    notes = [f"{group}: {some} positive of {n}" for group, _, some, n in rows]
     return drawing.intervals(names, table, "Aneurysm Present AUC with 95 % interval", 0.5, notes)

@@ -16,7 +16,8 @@ from aneurysm_ray.reporting.run_summary import Results
 
 _ONE_CLASS = "No label has both positive and negative series."
 _AUC = "AUC [95 % interval]"
-_FEW = f"With fewer than {run_summary.FEW_POSITIVES} positives an AUC is an anecdote, its bootstrap interval too tight."
+_ALONE = "Labels of one class have no AUC: they are not drawn, and not in the score."
+_KNOWN = "Series are those of which it is known. A label of one class has no AUC, and is not in the score."
 
 
 def page(folder: Path) -> Page:
@@ -81,7 +82,7 @@ def _quality(run: RunData, found: Results) -> Section:
             "froc-table",
             "Sensitivity at false positives per scan",
             "Low and high bound the 95 % interval over patients.",
-            _froc_table(found),
+            run_tests.with_rates(found.froc),
             rates,
             missing=no_points,
             wide=False,
@@ -112,12 +113,6 @@ def _froc_caption(found: Results) -> str:
     return text
 
 
-def _froc_table(found: Results) -> pd.DataFrame:
-    if found.froc is None:
-        return pd.DataFrame(columns=["fp_per_scan", "sensitivity", "low", "high"])
-    return found.froc.table.assign(fp_per_scan=[f"{rate:g}" for rate in froc.RATES])
-
-
 def _groups(run: RunData, found: Results) -> Section:
     groups = metrics.subgroups(run.predictions, truth.diameters_mm(run.points))
     defined = groups[groups["auc"].notna()]
@@ -127,18 +122,17 @@ def _groups(run: RunData, found: Results) -> Section:
         Chart(
             "labels",
             "AUC by label",
-            f"Dot and bar: AUC and its 95 % interval over patients; in brackets, positives. {_FEW}",
+            f"Dot and bar: AUC and its 95 % interval over patients; in brackets, positives. {run_tests.FEW} {_ALONE}",
             figures.draw_labels(found.labels) if found.labels["auc"].notna().any() else None,
             _ONE_CLASS,
-            height=600,
+            height=120 + 37 * int(found.labels["auc"].notna().sum()),
         ),
-        Table.of(
-            "label-table", "Labels", found.statistics["note"], run_tests.with_interval(found.labels), labels, wide=False
-        ),
+        Table.of("label-table", "Labels", _KNOWN, run_tests.with_interval(found.labels), labels, wide=False),
         Chart(
             "subgroups",
             "Aneurysm Present by subgroup",
-            "In brackets: positive / all series. A size holds the positives of that diameter against all negatives.",
+            "In brackets: positive / all series. A size holds the positives of that diameter against all negatives. "
+            + run_tests.FEW,
             figures.draw_subgroups(defined) if len(defined) else None,
             "No subgroup has both positive and negative series.",
         ),

@@ -1,6 +1,7 @@
 """A training run in plain words and in a row of tiles."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,7 @@ from aneurysm_ray.learning.froc import Froc
 from aneurysm_ray.reporting import words
 from aneurysm_ray.reporting.page import Tile
 from aneurysm_ray.reporting.run_data import RunData
-
-FEW_POSITIVES = 10
-"""Fewer positives than this make an AUC an anecdote; the summary names no best or worst site among them."""
+from aneurysm_ray.reporting.run_tests import FEW_POSITIVES
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +53,8 @@ def sentences(run: RunData, found: Results) -> tuple[str, ...]:
     result = [
         f"{words.count(len(run.predictions), 'series', 'series')} of "
         f"{words.count(statistics['n_patients'], 'patient')}, {statistics['n_positive']} with an aneurysm, "
-        f"were scored by models that had not seen them ({words.count(folds, 'fold')})."
+        f"were scored by models that had not seen them ({words.count(folds, 'fold')}).",
+        *_dealt(run),
     ]
     if not np.isnan(found.score.value):
         result.append(
@@ -74,7 +74,7 @@ def sentences(run: RunData, found: Results) -> tuple[str, ...]:
         ranked = known.sort_values("auc")[["label", "auc"]].to_numpy()
         (worst, worst_auc), (best, best_auc) = ranked[0], ranked[-1]
         result.append(
-            f"Among sites with at least {FEW_POSITIVES} positives it does best at the {best} ({best_auc:.3f}) "
+            f"Among locations with at least {FEW_POSITIVES} positives it does best at the {best} ({best_auc:.3f}) "
             f"and worst at the {worst} ({worst_auc:.3f})."
         )
     if run.config.control == "shuffle":
@@ -96,6 +96,17 @@ def sentences(run: RunData, found: Results) -> tuple[str, ...]:
             "with it."
         )
     return tuple(result)
+
+
+def _dealt(run: RunData) -> list[str]:
+    """Say who dealt the folds, where it was not chance."""
+    if run.config.folds.by == "site" and "site" in run.predictions:
+        held = run.predictions.groupby("fold")["site"].agg(lambda sites: words.listed(sorted(set(map(str, sites)))))
+        out = ", ".join(f"{sites} by fold {fold}" for fold, sites in held.items())
+        return [f"Each fold held out whole sites, of which its model had seen no patient: {out}."]
+    if run.config.folds.file:
+        return [f"Folds are those of {Path(run.config.folds.file).name}."]
+    return []
 
 
 def tiles(run: RunData, found: Results) -> tuple[Tile, ...]:

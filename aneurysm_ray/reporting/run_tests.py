@@ -13,6 +13,10 @@ from aneurysm_ray.reporting import figures_run as figures
 from aneurysm_ray.reporting import words
 from aneurysm_ray.reporting.page import Block, Chart, Section, Table
 
+FEW_POSITIVES = 10
+"""Fewer positives than this make an AUC an anecdote; a summary names no best or worst location among them."""
+FEW = f"With fewer than {FEW_POSITIVES} positives an AUC is an anecdote, its bootstrap interval too tight."
+
 _SHOWN = {
     "group": "group",
     "value": "value",
@@ -32,7 +36,24 @@ def section(folder: Path) -> tuple[Section, ...]:
     if not blocks:
         return ()
     text = "Every series was scored once, by the mean of all finished folds, which saw none of its patients."
+    if apart := [name for name in map(rundir.test_name, rundir.test_tables(folder)) if _keys_differ(folder, name)]:
+        text += (
+            f" Of {words.listed(apart)} that is known for scans alone: its patients are hashed by another key, so that "
+            "one who has other scans in the training set would not be noticed."
+        )
     return (Section("outside", "Outside tests", text, tuple(blocks)),)
+
+
+def _keys_differ(folder: Path, name: str) -> bool:
+    """Whether a test's patients could not be told from those of the training set, as far as it is known."""
+    keys = []
+    for run in (folder, folder / f"{rundir.TEST}{name}"):
+        try:
+            volumes = location.place(rundir.read_json(run / rundir.PROVENANCE)["volumes"])
+            keys.append(rundir.read_json(volumes / rundir.PREPARE).get("key"))
+        except (RunDirError, KeyError):
+            return False
+    return bool(keys[0] != keys[1])
 
 
 def sentences(folder: Path) -> tuple[str, ...]:
@@ -61,7 +82,7 @@ def _blocks(folder: Path, name: str, table: pd.DataFrame) -> list[Block]:
         Chart(
             f"outside-{key}-groups",
             f"{name}: Aneurysm Present by subgroup",
-            "In brackets: positive / all series. Sites are those that the data set names.",
+            f"In brackets: positive / all series. Sites are those that the data set names. {FEW}",
             figures.draw_subgroups(drawn) if len(drawn) else None,
             "No subgroup has both positive and negative series.",
         ),
@@ -78,7 +99,7 @@ def _blocks(folder: Path, name: str, table: pd.DataFrame) -> list[Block]:
             f"outside-{key}-froc",
             f"{name}: sensitivity at false positives per scan",
             "Low and high bound the 95 % interval over patients.",
-            pd.DataFrame(columns=list(rates)) if curve is None else curve.table,
+            with_rates(curve),
             rates,
             missing=without,
             wide=False,
@@ -97,6 +118,13 @@ def _curve(folder: Path, name: str, table: pd.DataFrame) -> froc.Froc | None:
     volumes = volumes[volumes["series_uid"].isin(table["series_uid"])]
     points, ignored = froc.points_mm(volumes), froc.points_mm(volumes, "ignored")
     return froc.froc(froc.judged(candidates, points, ignored), points, table) if len(points) else None
+
+
+def with_rates(curve: froc.Froc | None) -> pd.DataFrame:
+    """Return sensitivities with their rates of false positives as text; no row where no points are known."""
+    if curve is None:
+        return pd.DataFrame(columns=["fp_per_scan", "sensitivity", "low", "high"])
+    return curve.table.assign(fp_per_scan=[f"{rate:g}" for rate in curve.table["fp_per_scan"]])
 
 
 def with_interval(table: pd.DataFrame) -> pd.DataFrame:
