@@ -12,7 +12,7 @@ from aneurysm_ray import overrides, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import identity, store
 from aneurysm_ray.distributed import begin
-from aneurysm_ray.errors import RunDirError
+from aneurysm_ray.errors import RequestError, RunDirError
 
 
 @pytest.fixture
@@ -139,3 +139,21 @@ def test_folds_of_ones_own_are_kept_by_a_run(volumes: Path, tmp_path: Path) -> N
     splits.write_text("patient,fold\n" + "".join(f"{name},{number // 6}\n" for number, name in enumerate(names)))
     with pytest.raises(RunDirError, match=r"6 series .* are in another fold\. .*the set and folds\.file as they were"):
         run(volumes, tmp_path / "run", config).check(resume=True)
+
+
+def test_one_scan_of_two_patients_is_not_dealt_to_two_folds(volumes: Path, tmp_path: Path) -> None:
+    """A fold would be judged by what it was trained on, and no name would tell."""
+    table = store.volumes_table(volumes)
+    uids = list(table["series_uid"])
+    folds = dict(zip(uids, begin.deal(volumes, table, small_config(volumes, folds__count=3))["fold"], strict=True))
+    other = next(n for n, uid in enumerate(uids) if folds[uid] != folds[uids[0]])
+    same = next(n for n, uid in enumerate(uids) if n and folds[uid] == folds[uids[0]])
+    config = small_config(volumes, folds__count=3)
+    twice = table.assign(scan=[table["scan"][0] if n in (0, same) else scan for n, scan in enumerate(table["scan"])])
+    assert len(begin.deal(volumes, twice, config)) == 12
+    twice = table.assign(scan=[table["scan"][0] if n in (0, other) else scan for n, scan in enumerate(table["scan"])])
+    with pytest.raises(RequestError, match="are one scan, voxel for voxel, of two patients by name"):
+        begin.deal(volumes, twice, config)
+    assert len(begin.deal(volumes, table.assign(scan=""), config)) == 12, (
+        "a set of an earlier version says nothing of it"
+    )

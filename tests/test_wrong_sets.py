@@ -5,14 +5,16 @@ Those of `test_lesions.py` are wrong in space; these are wrong in their tables, 
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import learning_sets
 import nibabel
 import numpy as np
 import pytest
 from nifti_sets import LEFT, RIGHT, head, mask, places_mm, points_mm, prepared, ras, save, write_bids, write_nnunet
 
-from aneurysm_ray.data import catalogue, layout
+from aneurysm_ray.data import catalogue, inspection, layout, store
 from aneurysm_ray.data.store import PreparedVolume
 from aneurysm_ray.errors import DatasetError
 from aneurysm_ray.labels import PRESENT, PRESENT_INDEX
@@ -378,3 +380,32 @@ def test_a_set_without_a_series_says_what_was_seen(tmp_path: Path) -> None:
     (tmp_path / "series.csv").write_text("image,patient\n")
     with pytest.raises(DatasetError, match="data set of one table: 0 images"):
         catalogue.find_sources(str(tmp_path))
+
+
+def test_one_scan_by_two_names_is_told_first(tmp_path: Path) -> None:
+    save(tmp_path / "a.nii.gz", head((LEFT,)))
+    save(tmp_path / "b.nii.gz", head((RIGHT,)))
+    image = nibabel.load(tmp_path / "a.nii.gz")
+    (tmp_path / "sub").mkdir()
+    nibabel.save(image, tmp_path / "sub" / "c.nii")
+    (tmp_path / "series.csv").write_text("image,patient\na.nii.gz,x\nb.nii.gz,y\nsub/c.nii,z\n")
+    made = prepared(tmp_path, tmp_path / "out")
+    rows = [store.table_row(volume, 1) for volume in made.values() if isinstance(volume, PreparedVolume)]
+    store.write_table(tmp_path / "out", rows)
+    table = store.volumes_table(tmp_path / "out").set_index("series_uid")
+    told = {
+        key: "scan_repeated" in table.loc[volume.series_uid, "quality"]
+        for key, volume in made.items()
+        if isinstance(volume, PreparedVolume)
+    }
+    assert told == {"a.nii.gz": True, "b.nii.gz": False, "sub/c.nii": True}
+    assert len(inspection.inspect(tmp_path / "out")["look first at"]) == 2
+
+
+def test_one_patients_scan_may_be_there_twice(tmp_path: Path) -> None:
+    rows = [store.table_row(replace(learning_sets.volume(0, True), series_uid=f"1.2.{n}"), 1) for n in (1, 2)]
+    assert not any("scan_repeated" in row["quality"] for row in store.with_repeated(rows))
+    rows[1]["patient"] = "another"
+    again = store.with_repeated(store.with_repeated(rows))
+    assert [row["quality"].count("scan_repeated") for row in again] == [1, 1]
+    assert not any("scan_repeated" in row["quality"] for row in store.with_repeated(again[:1])), "the other has gone"

@@ -22,6 +22,7 @@ AIR_MEDIANS = 0.35
 """MR: nothing but air has only values below this, noise included."""
 
 GRAVE: tuple[str, ...] = (
+    "scan_repeated",
     *("point_outside", "point_side", "point_dark", "point_lost", "mask_misses", "mask_contradicts", "mask_unreadable"),
     *(
         "mask_moved",
@@ -38,7 +39,7 @@ GRAVE: tuple[str, ...] = (
 )
 """Quality codes that may mean a wrong volume or a wrong label, and not only an untidy folder; the first weigh most."""
 FIRST = GRAVE.index("head_doubtful")
-"""Codes before this one are of points and masks: they weigh 5, the other grave ones 3, and all that are not grave 1."""
+"""Codes before this one are of patients, points and masks: they weigh 5, the other grave ones 3, all others 1."""
 
 
 def is_inside(zyx: Sequence[float], shape: Sequence[int]) -> bool:

@@ -155,7 +155,7 @@ def write_tables(
 
     When a run is complete, the set lets go of what is no series of the data any more, or has another name now.
     """
-    rows = [status["row"] for status in statuses if "row" in status]
+    rows = store.with_repeated(status["row"] for status in statuses if "row" in status)
     rejected = sorted((status for status in statuses if "reason" in status), key=lambda status: str(status["key"]))
     table = pd.DataFrame(
         [(status["series_uid"], status["key"], status["reason"], status["message"]) for status in rejected],

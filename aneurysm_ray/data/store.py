@@ -6,6 +6,7 @@ All of it is readable with plain pyarrow.
 """
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -144,13 +145,16 @@ TABLE_SCHEMA = pa.schema(
         ("ignored", pa.list_(_POINT_TYPE)),
         ("quality", pa.list_(pa.string())),
         ("source_digest", pa.string()),
+        ("scan", pa.string()),
         ("has_vessels", pa.bool_()),
         ("has_domes", pa.bool_()),
         ("bytes", pa.int64()),
     ]
 )
-"""Columns of `volumes.parquet`, one row per prepared series; `path` is relative to the set."""
+"""Columns of `volumes.parquet`, one row per prepared series; `path` is relative to the set, `scan` a hash of the
+voxels: one scan that is there under two names has it twice."""
 
+REPEATED = "scan_repeated"
 _ARRAYS = ("voxels", "vessels", "domes")
 
 
@@ -281,6 +285,7 @@ def table_row(prepared: PreparedVolume, size_bytes: int) -> dict[str, Any]:
     row = {
         **_described(prepared),
         "path": volume_path(prepared.series_uid),
+        "scan": hashlib.blake2b(np.ascontiguousarray(prepared.voxels).data, digest_size=16).hexdigest(),
         "has_vessels": prepared.vessels is not None,
         "has_domes": prepared.domes is not None,
         "bytes": size_bytes,
@@ -288,9 +293,23 @@ def table_row(prepared: PreparedVolume, size_bytes: int) -> dict[str, Any]:
     return {**row, **dict(zip(LABELS, targets, strict=True))}
 
 
+def with_repeated(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows of `table_row`, with the code `scan_repeated` where another patient of the set has the scan."""
+    rows = list(rows)
+    patients: defaultdict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        patients[row.get("scan") or ""].add(row["patient"])
+    found = []
+    for row in rows:
+        codes = [code for code in row["quality"] if code != REPEATED]
+        again = row.get("scan") and len(patients[row["scan"]]) > 1
+        found.append({**row, "quality": [*codes, REPEATED] if again else codes})
+    return found
+
+
 def encode_table(rows: Iterable[dict[str, Any]]) -> bytes:
     """Return the bytes of `volumes.parquet`: rows of `table_row`, ordered by series UID."""
-    ordered = sorted(rows, key=lambda row: row["series_uid"])
+    ordered = sorted(with_repeated(rows), key=lambda row: row["series_uid"])
     columns = [pa.array([row.get(column.name) for row in ordered], column.type) for column in TABLE_SCHEMA]
     sink = pa.BufferOutputStream()
     table = pa.Table.from_arrays(columns, schema=TABLE_SCHEMA.with_metadata(_MADE_BY))
@@ -317,8 +336,9 @@ def volumes_table(folder: str | Path) -> pd.DataFrame:
             table = stored.read()
             if "ignored" not in table.column_names:
                 table = table.append_column("ignored", pa.array([[]] * len(table), pa.list_(_POINT_TYPE)))
-            if "site" not in table.column_names:
-                table = table.append_column("site", pa.array([""] * len(table), pa.string()))
+            for name in ("site", "scan"):
+                if name not in table.column_names:
+                    table = table.append_column(name, pa.array([""] * len(table), pa.string()))
     except OSError as error:
         raise RunDirError(
             f"{folder} is not a prepared set: {rundir.VOLUMES} cannot be read ({error.strerror or error}); "

@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 CONTENT = "content"
 """Column of folds.csv: digest of a series' row in the set's table, and of the settings its volume was made with."""
-_PLACES = ("path", "bytes")
-"""Columns of a set's table that say how a volume is kept, and nothing of what it holds."""
+_PLACES = ("path", "bytes", "scan")
+"""Columns of a set's table that say how a volume is kept, and nothing of what it holds that others do not."""
 _NAMED = 3
 """Series of a kind that a sentence names."""
 
@@ -67,10 +67,20 @@ def unseen_positives(table: pd.DataFrame) -> "pd.Series[bool]":
 def deal(volumes: Path, table: pd.DataFrame, config: Config) -> pd.DataFrame:
     """Return folds.csv of a set's labelled rows, dealt out or as `folds.file` says.
 
-    Raises RequestError when there are fewer patients than folds, or the file is wrong.
+    Raises RequestError when there are fewer patients than folds, the file is wrong, or two folds hold one scan.
     """
     hashed = identity.hash_of_patients(str(volumes), config.prepare.patient_key_file) if config.folds.file else None
-    return fold_tables.assign(table, config.folds, hashed).assign(**{CONTENT: _contents(volumes, table)})
+    dealt = fold_tables.assign(table, config.folds, hashed)
+    scans = pd.Series(table["scan"].to_numpy(), index=dealt.index)
+    for _, same in dealt[scans.ne("") & scans.duplicated(keep=False)].groupby(scans):
+        if same["fold"].nunique() > 1:
+            first, other = same["series_uid"].iloc[[0, -1]]
+            raise RequestError(
+                f"{volumes}: series {first} and {other} are one scan, voxel for voxel, of two patients by name, and a "
+                "fold would be judged by what it was trained on; leave one out of the data set, or call the patient by "
+                "one name there, and prepare it again"
+            )
+    return dealt.assign(**{CONTENT: _contents(volumes, table)})
 
 
 def _contents(volumes: Path, table: pd.DataFrame) -> list[str]:
@@ -79,6 +89,8 @@ def _contents(volumes: Path, table: pd.DataFrame) -> list[str]:
     # A set that knows no sites is what it was before there were any.
     left_out = [*_PLACES, *(["site"] if "site" in table and not table["site"].any() else [])]
     rows = table.drop(columns=[name for name in left_out if name in table]).to_dict("records")
+    for row in rows:  # what other series of the set are like changes nothing of this one
+        row["quality"] = [code for code in row["quality"] if code != store.REPEATED]
     texts = (json.dumps(row, sort_keys=True, default=_plain) + settings for row in rows)
     return [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts]
 

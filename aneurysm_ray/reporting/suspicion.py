@@ -10,7 +10,8 @@ from aneurysm_ray.reporting import figures_set
 
 RULE = (
     "Most suspicious first. A series gets 5 for each remark on its points or masks (a point outside the volume, on "
-    "dark voxels, on the wrong side or lost; a mask that misses its volume or contradicts its points), 3 for each "
+    "dark voxels, on the wrong side or lost; a mask that misses its volume or contradicts its points) and for a scan "
+    "that another patient has too, 3 for each "
     "other grave remark (no head found, assumed or repaired geometry, missing slices, doubtful Hounsfield units) and "
     "for an aneurysm that no point marks, 1 for any other remark, and 2 each for a height or a brightness far from the "
     "others of its modality (more than 5 robust standard deviations from the median)."

@@ -60,6 +60,7 @@ QUALITY: dict[str, str] = {
     "modality_doubtful": "a NIfTI file that is said to be MR has air at -1000 and tissue at 0, as only a CT has",
     "no_preamble": "a file without DICOM preamble was read as a bare data set",
     "repeated_instance_uids": "several files share one SOP Instance UID, so that points cannot be placed by it",
+    "scan_repeated": "another patient has the same voxels: one scan is there twice, or one person by two names",
     "series_uid_assumed": "no Series Instance UID, or a word that is none: a set makes one of the place",
     # region
     "head_doubtful": "no head was found, as no ball of 48 mm radius fits; the scan's top was taken for the head's",
