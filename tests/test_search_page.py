@@ -134,6 +134,21 @@ def test_trials_at_one_time_lie_in_different_lanes() -> None:
     assert table["ended"].iloc[2] == pd.Timestamp("2026-01-01T00:00:15Z")
 
 
+def test_a_trial_that_ended_no_epoch_is_no_bar_without_length() -> None:
+    trials = pd.DataFrame(
+        {
+            "trial": [0, 1],
+            "state": "RUNNING",
+            "value": np.nan,
+            "worker": None,
+            "started": "2026-01-01T00:00:00Z",
+            "seconds": [0.0, 12.0],
+        }
+    )
+    table = figures_search.timeline(small(trials))
+    assert list(table["trial"]) == [1]
+
+
 def test_pareto_front_by_hand() -> None:
     trials = pd.DataFrame(
         {"trial": [0, 1, 2, 3], "state": "COMPLETE", "value": [0.9, 0.8, 0.7, 0.7], "seconds": [30.0, 10.0, 20.0, 10.0]}

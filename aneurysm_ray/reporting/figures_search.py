@@ -140,7 +140,10 @@ def draw_distributions(groups: "Mapping[str, pd.Series[float]]", metric: str) ->
 
 
 def timeline(search: SearchData) -> pd.DataFrame:
-    """Return trial, state, started, ended and lane of every trial that has a start: lanes hold no two at a time."""
+    """Return trial, state, started, ended and lane of every trial of which it is known how long it ran.
+
+    Of one that was interrupted before its first epoch ended it is not. Lanes hold no two at a time.
+    """
     table = search.trials[["trial", "state", "worker", "seconds"]].copy()
     table["started"] = pd.to_datetime(search.trials["started"], utc=True, errors="coerce", format="ISO8601")
     seconds = pd.to_timedelta(table["seconds"].astype(float).fillna(0), unit="s")
@@ -148,7 +151,7 @@ def timeline(search: SearchData) -> pd.DataFrame:
     table["ended"] = pd.to_datetime(ended, utc=True, errors="coerce", format="ISO8601").fillna(
         table["started"] + seconds
     )
-    table = table[table["started"].notna()].sort_values("started", kind="stable")
+    table = table[table["ended"] > table["started"]].sort_values("started", kind="stable")
     free_from: dict[str, pd.Timestamp] = {}
     lanes = []
     for worker, started, ended in table[["worker", "started", "ended"]].itertuples(index=False, name=None):

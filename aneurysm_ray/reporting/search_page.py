@@ -201,9 +201,9 @@ def _cost(search: SearchData) -> Section:
         Chart(
             "timeline",
             "Who ran when",
-            "A bar per trial, a row per place on a machine; gaps are idle time.",
+            "A bar per trial, a row per place on a machine; gaps are idle time. Who ended no epoch has no bar.",
             figures_search.draw_timeline(timeline) if len(timeline) else None,
-            "No trial has a start time.",
+            "No trial has ended an epoch, so that nobody knows how long it ran.",
             height=max(380, 120 + 28 * lanes),
         ),
     )
