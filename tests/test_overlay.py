@@ -52,7 +52,7 @@ def test_every_label_is_drawn_and_says_what_it_is(tmp_path: Path) -> None:
     assert [case.title for case in cases] == ["1.2.0.2", "1.2.0.0", "1.2.0.0", "1.2.0.1"]
     assert cases[0].facts[0] == "DOUBTFUL: nothing within 3 mm of a point is as bright as blood is in such a scan"
     assert any("radius 3.5 mm" in fact for fact in cases[1].facts)
-    assert any(fact.startswith("ignored: site unknown") for fact in cases[2].facts)
+    assert any(fact.startswith("ignored: location unknown") for fact in cases[2].facts)
     assert "no aneurysm" in cases[3].facts and "masks: vessels, domes" in cases[3].facts
     assert all(case.plain != case.overlaid for case in cases)
 

@@ -286,3 +286,20 @@ def test_whoever_dealt_the_folds_is_told(run: Path) -> None:
 
 def results_of(found: run_data.RunData) -> run_summary.Results:
     return run_summary.results(found.predictions, None)
+
+
+def test_a_set_whose_masks_name_no_artery_is_not_said_to_have_no_aneurysm(tmp_path: Path) -> None:
+    synthetic_runs.write_volumes(tmp_path, 6, files=0)
+    table = store.volumes_table(tmp_path)
+    known = table.copy()
+
+    def told(rows: pd.DataFrame) -> page.Chart:
+        store.write_table(tmp_path, rows.to_dict("records"))
+        contents = set_page.page(tmp_path).sections[0]
+        return next(block for block in contents.blocks if isinstance(block, page.Chart) and block.key == "locations")
+
+    assert told(table).figure is not None
+    known[list(LABELS[:13])] = np.nan
+    assert told(known).figure is None and "Of no aneurysm is the location known" in told(known).missing
+    known[LABELS[13]] = 0.0
+    assert told(known).missing == "No series is known to have an aneurysm."

@@ -193,7 +193,17 @@ def test_set_page_opens_and_lists_every_series(set_report: Path, set_of_run: Pag
     assert "90 series, page 1 of 3" in dom
     assert dom.count('<figure class="picture">') == 36  # the other 54 stay data
     found = blocks(set_of_run)
-    for key in ("modality", "plane", "sites", "reasons", "quality", "slices", "spacing_mm", "height_mm", "intensity"):
+    for key in (
+        "modality",
+        "plane",
+        "locations",
+        "reasons",
+        "quality",
+        "slices",
+        "spacing_mm",
+        "height_mm",
+        "intensity",
+    ):
         assert found[key].figure is not None, key  # type: ignore[attr-defined]
     assert len(found["rejected"].rows) == 7  # type: ignore[attr-defined]
     assert found["rejected"].rows[0] == ("no_geometry", "it is so", "series/0")  # type: ignore[attr-defined]

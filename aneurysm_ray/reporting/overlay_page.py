@@ -183,10 +183,10 @@ def _facts(label: Label, prepared: store.PreparedVolume) -> list[str]:
     points = {"aneurysm": prepared.points, "ignored": prepared.ignored}.get(label.kind, ())
     if points:
         point = points[label.number]
-        site = SHORT_NAMES.get(point.location, "site unknown")
+        where = SHORT_NAMES.get(point.location, "location unknown")
         size = "radius unknown" if point.radius_mm is None else f"radius {point.radius_mm:.1f} mm"
         place = (prepared.affine @ (point.z, point.y, point.x, 1))[:3]
-        facts += [f"{label.kind}: {site}, {size}", "LPS " + ", ".join(f"{mm:.1f}" for mm in place) + " mm"]
+        facts += [f"{label.kind}: {where}, {size}", "LPS " + ", ".join(f"{mm:.1f}" for mm in place) + " mm"]
     else:
         present = prepared.targets[-1]
         facts.append("unknown" if np.isnan(present) else "an aneurysm, no point" if present > 0.5 else "no aneurysm")

@@ -97,7 +97,7 @@ def index_page(folder: Path) -> Page:
             Column("present"),
             Column("calibrated"),
             Column("flagged", None),
-            Column("likeliest site", None),
+            Column("likeliest location", None),
             Column("its p"),
         ),
         *(Column("candidates"), Column("modality", None), Column("plane", None), Column("answer", None)),

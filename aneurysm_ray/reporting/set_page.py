@@ -142,12 +142,17 @@ def _of_last_run(facts: dict[str, Any]) -> int:
 
 def _contents(table: pd.DataFrame) -> Section:
     nothing = "No series was prepared."
-    sites = figures.locations(table)
+    where = figures.locations(table)
+    nowhere = (
+        "Of no aneurysm is the location known: masks and places say where it lies, and name no artery."
+        if (table[PRESENT] > 0.5).any()
+        else "No series is known to have an aneurysm."
+    )
     blocks = (
         Chart(
             "modality",
             "Modality",
-            "CTA, MRA, T2 and T1post where a table says so; else what DICOM says.",
+            "CTA, MRA, T2 and T1post where a table says so; else what DICOM says, or the values of a NIfTI file show.",
             figures.draw_counts(figures.counts(table, "modality")) if len(table) else None,
             nothing,
             height=300,
@@ -161,11 +166,11 @@ def _contents(table: pd.DataFrame) -> Section:
             height=300,
         ),
         Chart(
-            "sites",
+            "locations",
             "Where the aneurysms are",
-            "Series with an aneurysm at each site.",
-            figures.draw_bars(sites) if sites.any() else None,
-            "No series is known to have an aneurysm.",
+            "Series with an aneurysm at each of the 13 locations, where a label names it.",
+            figures.draw_bars(where) if where.any() else None,
+            nowhere,
             wide=True,
         ),
     )
@@ -271,7 +276,7 @@ def _picture(folder: Path, series_uid: str) -> tuple[str, float | None]:
 
 
 def _item(row: dict[Any, Any], remarks: list[tuple[str, int]], image: str) -> dict[str, Any]:
-    sites = [SHORT_NAMES[name] for name in LOCATIONS if row[name] > 0.5]
+    where = [SHORT_NAMES[name] for name in LOCATIONS if row[name] > 0.5]
     size = "×".join(str(int(n)) for n in row["shape"])
     spacing = "×".join(f"{mm:.2g}" for mm in row["spacing_mm"])
     target = row[PRESENT]
@@ -280,14 +285,14 @@ def _item(row: dict[Any, Any], remarks: list[tuple[str, int]], image: str) -> di
         "image": image,
         "lines": [
             f"{row['modality']}, {row['plane']}, {size} of {spacing} mm",
-            *([f"aneurysm: {', '.join(sites)}"] if sites else []),
+            *([f"aneurysm: {', '.join(where)}"] if where else []),
         ],
         "flags": [text for text, _ in remarks],
         "facets": {
             "modality": row["modality"] or "unknown",
             "plane": row["plane"],
             "remark": [text for text, _ in remarks] or ["none"],
-            "aneurysm": sites
-            or ["unknown" if np.isnan(target) else "present, site unknown" if target > 0.5 else "none"],
+            "aneurysm": where
+            or ["unknown" if np.isnan(target) else "present, location unknown" if target > 0.5 else "none"],
         },
     }
