@@ -17,7 +17,7 @@ from aneurysm_ray.reporting.run_summary import Results
 _ONE_CLASS = "No label has both positive and negative series."
 _AUC = "AUC [95 % interval]"
 _ALONE = "Labels of one class have no AUC: they are not drawn, and not in the score."
-_KNOWN = "Series are those of which it is known. A label of one class has no AUC, and is not in the score."
+_KNOWN = "Series: those of which the label is known. A label of one class has no AUC, and is not in the score."
 
 
 def page(folder: Path) -> Page:
