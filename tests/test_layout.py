@@ -238,15 +238,23 @@ class TestTable:
     @pytest.mark.parametrize(
         ("text", "found"),
         [
-            ("x_lps_mm,y_lps_mm,z_lps_mm\n1,2,3.5\n", (Mark("lps", 1, 2, 3.5, ""),)),
-            ("image,x_ras_mm,y_ras_mm,z_ras_mm\na,1,2,3\nb,4,5,6\n", (Mark("ras", 1, 2, 3, ""),)),
-            ("233, 132, 80, 5.2\n241, 60, 12, 3\n", (Mark("voxel", 233, 132, 80, ""), Mark("voxel", 241, 60, 12, ""))),
-            ("", ()),
+            ("x_lps_mm,y_lps_mm,z_lps_mm\n1,2,3.5\n", {"": (Mark("lps", 1, 2, 3.5, ""),)}),
+            (
+                "image,x_ras_mm,y_ras_mm,z_ras_mm\na,1,2,3\n./b,4,5,6\n",
+                {"a": (Mark("ras", 1, 2, 3, ""),), "b": (Mark("ras", 4, 5, 6, ""),)},
+            ),
+            (
+                "233, 132, 80, 5.2\n241, 60, 12, 3\n",
+                {"": (Mark("voxel", 233, 132, 80, ""), Mark("voxel", 241, 60, 12, ""))},
+            ),
+            ("2.330000e+02 1.320000E+02 8.05e+01\n", {"": (Mark("voxel", 233, 132, 80.5, ""),)}),
+            ("", {}),
+            ("image,i,j,k\n", {}),
         ],
     )
     def test_places_say_what_they_count(self, tmp_path: Path, text: str, found: object) -> None:
         (tmp_path / "p.csv").write_text(text)
-        assert series_table.read_marks(tmp_path / "p.csv", "a") == found
+        assert series_table.read_marks(tmp_path / "p.csv", tmp_path) == found
 
     @pytest.mark.parametrize(
         ("text", "words"),
@@ -262,7 +270,7 @@ class TestTable:
     def test_wrong_places_are_a_sentence(self, tmp_path: Path, text: str, words: str) -> None:
         (tmp_path / "p.csv").write_text(text)
         with pytest.raises(DatasetError) as caught:
-            series_table.read_marks(tmp_path / "p.csv", "a")
+            series_table.read_marks(tmp_path / "p.csv", tmp_path)
         assert words in str(caught.value)
 
 

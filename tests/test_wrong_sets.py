@@ -44,8 +44,9 @@ class TestSpreadsheets:
             "image,patient,mask\ra.nii.gz,anna,m.nii.gz\r",
             "image, patient,mask ,,\na.nii.gz,anna,m.nii.gz,,\n,,,,\n,,,,\n",
             'image,patient,mask\n"a.nii.gz","anna","m.nii.gz"',
+            "\n,,\nimage,patient,mask\n\na.nii.gz,anna,m.nii.gz\n",
         ],
-        ids=["bom", "windows", "old mac", "cells without a name", "quoted"],
+        ids=["bom", "windows", "old mac", "cells without a name", "quoted", "empty lines first"],
     )
     def test_what_programs_write_is_read(self, tmp_path: Path, text: str) -> None:
         (entry,) = layout.open_dataset(table(tmp_path, text)).series
@@ -98,6 +99,11 @@ class TestSpreadsheets:
             layout.open_dataset(table(tmp_path, text))
         assert words in str(caught.value)
 
+    @pytest.mark.parametrize("apart", ["\x0b", "\x0c", "\x85", "\u2028"])
+    def test_a_cell_may_hold_what_unicode_parts_lines_by(self, tmp_path: Path, apart: str) -> None:
+        (entry,) = layout.open_dataset(table(tmp_path, f"image,patient\na.nii.gz,anna{apart}b\n")).series
+        assert entry.patient == f"anna{apart}b"
+
     def test_two_images_of_one_patient_may_share_a_mask(self, tmp_path: Path) -> None:
         text = "image,patient,mask\na.nii.gz,x,m.nii.gz\nb.nii.gz,x,m.nii.gz\n"
         assert len(layout.open_dataset(table(tmp_path, text)).series) == 2
@@ -144,6 +150,22 @@ class TestPlaces:
     def test_places_of_images_that_are_not_listed_are_told(self, tmp_path: Path) -> None:
         found = self.opened(tmp_path, "image,i,j,k\na.nii.gz,1,2,3\nother.nii.gz,4,5,6\n")
         assert "1 places of p.csv are of images that series.csv does not list" in found.notes
+
+    def test_images_of_other_folders_that_are_called_alike_are_others(self, tmp_path: Path) -> None:
+        text = "image,i,j,k\nsub/c.nii.gz,1,2,3\nother/c.nii.gz,4,5,6\n"
+        found = self.opened(tmp_path, text, "sub/c.nii.gz,p.csv\n")
+        assert [mark.x for mark in found.series[0].marks] == [1]
+        assert "1 places of p.csv are of images that series.csv does not list" in found.notes
+
+    @pytest.mark.parametrize("short", [("image",), ("place",), ()])
+    def test_whole_paths_find_each_other(self, tmp_path: Path, short: tuple[str, ...]) -> None:
+        image, place = ("a.nii.gz" if name in short else str(tmp_path / "a.nii.gz") for name in ("image", "place"))
+        found = self.opened(tmp_path, f"image,i,j,k\n{place},1,2,3\n", f"{image},p.csv\n")
+        assert [mark.x for mark in found.series[0].marks] == [1]
+
+    def test_a_table_without_places_is_anybodys(self, tmp_path: Path) -> None:
+        found = self.opened(tmp_path, "image,i,j,k\n", "a.nii.gz,p.csv\nb.nii.gz,p.csv\n")
+        assert [entry.marks for entry in found.series] == [(), ()]
 
     def test_bare_places_of_two_patients_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(DatasetError, match="another patient's image on line 2"):
@@ -280,6 +302,12 @@ class TestBids:
         with pytest.raises(DatasetError) as caught:
             layout.open_dataset(tmp_path)
         assert words in str(caught.value)
+
+    def test_a_table_of_subjects_with_semicolons_is_asked_for_tabs(self, tmp_path: Path) -> None:
+        touch(tmp_path, "sub-1/anat/sub-1_angio.nii.gz")
+        (tmp_path / "participants.tsv").write_text("participant_id;group\nsub-1;patient\n")
+        with pytest.raises(DatasetError, match="must be a table with tabs between its columns"):
+            layout.open_dataset(tmp_path)
 
     def test_numbers_of_groups_are_not_guessed_and_words_are_told(self, tmp_path: Path) -> None:
         touch(tmp_path, *(f"sub-{n}/anat/sub-{n}_angio.nii.gz" for n in (1, 2)))

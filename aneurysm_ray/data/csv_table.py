@@ -1,6 +1,7 @@
 """CSV tables that people write: rows of texts, or a sentence that says what is wrong with the file."""
 
 import csv
+import io
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,13 +31,14 @@ def read_rows(path: Path, delimiter: str = ",") -> tuple[list[str], list[Row]]:
     Raises DatasetError for what is no such table: another encoding, a column that is named twice or not at all but
     holds something, a line with more cells than the header.
     """
-    reader = csv.reader(read_text(path).splitlines(keepends=True), delimiter=delimiter, strict=True)
+    # Lines end where CSV's do: a cell may hold what Unicode calls a separator of lines.
+    reader = csv.reader(io.StringIO(read_text(path)), delimiter=delimiter, strict=True)
     try:
-        names = [name.strip() for name in next(reader, [])]
         rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except csv.Error as error:
         raise DatasetError(f"{path} line {reader.line_num} is not CSV: {error}") from error
-    if cure := other_commas(names):
+    names = [name.strip() for name in rows.pop(0)[1]] if rows else []
+    if delimiter == "," and (cure := other_commas(names)):
         raise DatasetError(f"{path} has an unknown column {names[0]!r}{cure}")
     kept = [number for number, name in enumerate(names) if name]
     for number, name in enumerate(names):

@@ -16,7 +16,7 @@
 import math
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from aneurysm_ray.data.csv_table import Row, look_alikes, read_rows, read_text
 from aneurysm_ray.data.dataset import MAX_RADIUS_MM, MODALITIES, Dataset, DomeMask, SeriesEntry
 from aneurysm_ray.data.meanings import IGNORED, UNPLACED
 from aneurysm_ray.data.points import Mark
-from aneurysm_ray.errors import DatasetError, did_you_mean, other_commas
+from aneurysm_ray.errors import DatasetError, did_you_mean
 from aneurysm_ray.labels import LABELS, LOCATIONS, PRESENT, PRESENT_INDEX
 
 TABLE = "series.csv"
@@ -56,7 +56,7 @@ def open_table(root: Path) -> Dataset:
     found: list[SeriesEntry] = []
     lines: dict[str, int] = {}
     owners: dict[str, tuple[int, str]] = {}
-    places: dict[Path, list[tuple[str, Mark]]] = {}
+    places: dict[Path, Mapping[str, tuple[Mark, ...]]] = {}
     for line, row in _rows(path, ("image",), (*COLUMNS, *LABELS)):
         where = f"{path} line {line}"
         image = _file(where, root, "image", row["image"])
@@ -66,13 +66,14 @@ def open_table(root: Path) -> Dataset:
             raise DatasetError(f"{where}: {row['image']} stands on line {before} already; keep one of them")
         points = _file(where, root, "points", row.get("points", ""))
         if points and points not in places:
-            places[points] = _places(points)
+            places[points] = read_marks(points, root)
         masks = [_file(where, root, "mask", name) for name in row.get("mask", "").split(";")]
         vessels = _file(where, root, "vessels", row.get("vessels", ""))
         values = tuple((value, IGNORED) for value in _numbers(where, row.get("ignored", "")))
         patient = row.get("patient", "").strip()
         # A table of places may be that of all: it says whose each is.
-        alone = [points] if points and not any(name for name, _ in places[points]) else []
+        of_points = places[points] if points else {}
+        alone = [points] if points and of_points.keys() == {""} else []
         for file in (*masks, vessels, *alone):
             if file is not None:
                 _check_owner(where, file, image, owners, (line, patient))
@@ -83,7 +84,7 @@ def open_table(root: Path) -> Dataset:
                 _modality(where, row.get("modality", "")),
                 _targets(where, {label: _target(where, label, row.get(label, "")) for label in LABELS}),
                 (),
-                marks=_marks_of(places[points], row["image"]) if points else (),
+                marks=(*of_points.get("", ()), *of_points.get(_spelt(root, row["image"]), ())),
                 vessels=vessels,
                 domes=tuple(DomeMask(mask, values) for mask in masks if mask is not None),
                 patient=patient or None,
@@ -92,12 +93,8 @@ def open_table(root: Path) -> Dataset:
         )
     for column, names in (("patient", [entry.patient for entry in found]), ("site", [entry.site for entry in found])):
         _check_told_apart(path, column, [name for name in names if name])
-    notes = [*_notes(found), *_strangers(places, [_below(entry.path, root) for entry in found])]
+    notes = [*_notes(found), *_strangers(places, [_spelt(root, str(entry.path)) for entry in found])]
     return Dataset(root, tuple(found), (f"data set of one table: {len(found)} images", *notes))
-
-
-def _below(path: Path, root: Path) -> str:
-    return os.path.relpath(path, root) if path.is_relative_to(root) else str(path)
 
 
 def _check_owner(
@@ -124,26 +121,35 @@ def _check_told_apart(path: Path, column: str, names: Sequence[str]) -> None:
         )
 
 
-def _strangers(places: Mapping[Path, Sequence[tuple[str, Mark]]], images: Sequence[str]) -> list[str]:
+def _strangers(places: Mapping[Path, Mapping[str, Sequence[Mark]]], images: Sequence[str]) -> list[str]:
     """Return notes on places of images that no line lists. Raises DatasetError where one is meant and misspelt."""
-    listed = {_spelt(image) for image in images}
-    meant = {image.casefold() for image in listed} | {os.path.basename(image).casefold() for image in listed}
+    listed = set(images)
+    folded = {image.casefold() for image in images}
+    ends = {end for image in images for end in _ends(image)}
     notes = []
     for path, marks in places.items():
-        strange = [name for name, _ in marks if name and _spelt(name) not in listed]
+        strange = [name for name in marks if name and name not in listed]
         for name in strange:
-            if {_spelt(name).casefold(), os.path.basename(_spelt(name)).casefold()} & meant:
+            # Of another folder's image nothing is meant here: many are called alike but for their folder.
+            if name.casefold() in ends or folded.intersection(_ends(name)):
                 raise DatasetError(
                     f"{path}: image {name!r} is none of {TABLE}{did_you_mean(name, images)}; write images as there, or "
                     "their places are lost"
                 )
-        if strange:
-            notes.append(f"{len(strange)} places of {path.name} are of images that {TABLE} does not list")
+        if count := sum(len(marks[name]) for name in strange):
+            notes.append(f"{count} places of {path.name} are of images that {TABLE} does not list")
     return notes
 
 
-def _spelt(name: str) -> str:
-    return os.path.normpath(name.strip().replace("\\", "/"))
+def _ends(name: str) -> list[str]:
+    """Return a path in small letters, and without its first folder, its first two, and so on."""
+    parts = name.casefold().split(os.sep)
+    return [os.sep.join(parts[first:]) for first in range(len(parts))]
+
+
+def _spelt(root: Path, name: str) -> str:
+    """Return the path of an image from its table's folder, however it is written."""
+    return os.path.relpath(root / Path(name.strip().replace("\\", "/")).expanduser(), root)
 
 
 def _notes(found: Sequence[SeriesEntry]) -> list[str]:
@@ -176,27 +182,20 @@ def targets_of(known: Mapping[str, float]) -> NDArray[np.float32]:
     return targets
 
 
-def read_marks(path: Path, image: str = "") -> tuple[Mark, ...]:
-    """Return the places of a table: CSV with the columns i, j, k (voxels of the image, from 0), or x_lps_mm, y_lps_mm,
-    z_lps_mm, or x_ras_mm, y_ras_mm, z_ras_mm; and, if known, location, radius_mm, ignored and image.
+def read_marks(path: Path, root: Path) -> dict[str, tuple[Mark, ...]]:
+    """Return the places of a table by the path of their image from `root`; of whoever names the table are those of "".
 
-    A table that has the column `image` may hold the places of several: only those of `image` are returned. A text of
+    It is CSV with the columns i, j, k (voxels of the image, from 0), or x_lps_mm, y_lps_mm, z_lps_mm, or x_ras_mm,
+    y_ras_mm, z_ras_mm; and, if known, location, radius_mm, ignored and image, for the places of several. A text of
     numbers alone, three or four a line, is ADAM's: i, j, k and a radius in voxels, which is not used.
     Raises DatasetError.
     """
-    return _marks_of(_places(path), image)
-
-
-def _marks_of(places: Sequence[tuple[str, Mark]], image: str) -> tuple[Mark, ...]:
-    return tuple(mark for name, mark in places if not image or not name or _spelt(name) == _spelt(image))
-
-
-def _places(path: Path) -> list[tuple[str, Mark]]:
-    """Return all places of a table, each with its image, or nothing where the table names none."""
     text = read_text(path)
-    first = text.splitlines()[0] if text.strip() else ""
-    if not first or not re.search("[a-z]", first, re.IGNORECASE):
-        return [("", mark) for mark in _bare_marks(path, text)]
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    # Programs write numbers as 1.5e+01 too.
+    if not re.search("[a-df-z]", first, re.IGNORECASE):
+        bare = _bare_marks(path, text)
+        return {"": bare} if bare else {}
     rows = _rows(path, (), (*(name for names in _SPACES for name in names), *_OF_PLACES))
     given = [names for names in _SPACES if rows and all(name in rows[0][1] for name in names)]
     if len(given) != 1 and rows:
@@ -204,7 +203,7 @@ def _places(path: Path) -> list[tuple[str, Mark]]:
             f"{path} must have either the columns i, j, k (voxels), or x_lps_mm, y_lps_mm, z_lps_mm, or x_ras_mm, "
             "y_ras_mm, z_ras_mm: a place without its space could be anywhere"
         )
-    found = []
+    found: defaultdict[str, list[Mark]] = defaultdict(list)
     for line, row in rows:
         where = f"{path} line {line}"
         x, y, z = (_number(where, name, row[name]) for name in given[0])
@@ -215,8 +214,9 @@ def _places(path: Path) -> list[tuple[str, Mark]]:
             radius_mm=_radius(where, row.get("radius_mm", "").strip()),
             ignored=_target(where, "ignored", row.get("ignored", "")) == 1,
         )
-        found.append((row.get("image", "").strip(), mark))
-    return found
+        image = row.get("image", "").strip()
+        found[_spelt(root, image) if image else ""].append(mark)
+    return {image: tuple(marks) for image, marks in found.items()}
 
 
 def _bare_marks(path: Path, text: str) -> tuple[Mark, ...]:
@@ -237,11 +237,10 @@ def _rows(path: Path, needed: Sequence[str], known: Sequence[str]) -> list[Row]:
     names, rows = read_rows(path)
     for name in needed:
         if name not in names:
-            raise DatasetError(f"{path} has no column {name!r}{other_commas(names) or did_you_mean(name, names)}")
+            raise DatasetError(f"{path} has no column {name!r}{did_you_mean(name, names)}")
     for name in names:
         if name not in known:
-            cure = other_commas(names) or did_you_mean(name, known)
-            raise DatasetError(f"{path} has an unknown column {name!r}{cure}")
+            raise DatasetError(f"{path} has an unknown column {name!r}{did_you_mean(name, known)}")
     return rows
 
 
