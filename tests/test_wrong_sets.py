@@ -433,6 +433,12 @@ def test_one_scan_by_two_names_is_told_first(tmp_path: Path) -> None:
 def test_one_patients_scan_may_be_there_twice(tmp_path: Path) -> None:
     rows = [store.table_row(replace(learning_sets.volume(0, True), series_uid=f"1.2.{n}"), 1) for n in (1, 2)]
     assert not any("scan_repeated" in row["quality"] for row in store.with_repeated(rows))
+    blank = [
+        store.table_row(replace(learning_sets.volume(n, True), voxels=np.full((4, 5, 6), 255 * n, np.uint8)), 1)
+        for n in (0, 0, 1)
+    ]
+    blank[1]["patient"] = "another"
+    assert not any("scan_repeated" in row["quality"] for row in store.with_repeated(blank)), "nothing is shown"
     rows[1]["patient"] = "another"
     again = store.with_repeated(store.with_repeated(rows))
     assert [row["quality"].count("scan_repeated") for row in again] == [1, 1]

@@ -152,7 +152,7 @@ TABLE_SCHEMA = pa.schema(
     ]
 )
 """Columns of `volumes.parquet`, one row per prepared series; `path` is relative to the set, `scan` a hash of the
-voxels: one scan that is there under two names has it twice."""
+voxels: one scan that is there under two names has it twice. It is empty where all voxels have one value."""
 
 REPEATED = "scan_repeated"
 _ARRAYS = ("voxels", "vessels", "domes")
@@ -285,12 +285,19 @@ def table_row(prepared: PreparedVolume, size_bytes: int) -> dict[str, Any]:
     row = {
         **_described(prepared),
         "path": volume_path(prepared.series_uid),
-        "scan": hashlib.blake2b(np.ascontiguousarray(prepared.voxels).data, digest_size=16).hexdigest(),
+        "scan": _scan(prepared.voxels),
         "has_vessels": prepared.vessels is not None,
         "has_domes": prepared.domes is not None,
         "bytes": size_bytes,
     }
     return {**row, **dict(zip(LABELS, targets, strict=True))}
+
+
+def _scan(voxels: NDArray[Any]) -> str:
+    """Return a hash of voxels, or nothing where all have one value: such volumes are alike, and of no one scan."""
+    if not voxels.size or voxels.min() == voxels.max():
+        return ""
+    return hashlib.blake2b(np.ascontiguousarray(voxels).data, digest_size=16).hexdigest()
 
 
 def with_repeated(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
