@@ -154,6 +154,11 @@ def test_one_scan_of_two_patients_is_not_dealt_to_two_folds(volumes: Path, tmp_p
     twice = table.assign(scan=[table["scan"][0] if n in (0, other) else scan for n, scan in enumerate(table["scan"])])
     with pytest.raises(RequestError, match="are one scan, voxel for voxel, of two patients by name"):
         begin.deal(volumes, twice, config)
+    last = max(n for n in range(12) if folds[uids[n]] == folds[uids[0]])
+    several = {0, other, last}
+    thrice = table.assign(scan=[table["scan"][0] if n in several else scan for n, scan in enumerate(table["scan"])])
+    with pytest.raises(RequestError, match=f"series {uids[0]} and {uids[other]} are"):  # and not two of one fold
+        begin.deal(volumes, thrice, config)
     assert len(begin.deal(volumes, table.assign(scan=""), config)) == 12, (
         "a set of an earlier version says nothing of it"
     )

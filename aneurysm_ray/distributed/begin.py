@@ -74,7 +74,7 @@ def deal(volumes: Path, table: pd.DataFrame, config: Config) -> pd.DataFrame:
     scans = pd.Series(table["scan"].to_numpy(), index=dealt.index)
     for _, same in dealt[scans.ne("") & scans.duplicated(keep=False)].groupby(scans):
         if same["fold"].nunique() > 1:
-            first, other = same["series_uid"].iloc[[0, -1]]
+            first, other = same.drop_duplicates("fold")["series_uid"].iloc[:2]
             raise RequestError(
                 f"{volumes}: series {first} and {other} are one scan, voxel for voxel, of two patients by name, and a "
                 "fold would be judged by what it was trained on; leave one out of the data set, or call the patient by "
