@@ -103,17 +103,23 @@ def whole(labels: NDArray[Any]) -> NDArray[Any]:
     """
     if labels.dtype.kind in "iub":
         return np.asarray(labels)
-    if not np.isfinite(labels).all():
-        raise MaskError("it holds values that are no numbers")
-    rounded = np.rint(labels)
-    if labels.size and np.abs(rounded).max() > 2**31 - 1:
-        raise MaskError("it holds values too large for labels")
-    between = np.abs(labels - rounded) > WHOLE
-    if between.any() and rounded.max() > 1:
+    found = np.empty_like(labels, np.int32, subok=False)
+    highest, between = 0.0, False
+    for index in range(labels.shape[-1]):  # one by one, as masks of floats are large
+        part = labels[..., index]
+        if not np.isfinite(part).all():
+            raise MaskError("it holds values that are no numbers")
+        rounded = np.rint(part)
+        if np.abs(rounded).max(initial=0) > 2**31 - 1:
+            raise MaskError("it holds values too large for labels")
+        between |= bool((np.abs(part - rounded) > WHOLE).any())
+        highest = max(highest, float(part.max(initial=0)))
+        found[..., index] = rounded
+    if between and found.max() > 1:
         raise MaskError("it holds values between its labels, as after resampling with interpolation")
-    if labels.max(initial=0) > 0 and not rounded.any():
-        raise MaskError(f"its largest value is {labels.max():g}: it may be a probability or have been rescaled")
-    return np.asarray(rounded, np.int32)
+    if highest > 0 and not found.any():
+        raise MaskError(f"its largest value is {highest:g}: it may be a probability or have been rescaled")
+    return found
 
 
 def onto_grid(mask: Mask, affine: NDArray[np.float64], shape: tuple[int, int, int]) -> U8:
