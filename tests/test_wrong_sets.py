@@ -430,6 +430,21 @@ def test_one_scan_by_two_names_is_told_first(tmp_path: Path) -> None:
     assert len(inspection.inspect(tmp_path / "out")["look first at"]) == 2
 
 
+def test_a_set_that_an_earlier_version_began_knows_nothing_of_some_scans(tmp_path: Path) -> None:
+    rows = [
+        store.table_row(replace(learning_sets.volume(0, True), series_uid=f"1.2.{n}", patient=f"p{n}"), 1)
+        for n in range(3)
+    ]
+    known = rows[2]["scan"]
+    del rows[0]["scan"], rows[1]["scan"]
+    for _ in range(2):  # as made, and as read back
+        store.write_table(tmp_path, rows)
+        table = store.volumes_table(tmp_path)
+        assert list(table["scan"]) == ["", "", known]
+        assert not any(len(codes) for codes in table["quality"])
+        rows = table.to_dict("records")  # type: ignore[assignment]
+
+
 def test_one_patients_scan_may_be_there_twice(tmp_path: Path) -> None:
     rows = [store.table_row(replace(learning_sets.volume(0, True), series_uid=f"1.2.{n}"), 1) for n in (1, 2)]
     assert not any("scan_repeated" in row["quality"] for row in store.with_repeated(rows))

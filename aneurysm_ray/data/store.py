@@ -310,7 +310,8 @@ def with_repeated(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         codes = [code for code in row["quality"] if code != REPEATED]
         again = row.get("scan") and len(patients[row["scan"]]) > 1
-        found.append({**row, "quality": [*codes, REPEATED] if again else codes})
+        # Rows that an earlier version made have no scan.
+        found.append({"scan": "", **row, "quality": [*codes, REPEATED] if again else codes})
     return found
 
 
