@@ -70,6 +70,18 @@ def test_lesions_away_from_vessels_are_gated_once_vessels_are_known() -> None:
 
 
 @pytest.mark.parametrize("name", ["small3d", "resnet3d18"])
+def test_a_fresh_grid_network_tells_contrast_medium_from_bone(name: str) -> None:
+    """Where an image is even, nothing but its brightness says what it shows."""
+    torch.manual_seed(0)
+    network = models.build(ModelConfig(name=name, head="grid", width=16))
+    with torch.inference_mode():
+        dark, bright = (
+            network.backbone(torch.full((1, 1, 32, 32, 32), level))[0][0, :, 4, 4, 4] for level in (0.4, 1.0)
+        )
+    assert torch.cosine_similarity(dark, bright, 0) < 0.95
+
+
+@pytest.mark.parametrize("name", ["small3d", "resnet3d18"])
 def test_cells_do_not_depend_on_what_else_lies_in_a_window(name: str) -> None:
     torch.manual_seed(0)
     network = models.build(ModelConfig(name=name, head="grid", width=4, output_stride=4)).eval()

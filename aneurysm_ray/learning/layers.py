@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 EPSILON = 1e-2
 """Added to the variance: in air a smaller one would multiply noise, and gradients, by hundreds in every layer."""
+SMALLEST = 1e-6
+"""Added to the variance whose root is taken: the root's slope at 0 is infinite."""
 
 
 class ChannelNorm(nn.Module):
@@ -16,17 +18,25 @@ class ChannelNorm(nn.Module):
 
     Statistics never leave the voxel. So a volume may be scored in windows of any size, a step's gradient does not
     depend on how a batch is split over workers, and averaged weights need no statistics of their own.
+
+    An image's own channels all grow with its brightness, which normalising divides out: bone and contrast medium would
+    be the same. `keeps_size` adds to each channel a learnt multiple of what was divided by.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, keeps_size: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
+        self.size = nn.Parameter(torch.randn(channels)) if keeps_size else None
 
     def forward(self, x_BCZYX: Tensor) -> Tensor:
         last = x_BCZYX.movedim(1, -1)
         weight, bias = self.weight.to(last.dtype), self.bias.to(last.dtype)
-        return F.layer_norm(last, (last.shape[-1],), weight, bias, EPSILON).movedim(-1, 1)
+        normed = F.layer_norm(last, (last.shape[-1],), weight, bias, EPSILON)
+        if self.size is not None:
+            deviation = (last.float().var(-1, correction=0, keepdim=True) + SMALLEST).sqrt()
+            normed = normed + (deviation * self.size).to(last.dtype)
+        return normed.movedim(-1, 1)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

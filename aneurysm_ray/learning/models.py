@@ -131,9 +131,8 @@ class SmallFeatures(Backbone):
         w = config.width
         self.channels = (w, 3 * w, 6 * w)
         self.strides = (config.stem_stride, 2 * config.stem_stride, 4 * config.stem_stride)
-        self.stem = nn.Sequential(
-            Conv3d(1, w, 5, stride=config.stem_stride, padding=2, bias=False), _norm(config)(w), nn.ReLU(inplace=True)
-        )
+        first = Conv3d(1, w, 5, stride=config.stem_stride, padding=2, bias=False)
+        self.stem = nn.Sequential(first, _first_norm(config, first), nn.ReLU(inplace=True))
         self.blocks = nn.ModuleList([Block(w, 3 * w, 2, _norm(config)), Block(3 * w, 6 * w, 2, _norm(config))])
 
     def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
@@ -163,7 +162,7 @@ class ResNetFeatures(Backbone):
         )
         # MONAI's `norm` argument reaches only the stem: its `_make_layer` keeps BatchNorm, as of 1.6.
         _exchange_layers(made, _norm(config))
-        self.conv1, self.bn1 = made.conv1, made.bn1
+        self.conv1, self.bn1 = made.conv1, _first_norm(config, made.conv1)
         self.layer1, self.layer2, self.layer3, self.layer4 = made.layer1, made.layer2, made.layer3, made.layer4
         self.channels = tuple(n * (4 if block == "bottleneck" else 1) for n in planes)
         self.strides = tuple(config.stem_stride * factor for factor in (1, 2, 4, 8))
@@ -214,6 +213,19 @@ def _norm(config: ModelConfig) -> Callable[[int], nn.Module]:
     Pooled networks did not learn at all from features whose contrast was taken away voxel by voxel.
     """
     return group_norm if config.head == "pooled" else ChannelNorm
+
+
+def _first_norm(config: ModelConfig, convolution: nn.Conv3d) -> nn.Module:
+    """Return what normalises the channels that the image itself becomes, and of a grid network keeps their size.
+
+    An even image at full brightness then counts about as much by its size as by its direction.
+    """
+    if config.head == "pooled":
+        return group_norm(convolution.out_channels)
+    norm = ChannelNorm(convolution.out_channels, keeps_size=True)
+    with torch.no_grad():
+        norm.size /= convolution.weight.sum((1, 2, 3, 4)).std(correction=0)
+    return norm
 
 
 def _exchange_layers(module: nn.Module, norm: Callable[[int], nn.Module]) -> None:
