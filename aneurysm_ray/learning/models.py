@@ -223,8 +223,9 @@ def _first_norm(config: ModelConfig, convolution: nn.Conv3d) -> nn.Module:
     if config.head == "pooled":
         return group_norm(convolution.out_channels)
     norm = ChannelNorm(convolution.out_channels, keeps_size=True)
+    assert norm.size is not None
     with torch.no_grad():
-        norm.size /= convolution.weight.sum((1, 2, 3, 4)).std(correction=0)
+        norm.size.div_(convolution.weight.sum((1, 2, 3, 4)).std(correction=0))
     return norm
 
 
