@@ -452,7 +452,7 @@ def test_the_parts_of_an_epoch_make_up_its_seconds(volumes: Path) -> None:
     for result in _run(small_config(volumes, sampler__hard_negative_every=1), volumes):
         parts = {part: result.metrics[f"seconds/{part}"] for part in PARTS}
         within = sum(seconds for part, seconds in parts.items() if part != "writing")
-        assert within == pytest.approx(result.metrics["seconds"], rel=0.1)
+        assert 0.9 * result.metrics["seconds"] < within <= result.metrics["seconds"] + 1e-6
         assert min(parts["steps"], parts["validation"], parts["mining"]) > 0
 
 

@@ -132,19 +132,20 @@ def fit(
                 seed = (config.seed, fold, epoch)
                 mine = find_hard_negatives(scored, cases, cache, config, device, seed, part, tell)
                 learner.hard = _refreshed(learner.hard, gather(mine, world_size))
+            mining_done = time.perf_counter()
 
             metrics = {
                 "epoch": float(epoch),
                 **_of_training(losses, taught.skipped),
                 **validated.metrics,
                 "lr": taught.rate,
-                "seconds": time.perf_counter() - started,
+                "seconds": mining_done - started,
                 "patches_per_s": len(plan) / seconds,
                 "data_wait_fraction": taught.waited_s / seconds,
                 "seconds/feed": taught.waited_s,
                 "seconds/steps": seconds - taught.waited_s,
                 "seconds/validation": validation_done - training_done,
-                "seconds/mining": time.perf_counter() - validation_done,
+                "seconds/mining": mining_done - validation_done,
                 "seconds/writing": writing,
             }
             learner.history.append(metrics)
