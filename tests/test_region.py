@@ -302,3 +302,26 @@ def test_a_scan_is_the_same_from_whichever_end_its_file_begins(
         made = prepare_series(turned_over(volume, axes), config)
         assert np.abs(made.affine - wanted.affine).max() < 3e-3, axes
         assert np.abs(made.voxels.astype(int) - wanted.voxels.astype(int)).max() <= 1, axes
+
+
+def with_axes(volume: Volume, order: tuple[int, int, int]) -> Volume:
+    """Return the same voxels at the same places, the file's axes in another order, as converters write them."""
+    affine = volume.affine.copy()
+    affine[:3, :3] = volume.affine[:3, list(order)]
+    voxels = volume.voxels.transpose(order)
+    origins = affine[:3, 3] + np.arange(len(voxels))[:, None] * affine[:3, 0]
+    return replace(volume, voxels=voxels, affine=affine, origins_mm=origins, instances=())
+
+
+@pytest.mark.parametrize(("field", "modality"), [(noisy(arms_hu), "CT"), (mr_head, "MR")], ids=["CT", "MR"])
+@pytest.mark.parametrize("way", [AXIAL, CORONAL, SAGITTAL], ids=["axial", "coronal", "sagittal"])
+def test_a_scan_is_the_same_whatever_order_its_files_axes_have(
+    way: dict[str, object], field: Field, modality: str
+) -> None:
+    volume = scan(field, **way, shape=(83, 104, 101), modality=modality)  # type: ignore[arg-type]
+    config = VolumeConfig(spacing_mm=(4, 4, 4))
+    wanted = prepare_series(volume, config)
+    for order in ((0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)):
+        made = prepare_series(with_axes(volume, order), config)
+        assert np.abs(made.affine - wanted.affine).max() < 3e-3, order
+        assert np.abs(made.voxels.astype(int) - wanted.voxels.astype(int)).max() <= 1, order

@@ -39,9 +39,6 @@ MR_FRACTION = 0.1
 """MR: below this share of the 98th percentile is air (BET's rule, Smith 2002)."""
 AIR_NOISE = 2.0
 """MR: below this multiple of the 5th percentile of the values above 0 is air; noise lies around that percentile."""
-SCANNED_ACROSS, SCANNED_WITHIN = (1, 1, -1), (-1, 1, 1)
-"""How slices and, within them, pixels follow each other on z, y and x in DICOM, as a rule: slices from feet to head,
-from front to back, from left to right; pixels from head to feet, from front to back, from right to left."""
 MARGIN_MM = 4.0
 """Room above the top of the head."""
 CENTRE_DEPTH_MM = 90.0
@@ -68,13 +65,13 @@ class Head:
 
 @dataclass(frozen=True, eq=False)
 class _Thinned:
-    """A scan on few voxels, on the frame's own axes."""
+    """A scan on few voxels, on the patient's axes, or those of the scan that are nearest to them.
+
+    They are z, y and x, from feet to head, from front to back, from right to left."""
 
     values: F32
     places_mm: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
-    """Where each voxel lies along the patient's z, y and x: feet to head, front to back, right to left."""
-    upward: int
-    """The axis nearest to the patient's z; the other two span the axial planes."""
+    """Where each voxel lies along these axes; on a tilted scan it hangs on more than one of a voxel's indices."""
     spacing_mm: tuple[float, float, float]
 
 
@@ -104,7 +101,7 @@ def find_head(volume: Volume, frame: Axes) -> Head:
             break
 
     z, y, x = thinned.places_mm
-    step = thinned.spacing_mm[thinned.upward]
+    step = thinned.spacing_mm[0]
     edge = float(z.max()) + step / 2
     if fits.any():
         top = min(_top_mm(thinned, tissue, fits), edge)
@@ -137,8 +134,7 @@ def _top_mm(thinned: _Thinned, tissue: NDArray[np.bool_], fits: NDArray[np.bool_
 
     It ends near the ball's own upper end, or a little above it where a narrow head stops the ball from the sides.
     """
-    z, y, x = (np.moveaxis(place, thinned.upward, 0) for place in thinned.places_mm)
-    fits, tissue = (np.moveaxis(mask, thinned.upward, 0) for mask in (fits, tissue))
+    z, y, x = thinned.places_mm
     heights = z.mean(axis=(1, 2))
     level = max(np.flatnonzero(fits.any(axis=(1, 2))), key=lambda k: heights[k])
     middle = y[level][fits[level]].mean(), x[level][fits[level]].mean()
@@ -150,7 +146,7 @@ def _top_mm(thinned: _Thinned, tissue: NDArray[np.bool_], fits: NDArray[np.bool_
             if tissue[above][crown].mean() < 0.5:
                 break
             level = above
-    return float(heights[level]) + thinned.spacing_mm[thinned.upward] / 2
+    return float(heights[level]) + thinned.spacing_mm[0] / 2
 
 
 def head_box(head: Head, volume: Volume, frame: Axes, extent_mm: tuple[float, float, float]) -> NDArray[np.float64]:
@@ -200,7 +196,7 @@ def _brain(thinned: _Thinned, tissue: NDArray[np.bool_], inside: NDArray[np.bool
 
     Depth is measured within axial slices, so that how far a scan goes up or down changes nothing.
     """
-    flat = tuple(1e6 if axis == thinned.upward else mm for axis, mm in enumerate(thinned.spacing_mm))
+    flat = (1e6, *thinned.spacing_mm[1:])
     deep = inside & (_distance_mm(tissue, flat) >= BRAIN_DEPTH_MM)
     return deep if deep.any() else inside
 
@@ -238,38 +234,43 @@ def _parting(values: F32) -> float:
 
 
 def _thin(volume: Volume, frame: Axes) -> _Thinned:
-    """Return every so many slices and rows of a scan, averaged along the rows: whole rows are what memory gives fast,
-    and their average has little noise.
+    """Return every so many axial and coronal planes of a scan, averaged along x, so that little noise is left.
 
-    Counted from the end from which a scanner counts, so that it is the same scan whichever end its file begins at.
+    On the patient's axes and counted from the feet, the front and the right, so that it is the same scan whatever axes
+    its file has and whichever end it begins at. Most files are axial, whose rows memory gives fast.
     """
     axes, signs = patient_axes(frame)
-    first = [1, 1, 1]
-    for standard, (axis, sign) in enumerate(zip(axes, signs, strict=True)):
-        first[axis] = sign * (SCANNED_ACROSS if axis == 0 else SCANNED_WITHIN)[standard]
-    turned = volume.voxels[tuple(slice(None, None, step) for step in first)]
-    spacing_mm = rounded(volume.spacing_mm, FINE_GRID).tolist()
+    turned = volume.voxels.transpose(axes)[tuple(slice(None, None, sign) for sign in signs)]
+    spacing_mm = rounded(volume.spacing_mm, FINE_GRID)[list(axes)].tolist()
     steps = [max(1, round(round(THINNED_MM / mm, 3))) for mm in spacing_mm]
-    rows = turned[:: steps[0], :: steps[1]]
+    rows = np.ascontiguousarray(turned[:: steps[0], :: steps[1]])
     if rows.size and not rows.max() > rows.min():
-        # What is shown may lie between two of the slices or rows that are kept.
+        # What is shown may lie between two of the planes that are kept.
         steps[:2] = [1, 1]
         rows = turned
     starts = np.arange(0, rows.shape[2], steps[2])
     counts = np.diff(np.append(starts, rows.shape[2]))
     values = np.add.reduceat(rows, starts, axis=2, dtype=np.float32)
     values /= counts.astype(np.float32)
-    down = _from(first[1], np.arange(0, volume.shape[1], steps[1]), volume.shape[1])[:, None] * frame.pitch_mm[0]
-    across = _from(first[2], starts + (counts - 1) / 2, volume.shape[2]) * frame.pitch_mm[1]
+    kept = np.arange(0, turned.shape[0], steps[0]), np.arange(0, turned.shape[1], steps[1]), starts + (counts - 1) / 2
+    at: list[NDArray[Any]] = [starts, starts, starts]  # on the file's axes
+    for standard, (axis, sign) in enumerate(zip(axes, signs, strict=True)):
+        counted = kept[standard] if sign == 1 else turned.shape[standard] - 1 - kept[standard]
+        at[axis] = counted.reshape([-1 if other == standard else 1 for other in range(3)])
+    slices = np.arange(volume.shape[0])
     along = [
-        places[:: first[0]][:: steps[0], None, None] + offset
-        for places, offset in ((frame.slices_mm, 0.0), (frame.rows_mm, down), (frame.columns_mm, across))
+        np.interp(at[0], slices, places) + offset
+        for places, offset in (
+            (frame.slices_mm, 0.0),
+            (frame.rows_mm, at[1] * frame.pitch_mm[0]),
+            (frame.columns_mm, at[2] * frame.pitch_mm[1]),
+        )
     ]
     z, y, x = (np.broadcast_to(sign * along[axis], values.shape) for axis, sign in zip(axes, signs, strict=True))
     spacing = [step * mm for step, mm in zip(steps, spacing_mm, strict=True)]
     # Levels of one value, such as those a scan was padded with, show nothing: the scan ends before them.
-    kept = tuple(_shown(values, axis) for axis in range(3))
-    return _Thinned(values[kept], (z[kept], y[kept], x[kept]), axes[0], (spacing[0], spacing[1], spacing[2]))
+    shown = tuple(_shown(values, axis) for axis in range(3))
+    return _Thinned(values[shown], (z[shown], y[shown], x[shown]), (spacing[0], spacing[1], spacing[2]))
 
 
 def _shown(values: F32, axis: int) -> slice:
@@ -277,11 +278,6 @@ def _shown(values: F32, axis: int) -> slice:
     others = tuple(other for other in range(3) if other != axis)
     shown = np.flatnonzero(values.max(axis=others) > values.min(axis=others))
     return slice(shown[0], shown[-1] + 1) if len(shown) else slice(None)
-
-
-def _from(end: int, places: NDArray[Any], length: int) -> NDArray[Any]:
-    """Return places as counted from the first of so many voxels, that are counted from there (1) or the last (-1)."""
-    return places if end == 1 else length - 1 - places
 
 
 def _closed(tissue: NDArray[np.bool_], thinned: _Thinned) -> NDArray[np.bool_]:
@@ -313,9 +309,9 @@ def _off_the_border(thinned: _Thinned) -> NDArray[np.bool_]:
     """Say which voxels may be a ball's centre: not those at the border of the field of view, behind which a table or a
     shoulder that it cuts off would count as tissue without end."""
     may = np.ones(thinned.values.shape, bool)
-    for axis, (n, mm) in enumerate(zip(thinned.values.shape, thinned.spacing_mm, strict=True)):
-        if axis != thinned.upward:
-            away_mm = _compared(np.minimum(np.arange(n), np.arange(n)[::-1]) * mm)
-            away = away_mm >= _compared(min(BALL_MM / 2, n * mm / 4))
-            may &= away.reshape([n if a == axis else 1 for a in range(3)])
+    for axis in (1, 2):
+        n, mm = thinned.values.shape[axis], thinned.spacing_mm[axis]
+        away_mm = _compared(np.minimum(np.arange(n), np.arange(n)[::-1]) * mm)
+        away = away_mm >= _compared(min(BALL_MM / 2, n * mm / 4))
+        may &= away.reshape([n if a == axis else 1 for a in range(3)])
     return may
