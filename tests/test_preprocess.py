@@ -107,6 +107,15 @@ def test_two_slices_are_enough_and_thin_scans_stay_thin() -> None:
     assert prepare_series(scan(shape=(4, 100, 100), step=(0, 0, 5)), SMALL).voxels.shape[0] == 10
 
 
+def test_a_scan_as_long_as_whole_voxels_has_them_all_however_its_ends_are_rounded() -> None:
+    """Both ends count to a micrometre, so that a length may lack two of them."""
+    for step in (5 - 2.5e-4, 5, 5 + 2.5e-4):
+        assert (
+            prepare_series(scan(shape=(12, 100, 100), step=(0, 0, step), first=(-125, -125, 0)), SMALL).voxels.shape[0]
+            == 30
+        )
+
+
 def test_ct_without_hounsfield_units_is_cropped_like_mr() -> None:
     volume = scan()
     shifted = replace(volume, voxels=(volume.voxels // 10 - 900).astype(np.int16))

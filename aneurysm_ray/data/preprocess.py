@@ -17,7 +17,7 @@ from aneurysm_ray.data import doubts, lesions, masks, vesselness
 from aneurysm_ray.data.dataset import DomeMask, Localizer
 from aneurysm_ray.data.points import Mark, marked_mm
 from aneurysm_ray.data.region import Head, find_head, head_box, patient_axes
-from aneurysm_ray.data.resample import Axes, frame_of, resample
+from aneurysm_ray.data.resample import GRID_MM, Axes, frame_of, resample
 from aneurysm_ray.data.store import Point, PreparedVolume
 from aneurysm_ray.data.volume import Volume
 from aneurysm_ray.data.window import Window, find_window, to_uint8
@@ -105,8 +105,8 @@ def prepare_series(
 
 def _centres(low: float, high: float, spacing: float) -> NDArray[np.float64]:
     """Return the centres of the whole voxels that fit between two edges, one at least, in the middle of them."""
-    # A scan as long as so many voxels has them all, however its file rounds positions.
-    count = max(1, int((high - low) / spacing + 1e-3))
+    # A scan as long as so many voxels has them all, however its file rounds the positions of its ends.
+    count = max(1, int((high - low + 4 * GRID_MM) / spacing))
     return np.linspace(-(count - 1) / 2, (count - 1) / 2, count) * spacing + (low + high) / 2
 
 
