@@ -1,27 +1,30 @@
 """What does a fold cost beside its training steps, on a set larger than memory? And what does a patch cost to read?
 
-    taskset -c 1 python benchmarks/fold_cost.py WORK --series 1600 --memory 8 [--presets v1,v4,v5] [--only folds]
+    python benchmarks/fold_cost.py WORK --series 1600 --memory 8 [--presets v1,v4,v5] [--only folds]
 
 Runs unattended and writes WORK/fold_cost.md line by line. Prepared series at the real shape, 200 x 400 x 320 (25.6 MB
 each, 41 GB in all, 21 GB of files), are written once; then this process and its page cache have so many GB (a memory
-cgroup of version 1, where this machine lets us make one), and torch one thread. Three parts:
+cgroup of version 1, where this machine lets us make one), and torch one thread. Four parts:
 
   - readings: patches/s of one core from this project's cache, cold, from the page cache, and the bytes that a patch
     takes; from what it had before, memory maps of whole volumes, and on a miss the decompression of the volume; from
     blosc2 files as nnU-Net keeps them (`pip install blosc2`); from MONAI's PersistentDataset and CacheDataset.
-  - folds: a network small enough to be fed by the same core, with all that a fold does - reading, steps, validation,
+  - folds: a network small enough to be fed by one more core, with all that a fold does - reading, steps, validation,
     mining, writing its state and tables as `train` does - against the bare step on patches in memory. Three epochs are
     run and counted as often as a fold of 30 on `--real` series has them: one that fills the cache, 28 like the second,
     one with the full validation, of which `--full` series are scored and the rest counted.
   - peers: the same steps fed by one thread from each storage, all volumes in random order, on the part of the set that
     the disk holds as whole arrays, with less memory.
+  - search: epochs/s of so many trials at a time, each a process that trains on a part of the set: with one cache that
+    they share, with a folder each, and with none.
 
-Shares are of CPU time as well as of time on the clock: the first hold on a busy machine, where waiting for the disk is
-left out, the second on an idle one.
+Shares are of CPU time as well as of time on the clock. The second is what a user waits for, and holds on two idle
+cores: one steps, one feeds. The first counts the work of both, and leaves out waiting for the disk.
 """
 
 import argparse
 import contextlib
+import multiprocessing
 import os
 import shutil
 import statistics
@@ -54,6 +57,8 @@ PATCH = (64, 96, 96)
 EPOCHS = 30
 """Of the fold that is computed from what was measured."""
 
+CHANGES = ("affine_probability", "gamma", "brightness", "contrast", "blur", "noise")
+
 TINY: dict[str, Any] = {
     "volume.extent_mm": (160.0, 200.0, 160.0),
     "model.name": "small3d",
@@ -61,15 +66,16 @@ TINY: dict[str, Any] = {
     "model.stem_stride": 4,
     "optim.batch_size": 32,
     "optim.precision": "float32",
-    "augment.affine_probability": 0.0,
-    "augment.noise": 0.0,
-    "augment.gamma": 0.0,
+    **{f"augment.{change}": 0.0 for change in CHANGES},
     "loss.vessel_weight": 0.0,
     "feed.threads": 1,
 }
-"""A network that costs less than reading its patches does."""
+"""A network that takes some 350 patches/s of a core, and nothing for the CPU to change, as a GPU changes voxels itself:
+what is left is to feed it, which the other core does."""
 
 PARTS = ("feed", "steps", "validation", "mining", "writing")
+OF_A_SEARCH, EPOCHS_OF_A_TRIAL = 40, 3
+"""Series that trials train on, and epochs that each takes."""
 
 
 def main() -> None:
@@ -85,7 +91,8 @@ def main() -> None:
     parser.add_argument("--peers-memory", type=float, default=1.5, help="GB that comparison may have")
     parser.add_argument("--steps", type=int, default=64, help="steps of each turn of that comparison")
     parser.add_argument("--real", type=int, default=4348, help="series of the data set whose fold is computed")
-    parser.add_argument("--only", choices=["readings", "folds", "peers"], help="one of the three parts")
+    parser.add_argument("--trials", type=int, default=8, help="trials at a time of the search")
+    parser.add_argument("--only", choices=["readings", "folds", "peers", "search"], help="one of the four parts")
     options = parser.parse_args()
     torch.set_num_threads(1)
     volumes = options.work / "volumes"
@@ -114,6 +121,10 @@ def main() -> None:
             with limited(options.peers_memory) as limit:
                 say(f"\n{said}of them {part}, memory {limit.said}; steps of {TINY['optim.batch_size']} patches\n")
                 peers(volumes, table[:part], options, say)
+        if options.only in (None, "search"):
+            part = min(OF_A_SEARCH, len(table))
+            say(f"\n{said}of them {part}; {options.trials} trials at a time\n")
+            search(volumes, table[:part], options, say)
 
 
 def make_set(folder: Path, count: int) -> None:
@@ -389,6 +400,44 @@ def peers(volumes: Path, table: pd.DataFrame, options: argparse.Namespace, say: 
         speed, by_cpu = fed(config, cases, read, options.steps)
         say(f"| {name} | {speed:.0f} | {speed / bare:.2f} | {by_cpu / bare_cpu:.2f} |")
     shutil.rmtree(work)
+
+
+def search(volumes: Path, table: pd.DataFrame, options: argparse.Namespace, say: Callable[[str], None]) -> None:
+    """Say how many epochs/s trials take together by what of a cache they share."""
+    say("| cache | epochs/s of all trials | CPU s an epoch | GB on disk |\n|---|---:|---:|---:|")
+    for name, shared in (
+        ("one that all share", True),
+        ("a folder each", False),
+        ("none: volumes are decompressed", None),
+    ):
+        work = Path(tempfile.mkdtemp(dir=options.work))
+        folders = [work / ("all" if shared else f"trial{number}") for number in range(options.trials)]
+        gigabytes = 0.0 if shared is None else 1000.0
+        begun, before = time.perf_counter(), os.times()
+        with multiprocessing.get_context("spawn").Pool(options.trials) as pool:
+            pool.starmap(trial, [(volumes, table, folder, gigabytes, seed) for seed, folder in enumerate(folders)], 1)
+            pool.close()
+            pool.join()
+        seconds, now = time.perf_counter() - begun, os.times()
+        epochs = options.trials * EPOCHS_OF_A_TRIAL
+        cpu = now.children_user + now.children_system - before.children_user - before.children_system
+        size = sum(path.stat().st_size for path in work.rglob("*.bricks")) / 1e9
+        say(f"| {name} | {epochs / seconds:.2f} | {cpu / epochs:.2f} | {size:.2f} |")
+        shutil.rmtree(work)
+
+
+def trial(volumes: Path, table: pd.DataFrame, cache: Path, gigabytes: float, seed: int) -> None:
+    """Train one trial of a search."""
+    torch.set_num_threads(1)
+    changes = {
+        "optim.epochs": EPOCHS_OF_A_TRIAL,
+        "feed.cache_dir": str(cache),
+        "feed.cache_gb": gigabytes,
+        "seed": seed,
+    }
+    held_out = np.arange(len(table)) % 5 == 0
+    for _ in engine.fit(overrides.build(TINY, changes), volumes, table[~held_out], table[held_out]):
+        pass
 
 
 def fed(config: Config, cases: tuple[Case, ...], read: Reader, steps: int) -> tuple[float, float]:

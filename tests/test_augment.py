@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -61,6 +62,16 @@ def _brightest(image: torch.Tensor) -> np.ndarray:
     """Centre of mass of a patch (z, y, x)."""
     mass = image.double().numpy()
     return np.array([(axis * mass).sum() for axis in np.indices(mass.shape)]) / mass.sum()
+
+
+def test_blur_mixes_voxels_with_the_mean_of_their_neighbourhood() -> None:
+    batch = _batch(3, (11, 12, 13))
+    done = _changed(batch, _draws(3, blur=np.array([0.0, 0.25, 1.0])))
+    for image, was, share in zip(
+        done.image_BZYX.numpy(), batch.image_BZYX.double().numpy() / 255, (0, 0.25, 1.0), strict=True
+    ):
+        smooth = scipy.ndimage.uniform_filter(was, 3, mode="nearest")
+        np.testing.assert_allclose(image, (1 - share) * was + share * smooth, atol=1e-6)
 
 
 def test_nothing_asked_nothing_done() -> None:
