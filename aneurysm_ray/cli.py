@@ -210,7 +210,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="optim.epochs")] = None,
     batch_size: Annotated[int | None, typer.Option(help="optim.batch_size")] = None,
     model: Annotated[str | None, typer.Option(help="model.name")] = None,
-    init: Annotated[Path | None, typer.Option(parser=place, help="Checkpoint to start from.")] = None,
+    init: Annotated[Path | None, typer.Option(parser=place, help="Checkpoint, or run, to start from.")] = None,
     control: Annotated[str | None, typer.Option(help="shuffle: the control that must score 0.5.")] = None,
     test: Annotated[
         list[Path] | None, typer.Option(parser=place, help="Another prepared set, scored once at the end; repeatable.")
@@ -229,11 +229,11 @@ def train(
         summary = training.train(volumes, out, settings, folds=fold, resume=resume, tests=test or ())
     from aneurysm_ray.learning.bootstrap import Score
 
-    none = summary["score"]["value"] is None
-    print("no score" if none else f"score {Score.of(summary['score'])} out of fold")
+    print("no score" if summary["score"]["value"] is None else f"score {Score.of(summary['score'])} out of fold")
     for outside in summary.get("tests", ()):
         print(f"score {Score.of(outside['score'])} on {outside['name']}, which no model saw")
-    _next(("open", f"{out}/report.html"), (AGAIN, "predict", out, "YOUR_DICOM_FOLDER"))
+    ahead = ("predict", out, "YOUR_DICOM_FOLDER") if settings.stage == "lesions" else ("train", volumes, "--init", out)
+    _next(("open", f"{out}/report.html"), (AGAIN, *ahead))
     print(out)
 
 

@@ -329,7 +329,8 @@ class Config(Section):
     control: Literal["", "shuffle"] = ""
     """shuffle: labels are permuted among all patients, the judges' too, so an honest score must come out at 0.5."""
     init: str = ""
-    """Checkpoint or exported model whose matching weights training starts from; starter: the package's own."""
+    """Checkpoint or exported model whose matching weights training starts from; a run's folder: each fold from its own,
+    dealt alike; starter: the package's own."""
     profile: bool = False
     """Look closely at some steps of each fold: `profile/` in its folder has a table of where their time went, and a
     trace."""

@@ -68,10 +68,9 @@ TINY: dict[str, Any] = {
     "optim.precision": "float32",
     **{f"augment.{change}": 0.0 for change in CHANGES},
     "loss.vessel_weight": 0.0,
-    "feed.threads": 1,
 }
 """A network that takes some 350 patches/s of a core, and nothing for the CPU to change, as a GPU changes voxels itself:
-what is left is to feed it, which the other core does."""
+what is left is to feed it, which another core does."""
 
 PARTS = ("feed", "steps", "validation", "mining", "writing")
 OF_A_SEARCH, EPOCHS_OF_A_TRIAL = 40, 3

@@ -85,7 +85,7 @@ def main() -> None:
         calibration.reliability(targets[:, -1], mended)
 
     parts: dict[str, Callable[[], object]] = {
-        "score, 14 labels, folds, 1,000 bootstraps": lambda: metrics.summarise(frame, DRAWS),
+        "score, 14 labels, folds, 1,000 bootstraps": lambda: metrics.summarise(frame, draws=DRAWS),
         "7 subgroups, 1,000 bootstraps": lambda: metrics.subgroups(frame, draws=DRAWS),
         "FROC of 87,000 candidates, 1,000 bootstraps": lambda: froc.froc(found, points, frame, DRAWS),
         "28 curves with bands, 300 bootstraps": all_curves,

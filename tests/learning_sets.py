@@ -111,7 +111,7 @@ def write_set(
 def fold_without_ray(fold: int, need: Any, config: Config, volumes: Path, out: Path, *_: Any) -> None:
     """Train a fold here, for tests of what comes after folds, in place of `train._run_fold`, which starts processes."""
     # Here, so that processes which tests start to read a set need not load torch.
-    from aneurysm_ray.distributed import train
+    from aneurysm_ray.distributed import first_weights, train
     from aneurysm_ray.learning import checkpoint, engine
 
     folder = rundir.fold_dir(out, fold)
@@ -119,8 +119,9 @@ def fold_without_ray(fold: int, need: Any, config: Config, volumes: Path, out: P
     table = store.volumes_table(volumes)
     held_out = table["series_uid"].map(dealt) == fold
     saver = checkpoint.Saver(folder / rundir.CHECKPOINT_LAST)
+    init = checkpoint.read_weights(first_weights.of_fold(config.init, fold)) if config.init else None
     with _ONE_AT_A_TIME:  # torch has one generator and one choice of algorithms for all threads
-        for result in engine.fit(config, volumes, table[~held_out], table[held_out], fold=fold):
+        for result in engine.fit(config, volumes, table[~held_out], table[held_out], fold=fold, init=init):
             train._write_epoch(folder, result, saver)
         saver.wait()
     train._write_fold_summary(folder, fold)

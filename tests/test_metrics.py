@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from aneurysm_ray import overrides
 from aneurysm_ray.errors import RequestError
 from aneurysm_ray.labels import LABELS, PRESENT, SCORE_WEIGHTS
-from aneurysm_ray.learning import bootstrap, metrics
+from aneurysm_ray.learning import bootstrap, curves, metrics
 
 
 def table(n: int, seed: int = 0, *, skill: float = 1.0, folds: int = 3, series_per_patient: int = 1) -> pd.DataFrame:
@@ -111,6 +111,30 @@ def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
         low, high = bootstrap.interval(bootstrap.weighted_aucs(targets[:, None], scores[:, None], counts)[0])
         hits += low <= 0.7602 <= high
     assert 87 <= hits <= 100
+
+
+@pytest.mark.parametrize(
+    ("swapped", "low", "high"), [(False, 0.025 ** (1 / 4), 1.0), (True, 0.0, 1 - 0.025 ** (1 / 4))]
+)
+def test_a_perfect_area_has_the_exact_interval_of_the_patients_of_the_rarer_class(
+    swapped: bool, low: float, high: float
+) -> None:
+    """Four positive patients of two series each, six negative ones: Clopper and Pearson's 4 of 4 is [0.398, 1]."""
+    frame = table(20, series_per_patient=2)
+    positive = (np.arange(20) < 8).astype(float)
+    for label in LABELS:
+        frame[f"target/{label}"] = positive
+        frame[label] = np.where((positive == 1) != swapped, 0.9, 0.1)
+    summary = metrics.summarise(frame, draws=50)
+    for found in (summary["score"], summary["auc_present"]):
+        assert (found["low"], found["high"]) == pytest.approx((low, high), abs=1e-12)
+    assert metrics.per_label(frame, 50)[["low", "high"]].to_numpy() == pytest.approx(np.tile([low, high], (14, 1)))
+    group = metrics.subgroups(frame.assign(modality="CTA"), draws=50).iloc[0]
+    assert (group["low"], group["high"]) == pytest.approx((low, high), abs=1e-12)
+    curve = curves.roc(curves.rank(positive, frame[PRESENT], frame["patient"], 50))
+    assert (curve.area.low, curve.area.high) == pytest.approx((low, high), abs=1e-12)
+    bounds = metrics.bootstrap(metrics.targets_of(frame), metrics.probabilities_of(frame), frame["patient"], 50)
+    assert (bounds.low, bounds.high) == pytest.approx((low, high), abs=1e-12)
 
 
 def test_mean_over_folds_and_pooled_score_differ() -> None:

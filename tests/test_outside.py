@@ -133,7 +133,7 @@ def test_two_predictions_of_a_test_are_compared_paired(
 
 
 def check(test: Path, volumes: Path) -> list[Path]:
-    return outside.check([test], volumes, store.volumes_table(volumes))
+    return outside.check([test], volumes, store.volumes_table(volumes), "lesions")
 
 
 def test_what_is_no_outside_test_is_refused(sets: tuple[Path, Path], tmp_path: Path) -> None:
@@ -156,6 +156,7 @@ def test_what_is_no_outside_test_is_refused(sets: tuple[Path, Path], tmp_path: P
             [sets[1], write_sites(tmp_path / "again" / "elsewhere", 2, 5, 1)],
             sets[0],
             pd.DataFrame({"patient": [], "series_uid": [], "quality": [], "shape": [], "affine": []}),
+            "lesions",
         )
 
 

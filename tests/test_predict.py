@@ -185,6 +185,23 @@ def test_resume_scores_only_what_is_missing(run: Path, data: Path, done: Path, t
     assert results[1].stat().st_mtime_ns == kept
 
 
+def test_resume_scores_a_series_again_whose_files_have_changed(run: Path, data: Path, tmp_path: Path) -> None:
+    mine, out = tmp_path / "mine", tmp_path / "out"
+    for name in ("axial", "coronal"):
+        shutil.copytree(data / name, mine / name)
+    predict.predict(run, [str(mine / "axial"), str(mine / "coronal")], out, {})
+    before = rundir.read_csv(out / rundir.PREDICTIONS).set_index("source")
+    times = {path: path.stat().st_mtime_ns for path in (out / rundir.SERIES).glob(f"*/{rundir.RESULT}")}
+    for file in (mine / "axial").rglob("*.dcm"):
+        header = pydicom.dcmread(file)
+        header.PixelData = (np.frombuffer(header.PixelData, np.int16)[::-1]).tobytes()
+        header.save_as(file)
+    predict.predict(run, [str(mine / "axial"), str(mine / "coronal")], out, {}, resume=True)
+    after = rundir.read_csv(out / rundir.PREDICTIONS).set_index("source")
+    changed = (before[list(LABELS)] != after.loc[before.index, list(LABELS)]).any(axis=1)
+    assert changed.sum() == 1 and sum(path.stat().st_mtime_ns != time for path, time in times.items()) == 1
+
+
 def test_resume_with_other_models_is_refused(run: Path, data: Path, done: Path, tmp_path: Path) -> None:
     shutil.copytree(done, tmp_path / "out")
     other = tmp_path / "other"

@@ -177,7 +177,7 @@ def test_files_are_those_of_whoever_typed_their_names(tmp_path: Path, monkeypatc
     assert preflight.settled(Config()) == Config()
     torch.save({"no": torch.zeros(1)}, tmp_path / "a.pth")
     with pytest.raises(RequestError, match=r"a\.pth.*fits the network|none of the file's weights"):
-        preflight.check_network(preflight.settled(overrides.build({"init": "a.pth"})))
+        preflight.check_network(preflight.settled(overrides.build({"init": "a.pth"})), pd.DataFrame(), [0])
 
 
 @pytest.mark.parametrize("words", [["train", "v"], ["tune", "v"], ["predict", "run", "series"]])

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -32,7 +33,7 @@ def test_training_may_start_from_it_with_its_preset(caplog: pytest.LogCaptureFix
 def test_another_network_cannot_start_from_it() -> None:
     config = overrides.build(overrides.preset("v5"), {"init": "starter"})
     with pytest.raises(ConfigError, match="--preset starter"):
-        preflight.check_network(config)
+        preflight.check_network(config, pd.DataFrame(), [0])
 
 
 def test_a_job_may_name_it() -> None:

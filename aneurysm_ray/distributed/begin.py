@@ -15,10 +15,11 @@ from typing import Any
 
 import pandas as pd
 
-from aneurysm_ray import location, provenance, rundir
+from aneurysm_ray import provenance, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.data import doubts, identity, store, urls
 from aneurysm_ray.data import folds as fold_tables
+from aneurysm_ray.distributed import first_weights
 from aneurysm_ray.errors import RequestError, RunDirError
 from aneurysm_ray.labels import LABELS
 
@@ -145,15 +146,8 @@ class Run:
     def _facts(self) -> dict[str, str]:
         facts = {"volumes": str(self.volumes)}
         if self.config.init:
-            facts["init_digest"] = provenance.file_digest(_weights_file(location.place(self.config.init)))
+            facts["init_digest"] = first_weights.digest(self.config.init)
         return facts
-
-
-def _weights_file(init: Path) -> Path:
-    from aneurysm_ray.learning import checkpoint, starter
-
-    init = starter.resolved(init)
-    return init / checkpoint.STATE if init.is_dir() else init
 
 
 def _difference(kept: pd.DataFrame, now: pd.DataFrame) -> str:

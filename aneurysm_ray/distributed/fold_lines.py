@@ -80,9 +80,11 @@ class FoldLines:
         row = letter["metrics"]
         fold.best = row["val/score"] if math.isnan(fold.best) else max(fold.best, row["val/score"])
         fold.step, fold.epoch = {}, int(row["epoch"]) + 1
-        judged = ""  # not every epoch is validated
+        judged = ""  # not every epoch is validated, and not every validation knows labels
         if not math.isnan(row["val/loss"]):
             judged = f"/{row['val/loss']:.3f}  score {row['val/score']:.3f} (best {fold.best:.3f})"
+        elif not math.isnan(row["val/score"]):
+            judged = f"  vessels' Dice {row['val/score']:.3f} (best {fold.best:.3f})"
         log.info(
             "fold %d  epoch %3d/%d  loss %.3f%s  %.0f patches/s  lr %.1e  eta %s",
             *(letter["fold"], fold.epoch, self.optim.epochs, row["train/loss"], judged, row["patches_per_s"]),

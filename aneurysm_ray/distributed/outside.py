@@ -27,12 +27,16 @@ SAME_MM, SAME_GREY = 0.01, 1
 """One scan kept as DICOM and, from other ends, as NIfTI differs by this much at most: rounding."""
 
 
-def check(tests: Sequence[Path], volumes: Path, table: pd.DataFrame) -> list[Path]:
+def check(tests: Sequence[Path], volumes: Path, table: pd.DataFrame, stage: str) -> list[Path]:
     """Return the absolute places of test sets. `table` holds the rows that the run learns from.
 
     Raises RequestError for a set that is none, has no labels or other volume settings, shares a patient or a scan with
-    the training set, or has another's name.
+    the training set, or has another's name, and for any where no aneurysm is learnt.
     """
+    if tests and stage == "vessels":
+        raise RequestError(
+            "stage = vessels learns no aneurysm that --test could score; test the run that starts from it"
+        )
     places = [location.absolute(test) for test in tests]
     names: dict[str, Path] = {}
     for test in places:

@@ -101,7 +101,7 @@ def find(paths: Sequence[str]) -> tuple[list[Item], list[str]]:
         if path.is_dir() and (path / rundir.VOLUMES).exists():
             for row in store.volumes_table(text).to_dict("records"):
                 place = location.absolute(path / str(row["path"]))
-                items.append(_item(str(place), row["series_uid"], row["bytes"]))
+                items.append(_item(str(place), row["series_uid"], row["bytes"], str(row.get("source_digest", ""))))
         elif path.is_dir():
             try:
                 found, said = catalogue.find_sources(text)
@@ -111,18 +111,19 @@ def find(paths: Sequence[str]) -> tuple[list[Item], list[str]]:
                     raise
                 found, said = [], []
             notes += said
-            items += [_item(s.location, s.series_uid or "", s.bytes, s) for s in found]
+            items += [_item(s.location, s.series_uid or "", s.bytes, s.digest, s) for s in found]
             if not found:
-                items.append(_item(str(location.absolute(path)), "", 0))
+                items.append(_item(str(location.absolute(path)), "", 0, ""))
         else:
-            items.append(_item(str(location.absolute(path)), "", path.stat().st_size))
+            stat = path.stat()
+            items.append(_item(str(location.absolute(path)), "", stat.st_size, str(stat.st_mtime)))
     once = {item.location: item for item in items}
     return sorted(once.values(), key=lambda item: (-item.bytes, item.location)), notes
 
 
-def _item(place: str, series_uid: str, size: int, source: Source | None = None) -> Item:
+def _item(place: str, series_uid: str, size: int, stamp: str, source: Source | None = None) -> Item:
     deep, own_uid = (source.deep, source.own_uid) if source else (True, None)
-    return Item(place, series_uid, int(size), deep, own_uid)
+    return Item(place, series_uid, int(size), deep, own_uid, stamp=f"{size} {stamp}")
 
 
 def _check_volumes(items: Sequence[Item], trained: TrainedModels) -> None:
@@ -163,7 +164,10 @@ def _begin(
             f"{out} was begun with another patient key, so that no series would be known again; give the same key, or "
             "put the prediction's .patient_key file back beside it"
         )
-    known = [replace(item, source=identity.place_hash(key, item.location)) for item in items]
+    known = [
+        replace(item, source=identity.place_hash(key, item.location), stamp=identity.keyed(key, item.stamp))
+        for item in items
+    ]
     try:
         identity.write_places(order.out, {item.source: item.location for item in known})
     except RequestError as error:  # the prediction is whole without it
@@ -180,8 +184,12 @@ def _command(order: Order) -> str:
 
 
 def _left(items: Sequence[Item], order: Order) -> list[Item]:
-    """Return the series that have no result yet."""
-    return [item for item in items if not (steps.folder_of(order, item) / rundir.RESULT).exists()]
+    """Return the series that have no result yet, or that of files that are no more."""
+    return [item for item in items if not _is_done(steps.folder_of(order, item) / rundir.RESULT, item)]
+
+
+def _is_done(result: Path, item: Item) -> bool:
+    return result.exists() and rundir.read_json(result).get("stamp") == item.stamp
 
 
 def _score(left: Sequence[Item], order: Order, trained: TrainedModels) -> None:

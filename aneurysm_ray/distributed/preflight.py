@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from aneurysm_ray import location, overrides, rundir
+from aneurysm_ray import overrides, rundir
 from aneurysm_ray.config import Config
+from aneurysm_ray.distributed import first_weights
 from aneurysm_ray.errors import ConfigError, RequestError
 from aneurysm_ray.labels import LABELS, PRESENT
 
@@ -79,11 +80,13 @@ def unjudged(table: pd.DataFrame, dealt: pd.DataFrame, folds: Iterable[int]) -> 
     return [label for label in LABELS if known[label].dropna().gt(0.5).nunique() < 2]
 
 
-def check_network(config: Config) -> None:
-    """Raise ConfigError for a network that cannot be, RunDirError for first weights that do not fit it."""
+def check_network(config: Config, dealt: pd.DataFrame, folds: Sequence[int]) -> None:
+    """Raise ConfigError for a network that cannot be, RunDirError for first weights that do not fit it, and
+    RequestError for those that know who judges one of the folds."""
     _check_shape(config)
     if config.init:
-        log.info("* %s: %s", config.init, _fitting(config))
+        first_weights.check(config.init, dealt, folds)
+        log.info("* %s: %s", config.init, _fitting(config, folds[0]))
 
 
 def _check_shape(config: Config) -> None:
@@ -97,10 +100,11 @@ def _check_shape(config: Config) -> None:
         )
 
 
-def _fitting(config: Config) -> "Transfer":
+def _fitting(config: Config, fold: int) -> "Transfer":
     from aneurysm_ray.learning import checkpoint, models, starter
 
-    found = checkpoint.transfer(models.build(config.model), checkpoint.read_weights(location.place(config.init)))
+    first = checkpoint.read_weights(first_weights.of_fold(config.init, fold))
+    found = checkpoint.transfer(models.build(config.model), first)
     if config.init == starter.NAME and found.missing:
         raise ConfigError(
             f"init = starter fits the network of --preset starter alone, and not model.name = {config.model.name}; "
@@ -109,8 +113,9 @@ def _fitting(config: Config) -> "Transfer":
     return found
 
 
-def check_samples(config: Config, probes: Iterable[tuple[str, Any]]) -> None:
+def check_samples(config: Config, dealt: pd.DataFrame, probes: Iterable[tuple[str, Any]]) -> None:
     """Raise ConfigError for a value of a search's space with which the network cannot be; each is tried alone."""
+    folds = config.tune.folds
     for key, value in probes:
         if not key.startswith(_OF_NETWORK):
             continue
@@ -120,7 +125,8 @@ def check_samples(config: Config, probes: Iterable[tuple[str, Any]]) -> None:
                 raise ConfigError("it is relative, and workers run in folders of their own; give an absolute path")
             _check_shape(sample)
             if sample.init:
-                _fitting(sample)
+                first_weights.check(sample.init, dealt, folds)
+                _fitting(sample, folds[0])
         except RequestError as error:
             raise ConfigError(f"tune.space: {key} = {value!r}: {error}") from error
 

@@ -58,6 +58,8 @@ class Item:
     """The UID in its first header, where nothing but its files names it."""
     source: str = ""
     """The keyed hash of its place."""
+    stamp: str = ""
+    """The keyed hash of what its files were: names, sizes, times."""
 
     @property
     def name(self) -> str:
@@ -215,6 +217,7 @@ def describe(
     return {
         "series_uid": _uid(item, prepared),
         "source": item.source,
+        "stamp": item.stamp,
         "model": trained.digest,
         "note": trained.note,
         "reason": answer.reason,

@@ -31,6 +31,7 @@ from aneurysm_ray.distributed import (
     begin,
     driver,
     failures,
+    first_weights,
     news,
     outside,
     preflight,
@@ -88,9 +89,9 @@ def train(
     volumes, out = location.absolute(volumes), location.absolute(out)
     dealt = begin.deal(volumes, table, config)
     preflight.check_labels(table, dealt, chosen)
-    preflight.check_network(config)
+    preflight.check_network(config, dealt, chosen)
     preflight.check_masks(table, config)
-    tests = outside.check(tests, volumes, table)
+    tests = outside.check(tests, volumes, table, config.stage)
     started = time.monotonic()
     with driver.alone(out), tracking.followed(out, config, "train"):
         run = begin.Run("train", volumes, dealt, out, config)
@@ -302,7 +303,7 @@ def fit_fold(
         if world > 1
         else lambda network: network,
         resume=resume,
-        init=checkpoint.read_weights(location.place(config.init)) if config.init else None,
+        init=checkpoint.read_weights(first_weights.of_fold(config.init, fold)) if config.init else None,
         tell=tell,
     )
 
@@ -368,7 +369,7 @@ def _finish(out: Path, config: Config, seconds: float) -> dict[str, Any]:
     predictions = rundir.read_csv(out / rundir.PREDICTIONS)
     summary = {
         "kind": "train",
-        **metrics.summarise(predictions),
+        **metrics.summarise(predictions, config.stage),
         "folds": [rundir.read_json(rundir.fold_dir(out, fold) / FOLD_SUMMARY) for fold in complete],
         "tests": outside.summaries(out),
         "seconds": seconds,

@@ -72,8 +72,8 @@ def tune(
     if left_out := preflight.unjudged(table, dealt, config.tune.folds):
         log.info("* trials are judged without %s: only one class occurs among their patients", ", ".join(left_out))
     preflight.check_metrics(config, table, dealt)
-    preflight.check_network(config)
-    preflight.check_samples(config, space.probes(parameters))
+    preflight.check_network(config, dealt, config.tune.folds)
+    preflight.check_samples(config, dealt, space.probes(parameters))
     record.check_storage(config.tune)
     with driver.alone(out):
         run = begin.Run("tune", volumes, dealt, out, config, FREED)
@@ -84,6 +84,7 @@ def tune(
                 fit = functools.partial(train.fit_fold, volumes=volumes, folds=out / rundir.FOLDS)
                 summary = run_search(out, config, fit, retry_failed=retry_failed)
                 if then_train and not summary["interrupted"] and summary["best"]:
+                    pages.write_report(out)  # the search is to be read whatever becomes of what follows
                     summary["train"] = _train_best(volumes, out, summary["best"]["trial"])
                     rundir.write_json(out / rundir.SUMMARY, summary)
         with progress.told("writing the page"):

@@ -90,3 +90,25 @@ def interval(values: NDArray[np.float64]) -> tuple[float, float]:
         return float("nan"), float("nan")
     low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
+
+
+def reaching(low: float, high: float, value: float, judges: int) -> tuple[float, float]:
+    """Widen the interval of a share of exactly 0 or 1, which hardly any draw differs from, to what so few judges tell.
+
+    That is the exact interval (Clopper and Pearson 1934) of as many successes, or failures, as there are patients who
+    judge: they are independent, what one patient has is not.
+    """
+    if value == 0 and judges:
+        return low, max(high, 1 - ((1 - LEVEL) / 2) ** (1 / judges))
+    if value == 1 and judges:
+        return min(low, ((1 - LEVEL) / 2) ** (1 / judges)), high
+    return low, high
+
+
+def judges_of_area(targets: ArrayLike, patients: ArrayLike) -> int:
+    """Return how many patients judge an area under a ROC: those of the rarer class, each against all of the other.
+
+    targets (N,) are 0, 1 or NaN for unknown. An area of 1 says that each of them stands beyond all others.
+    """
+    truth, names = np.asarray(targets, np.float64), np.asarray(patients, dtype=str)
+    return min(len(np.unique(names[truth > 0.5])), len(np.unique(names[truth <= 0.5])))

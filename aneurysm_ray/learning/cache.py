@@ -2,8 +2,8 @@
 
 A volume of a prepared set must be decompressed as a whole, 40-60 ms; a patch of `bricks` takes one or two. The folder
 holds a file for each volume, and for its mask where that was asked for, written under another name and renamed, so
-processes need not agree on who writes what; when it grows past its limit the least recently opened files go. One that
-is open stays readable when its name is removed.
+processes need not agree on who writes what; when it grows past its limit those files go that will not be asked for so
+soon. One that is open stays readable when its name is removed.
 """
 
 import fcntl
@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +39,9 @@ SLACK = 0.01
 
 HELD = 0.7
 """Share of its limit that a cache needs for what is drawn from: the rest holds what comes next and what was."""
+
+AS_FILES = 2 / 3
+"""Share of a volume's bytes that its file takes, about."""
 
 SHARE_OF_DISK = 0.5
 """Share of what is free on the disk that the folder may take where nothing is said."""
@@ -79,6 +83,7 @@ class VolumeCache:
         self._touched: set[Path] = set()
         self._lock = threading.Lock()
         self._added = 0
+        self._epochs = [0, 0]
 
     def patch(self, case: Case, start: NDArray[np.int64], size: tuple[int, int, int], *, masks: bool = False) -> Patch:
         """Return a part of a series, with its masks only if asked; `start` is its first voxel.
@@ -102,6 +107,13 @@ class VolumeCache:
             self.traffic.missed += len(missing)
         return Patch(**found)
 
+    def begin_epoch(self) -> None:
+        """Note anew what is in use, which decides what goes first (`_in_order_to_go`)."""
+        with self._lock:
+            self._epochs = [self._epochs[1], time.time_ns()]
+            self._touched.clear()
+            self._open.clear()
+
     def _kept(self, path: Path, start: NDArray[np.int64], size: tuple[int, int, int]) -> NDArray[np.uint8] | None:
         """Return a part of a file of the folder; None where it was never kept, is evicted, or was damaged."""
         with self._lock:
@@ -111,8 +123,8 @@ class VolumeCache:
         try:
             if bricks is None:
                 bricks = Bricks(path)
-                if path not in self._touched:  # once a run is enough to know what is in use
-                    os.utime(path)
+                if path not in self._touched:  # once an epoch is enough to know what is in use
+                    _stamp(path)
                 with self._lock:
                     self._touched.add(path)
                     self._open[path] = bricks
@@ -154,6 +166,7 @@ class VolumeCache:
                 handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
                 with os.fdopen(handle, "wb") as file:
                     write(file, array)
+                _stamp(temporary)
                 self._added += os.path.getsize(temporary)
                 os.replace(temporary, path)
         except OSError:
@@ -168,12 +181,12 @@ class VolumeCache:
         return sum(entry.stat().st_size for entry in os.scandir(self.folder) if entry.name.endswith(".bricks"))
 
     def _evict(self) -> None:
-        """Remove the least recently opened files until the rest fit; one process at a time."""
+        """Remove files until the rest fit; one process at a time."""
         with open(self.folder / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             kept = sorted((f.stat().st_mtime_ns, f.stat().st_size, f) for f in self.folder.glob("*.bricks"))
             excess = sum(size for _, size, _ in kept) - self.limit_bytes
-            for _, size, file in kept:
+            for _, size, file in self._in_order_to_go(kept):
                 if excess <= 0:
                     break
                 file.unlink(missing_ok=True)
@@ -181,6 +194,21 @@ class VolumeCache:
                 with self._lock:
                     self._open.pop(file, None)
                     self._touched.discard(file)
+
+    def _in_order_to_go(self, kept: Sequence[tuple[int, int, Path]]) -> list[tuple[int, int, Path]]:
+        """Order files, given as (opened, bytes, file) from the least recently opened on, by how soon they are missed.
+
+        Every second epoch goes the other way (`sampler.gathered`), so that what this one opened first the next opens
+        last, and what it has not opened yet is still to come. So first goes what two epochs have not opened, then what
+        this one opened, but for what it is at; last come the others, from the least recently opened on.
+        """
+        before, now = self._epochs
+        unused = [entry for entry in kept if entry[0] < before]
+        opened = [entry for entry in kept if entry[0] >= now]
+        at_hand = np.cumsum([size for _, size, _ in reversed(opened)]) <= HELD * AS_FILES * self.limit_bytes
+        done = opened[: len(opened) - int(at_hand.sum())]
+        gone = {file for _, _, file in (*unused, *done)}
+        return [*unused, *done, *(entry for entry in kept if entry[2] not in gone)]
 
 
 def _read(case: Case, names: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
@@ -193,6 +221,12 @@ def _read(case: Case, names: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
     if missing := [name for name in names if name not in arrays]:
         raise RunDirError(f"{case.path}: holds no {missing[0]}, though the set's table says so; prepare the set again")
     return arrays
+
+
+def _stamp(path: str | Path) -> None:
+    """Note that a file was opened now, by the clock that epochs are told by: the file system's own lags behind it."""
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))
 
 
 def groups_of(cases: Sequence[Case], feed: FeedConfig, *, masks: bool) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from aneurysm_ray.learning.bootstrap import LEVEL, Score, interval, patient_counts
+from aneurysm_ray.learning.bootstrap import LEVEL, Score, interval, judges_of_area, patient_counts, reaching
 
 Floats = NDArray[np.float64]
 GRID = np.linspace(0, 1, 101)
@@ -35,6 +35,8 @@ class Ranking:
     """(cuts, 1 + draws): positives above each cut; the first column is the sample itself, the others are draws."""
     false: Floats
     """(cuts, 1 + draws): negatives above each cut."""
+    judges: int
+    """Patients who judge an area, of `bootstrap.judges_of_area`."""
 
 
 def rank(targets: ArrayLike, probabilities: ArrayLike, patients: ArrayLike, draws: int = DRAWS) -> Ranking | None:
@@ -56,7 +58,8 @@ def rank(targets: ArrayLike, probabilities: ArrayLike, patients: ArrayLike, draw
     weights[~truth[order]] = 0
     true = np.cumsum(weights, axis=0)[cuts]
     defined = (true[-1] > 0) & (true[-1] < every[-1])
-    return Ranking(true[:, defined].astype(np.float64), (every - true)[:, defined].astype(np.float64))
+    judges = judges_of_area(truth, np.asarray(patients)[known])
+    return Ranking(true[:, defined].astype(np.float64), (every - true)[:, defined].astype(np.float64), judges)
 
 
 def roc(ranking: Ranking) -> Curve:
@@ -74,7 +77,7 @@ def _curve(ranking: Ranking, curve_of: Callable[[Floats, Floats], tuple[Floats, 
     curves, areas = zip(*(curve_of(true[:, i], false[:, i]) for i in range(true.shape[1])), strict=True)
     low, high = np.quantile(np.stack(curves[1:] or curves), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     table = pd.DataFrame({"x": GRID, "y": curves[0], "low": low, "high": high})
-    area = Score(areas[0], *interval(np.array(areas[1:])))
+    area = Score(areas[0], *reaching(*interval(np.array(areas[1:])), areas[0], ranking.judges))
     return Curve(table, area, int(true[-1, 0] + false[-1, 0]), int(true[-1, 0]))
 
 

@@ -155,6 +155,11 @@ def _collect(run: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors[f"fold_{fold}/{name}"] = tensor.detach().cpu().contiguous()
     if config is None:
         raise RunDirError(f"{run} has no {rundir.CHECKPOINT_LAST} yet; let its training finish an epoch")
+    if config.stage == "vessels":
+        raise RunDirError(
+            f"{run} was trained with stage = vessels, which learns no aneurysm, so that it can predict none; "
+            f"`train VOLUMES --init {run}` carries it into detection"
+        )
     prevalence, platt, curves = _label_facts(run, folds)
     return tensors, {
         "format": FORMAT,

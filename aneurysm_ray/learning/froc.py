@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from aneurysm_ray.labels import PRESENT
-from aneurysm_ray.learning.bootstrap import DRAWS, LEVEL, interval, patient_counts
+from aneurysm_ray.learning.bootstrap import DRAWS, interval, patient_counts, reaching
 from aneurysm_ray.learning.metrics import patients_of
 
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -29,7 +29,7 @@ class Froc:
     """Sensitivity against false positives per scan, and what it was measured on."""
 
     table: pd.DataFrame
-    """A row for each of RATES: fp_per_scan, sensitivity, low, high (95 %, over patients; see `_reaching`)."""
+    """A row for each of RATES: fp_per_scan, sensitivity, low, high (95 %, over patients; see `bootstrap.reaching`)."""
     curve: pd.DataFrame
     """fp_per_scan, sensitivity, threshold: every step of the curve, from the highest threshold down."""
     n_points: int
@@ -88,22 +88,9 @@ def froc(candidates: pd.DataFrame, points: pd.DataFrame, predictions: pd.DataFra
     )
     table = pd.DataFrame({"fp_per_scan": RATES, "sensitivity": value})
     judges = len(np.unique(patients[point_rows]))
-    table[["low", "high"]] = [_reaching(*interval(drawn[:, rate]), value[rate], judges) for rate in range(len(RATES))]
+    table[["low", "high"]] = [reaching(*interval(drawn[:, rate]), value[rate], judges) for rate in range(len(RATES))]
     curve = _curve(false_scores, point_scores, len(scans))
     return Froc(table, curve, len(points), len(scans), int(unmarked.sum()))
-
-
-def _reaching(low: float, high: float, sensitivity: float, patients: int) -> tuple[float, float]:
-    """Widen the interval of a sensitivity of 0 or 1, which hardly any draw differs from, to what so few tell.
-
-    That is the exact interval (Clopper and Pearson 1934) of as many patients with a point, who are independent; points
-    of one patient are not.
-    """
-    if sensitivity == 0:
-        return low, max(high, 1 - ((1 - LEVEL) / 2) ** (1 / patients))
-    if sensitivity == 1:
-        return min(low, ((1 - LEVEL) / 2) ** (1 / patients)), high
-    return low, high
 
 
 def _match(candidates: pd.DataFrame, points: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

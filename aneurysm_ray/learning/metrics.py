@@ -14,9 +14,23 @@ from numpy.typing import ArrayLike, NDArray
 from aneurysm_ray.config import Config
 from aneurysm_ray.errors import RequestError
 from aneurysm_ray.labels import LABELS, PRESENT, PRESENT_INDEX, SCORE_WEIGHTS
-from aneurysm_ray.learning.bootstrap import DRAWS, Score, interval, patient_counts, weighted_aucs
+from aneurysm_ray.learning.bootstrap import (
+    DRAWS,
+    Score,
+    interval,
+    judges_of_area,
+    patient_counts,
+    reaching,
+    weighted_aucs,
+)
 
 Floats = NDArray[np.float64]
+
+OF_VESSELS = (
+    "The stage `vessels` learns no aneurysm, so there is no score: it is judged by how vessels overlap with their "
+    "masks (Dice, in every fold's metrics), and is there for `--init`, which carries it into detection."
+)
+"""Note of a run that was trained on vessels alone."""
 
 
 def auc(targets: ArrayLike, probabilities: ArrayLike) -> float:
@@ -90,14 +104,16 @@ def bootstrap(targets: ArrayLike, probabilities: ArrayLike, patients: ArrayLike,
     """Return the weighted score with its 95 % interval over patients."""
     targets, probabilities = np.asarray(targets, np.float64), np.asarray(probabilities, np.float64)
     drawn = weighted_aucs(targets, probabilities, patient_counts(patients, draws))
-    return Score(weighted_score(targets, probabilities), *interval(combine(drawn.T)))
+    return _score_of(targets, weighted_score(targets, probabilities), drawn, patients)
 
 
 def per_label(predictions: pd.DataFrame, draws: int = DRAWS) -> pd.DataFrame:
     """Return a row per label: label, auc, low, high, n (known targets), n_positive."""
     targets, probabilities = targets_of(predictions), probabilities_of(predictions)
-    drawn = weighted_aucs(targets, probabilities, patient_counts(patients_of(predictions), draws))
-    return _label_table(targets, probabilities, drawn)
+    patients = patients_of(predictions)
+    return _label_table(
+        targets, probabilities, weighted_aucs(targets, probabilities, patient_counts(patients, draws)), patients
+    )
 
 
 def per_fold(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -138,7 +154,9 @@ def subgroups(predictions: pd.DataFrame, diameters_mm: pd.Series | None = None, 
         drawn = weighted_aucs(part[0][:, column], part[1][:, column], patient_counts(patients[mask], draws))
         positive = int((part[0][:, PRESENT_INDEX] > 0.5).sum())
         score = float(combine(aucs)) if group != "size" else float("nan")
-        rows.append((group, value, int(mask.sum()), positive, score, float(aucs[PRESENT_INDEX]), *interval(drawn[0])))
+        area = float(aucs[PRESENT_INDEX])
+        bounds = reaching(*interval(drawn[0]), area, judges_of_area(part[0][:, PRESENT_INDEX], patients[mask]))
+        rows.append((group, value, int(mask.sum()), positive, score, area, *bounds))
     return pd.DataFrame(rows, columns=["group", "value", "n", "n_positive", "score", "auc", "low", "high"])
 
 
@@ -166,23 +184,24 @@ def difference(first: pd.DataFrame, second: pd.DataFrame, draws: int = DRAWS) ->
     return result
 
 
-def summarise(predictions: pd.DataFrame, draws: int = DRAWS) -> dict[str, Any]:
+def summarise(predictions: pd.DataFrame, stage: str = "lesions", draws: int = DRAWS) -> dict[str, Any]:
     """Return the numbers of a predictions table for `summary.json`: plain values, None where not defined.
 
     `score` is pooled over all series, `score_mean_over_folds` the mean of the folds' own; `left_out` names the labels
-    that have one class only, and `note` says so in words.
+    that have one class only, and `note` says so in words. The stage "vessels" learns none of them.
     """
     targets, probabilities = targets_of(predictions), probabilities_of(predictions)
     check_numbers(probabilities)
-    drawn = weighted_aucs(targets, probabilities, patient_counts(patients_of(predictions), draws))
-    labels = _label_table(targets, probabilities, drawn)
-    score = Score(float(combine(labels["auc"].to_numpy(np.float64))), *interval(combine(drawn.T)))
+    patients = patients_of(predictions)
+    drawn = weighted_aucs(targets, probabilities, patient_counts(patients, draws))
+    labels = _label_table(targets, probabilities, drawn, patients)
+    score = _score_of(targets, float(combine(labels["auc"].to_numpy(np.float64))), drawn, patients)
     present = labels.iloc[PRESENT_INDEX]
     left_out = list(labels.loc[labels["auc"].isna(), "label"])
     folds = per_fold(predictions)
     return {
         "n": len(predictions),
-        "n_patients": len(set(patients_of(predictions))),
+        "n_patients": len(set(patients)),
         "n_positive": int(present["n_positive"]),
         "score": score.as_dict(),
         "score_mean_over_folds": _plain(folds["score"].mean()) if len(folds) else None,
@@ -190,7 +209,7 @@ def summarise(predictions: pd.DataFrame, draws: int = DRAWS) -> dict[str, Any]:
         "labels": _records(labels),
         "folds": _records(folds),
         "left_out": left_out,
-        "note": _note(left_out),
+        "note": _note(left_out) if stage == "lesions" else OF_VESSELS,
     }
 
 
@@ -206,12 +225,22 @@ def unpicked(predictions: pd.DataFrame, config: Config) -> dict[str, Any] | None
     return {"folds": sorted(int(fold) for fold in kept["fold"].unique()), "score": summarise(kept)["score"]}
 
 
-def _label_table(targets: Floats, probabilities: Floats, drawn: Floats) -> pd.DataFrame:
-    bounds = [interval(row) for row in drawn]
+def _score_of(targets: Floats, score: float, drawn: Floats, patients: ArrayLike) -> Score:
+    """Return the weighted score with its interval; where it is 1, by who judges Aneurysm Present, half of it."""
+    judges = judges_of_area(targets[:, PRESENT_INDEX], patients)
+    return Score(score, *reaching(*interval(combine(drawn.T)), score, judges))
+
+
+def _label_table(targets: Floats, probabilities: Floats, drawn: Floats, patients: ArrayLike) -> pd.DataFrame:
+    aucs = label_aucs(targets, probabilities)
+    bounds = [
+        reaching(*interval(row), area, judges_of_area(column, patients))
+        for row, area, column in zip(drawn, aucs, targets.T, strict=True)
+    ]
     return pd.DataFrame(
         {
             "label": LABELS,
-            "auc": label_aucs(targets, probabilities),
+            "auc": aucs,
             "low": [low for low, _ in bounds],
             "high": [high for _, high in bounds],
             "n": (~np.isnan(targets)).sum(axis=0),

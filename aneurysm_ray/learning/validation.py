@@ -104,9 +104,12 @@ def validate(cases: Sequence[Case], scores: Mapping[str, SeriesScore], fold: int
     """Gather scores by series UID into tables, in the order of the cases, and compute the metrics.
 
     val/loss is the mean binary cross-entropy of the series' probabilities over known targets, val/dice the mean overlap
-    of vessels with masks. In the stage "vessels", which learns no lesion, the overlap is the score.
+    of vessels with masks. In the stage "vessels", which learns no lesion, the overlap is the score: labels are left
+    unknown and candidates out, so that nothing judges what was never taught.
     """
     wanted = np.array([case.targets for case in cases], np.float64).reshape(-1, len(LABELS))
+    if stage == "vessels":
+        wanted[:] = np.nan
     probabilities = np.array([scores[case.series_uid].probabilities for case in cases]).reshape(-1, len(LABELS))
     columns = {
         "series_uid": [case.series_uid for case in cases],
@@ -117,7 +120,9 @@ def validate(cases: Sequence[Case], scores: Mapping[str, SeriesScore], fold: int
         **{label: probabilities[:, i] for i, label in enumerate(LABELS)},
         **{f"target/{label}": wanted[:, i] for i, label in enumerate(LABELS)},
     }
-    candidates = [scores[case.series_uid].candidates.assign(series_uid=case.series_uid) for case in cases]
+    candidates = [
+        scores[case.series_uid].candidates.assign(series_uid=case.series_uid) for case in cases if stage == "lesions"
+    ]
     order = ["series_uid", "x_mm", "y_mm", "z_mm", "probability", "location"]
     aucs = metrics.label_aucs(wanted, probabilities)
     dices = [score.dice for score in scores.values() if not np.isnan(score.dice)]

@@ -54,7 +54,7 @@ def names(folders: Sequence[Path]) -> list[str]:
 
 def _results(run: RunData) -> Results:
     curve = froc.froc(run.candidates, run.points, run.predictions) if len(run.points) else None
-    return run_summary.results(run.predictions, curve)
+    return run_summary.results(run, curve)
 
 
 def _difference(first: RunData, other: RunData) -> tuple[dict[str, Score], int]:

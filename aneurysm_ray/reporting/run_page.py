@@ -32,7 +32,7 @@ def page(folder: Path) -> Page:
         )
         return Page(title, "training run", subtitle, summary, (), (_training(run), how))
     curve = froc.froc(run.candidates, run.points, run.predictions) if len(run.points) else None
-    found = run_summary.results(run.predictions, curve)
+    found = run_summary.results(run, curve)
     outside = run_tests.section(folder)
     sections = (_quality(run, found), _groups(run, found), *outside, _training(run), _wrong(run), how)
     said = (*run_summary.sentences(run, found), *run_tests.sentences(folder))

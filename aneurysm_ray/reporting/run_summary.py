@@ -38,9 +38,10 @@ class Results:
         return Score(float(row["sensitivity"]), float(row["low"]), float(row["high"]))
 
 
-def results(predictions: pd.DataFrame, found: Froc | None) -> Results:
+def results(run: RunData, found: Froc | None) -> Results:
     """Compute a run's numbers from its predictions."""
-    statistics = metrics.summarise(predictions)
+    statistics = metrics.summarise(run.predictions, run.config.stage)
+    found = found if run.config.stage == "lesions" else None
     labels = pd.DataFrame(statistics["labels"]).astype({"auc": float, "low": float, "high": float})
     score, present = (Score.of(statistics[name]) for name in ("score", "auc_present"))
     return Results(statistics, labels, found if found is not None and found.n_points else None, score, present)
@@ -112,10 +113,16 @@ def _dealt(run: RunData) -> list[str]:
 def tiles(run: RunData, found: Results) -> tuple[Tile, ...]:
     """Return the numbers worth seeing first."""
     mean, score, present = found.statistics["score_mean_over_folds"], found.score, found.present
-    result = [
+    dices = [table["val/dice"].iloc[-1] for table in run.metrics.values() if len(table)]
+    judged = [
         Tile("Weighted score", f"{score.value:.3f}", f"[{score.low:.3f}, {score.high:.3f}] pooled"),
         Tile("Mean over folds", "–" if mean is None else f"{mean:.3f}", "of each fold's own score"),
         Tile("Present AUC", f"{present.value:.3f}", f"[{present.low:.3f}, {present.high:.3f}]"),
+    ]
+    if run.config.stage == "vessels":
+        judged = [Tile("Vessels' Dice", f"{np.mean(dices):.3f}", "with their masks, mean of the folds")]
+    result = [
+        *judged,
         Tile("Series", f"{len(run.predictions):,}", f"{found.statistics['n_positive']} positive"),
     ]
     if found.froc is not None:
