@@ -1,5 +1,6 @@
 """What must be as it was for a run to go on: its data and its first weights, wherever they lie now."""
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -141,24 +142,26 @@ def test_folds_of_ones_own_are_kept_by_a_run(volumes: Path, tmp_path: Path) -> N
         run(volumes, tmp_path / "run", config).check(resume=True)
 
 
-def test_one_scan_of_two_patients_is_not_dealt_to_two_folds(volumes: Path, tmp_path: Path) -> None:
+def test_patients_who_share_a_scan_are_dealt_to_one_fold(
+    volumes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A fold would be judged by what it was trained on, and no name would tell."""
-    table = store.volumes_table(volumes)
-    uids = list(table["series_uid"])
-    folds = dict(zip(uids, begin.deal(volumes, table, small_config(volumes, folds__count=3))["fold"], strict=True))
-    other = next(n for n, uid in enumerate(uids) if folds[uid] != folds[uids[0]])
-    same = next(n for n, uid in enumerate(uids) if n and folds[uid] == folds[uids[0]])
-    config = small_config(volumes, folds__count=3)
-    twice = table.assign(scan=[table["scan"][0] if n in (0, same) else scan for n, scan in enumerate(table["scan"])])
-    assert len(begin.deal(volumes, twice, config)) == 12
-    twice = table.assign(scan=[table["scan"][0] if n in (0, other) else scan for n, scan in enumerate(table["scan"])])
+    caplog.set_level(logging.INFO, "aneurysm_ray")
+    table, config = store.volumes_table(volumes), small_config(volumes, folds__count=3)
+    before = begin.deal(volumes, table, config)
+    assert not caplog.messages
+    scans = table["scan"].tolist()
+    scans[0] = scans[3] = "one"  # of 0 and 3; 3 and 7 share another, so that all three are one
+    table.loc[8, "patient"] = table.loc[3, "patient"]
+    scans[8] = scans[7] = "other"
+    dealt = begin.deal(volumes, table.assign(scan=scans), config)
+    assert dealt["fold"].iloc[[0, 3, 7, 8]].nunique() == 1
+    assert list(dealt["patient"]) == list(table["patient"]) and list(dealt["series_uid"]) == list(before["series_uid"])
+    assert any("2 patient(s) have a scan" in line for line in caplog.messages)
+    splits = tmp_path / "splits.csv"
+    splits.write_text("series_uid,fold\n" + "".join(f"{uid},{n % 3}\n" for n, uid in enumerate(table["series_uid"])))
+    twice = table.assign(patient=before["patient"], scan=["one" if n < 2 else scan for n, scan in enumerate(scans)])
     with pytest.raises(RequestError, match="are one scan, voxel for voxel, of two patients by name"):
-        begin.deal(volumes, twice, config)
-    last = max(n for n in range(12) if folds[uids[n]] == folds[uids[0]])
-    several = {0, other, last}
-    thrice = table.assign(scan=[table["scan"][0] if n in several else scan for n, scan in enumerate(table["scan"])])
-    with pytest.raises(RequestError, match=f"series {uids[0]} and {uids[other]} are"):  # and not two of one fold
-        begin.deal(volumes, thrice, config)
-    assert len(begin.deal(volumes, table.assign(scan=""), config)) == 12, (
-        "a set of an earlier version says nothing of it"
-    )
+        begin.deal(volumes, twice, small_config(volumes, folds__count=3, folds__file=str(splits)))
+    # A set of an earlier version says nothing of it.
+    assert begin.deal(volumes, table.assign(scan=""), config)["fold"].nunique() == 3

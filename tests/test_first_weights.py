@@ -1,6 +1,8 @@
 """First weights: each fold starts from its own of a run, and no fold from what has seen its judges; vessels first."""
 
 import json
+import logging
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +12,9 @@ from learning_sets import SMALL, fold_without_ray, small_config, write_set
 
 from aneurysm_ray import rundir
 from aneurysm_ray.cli import main
+from aneurysm_ray.config import Config
 from aneurysm_ray.distributed import first_weights, train
+from aneurysm_ray.distributed.fold_lines import FoldLines
 from aneurysm_ray.errors import RequestError, RunDirError
 from aneurysm_ray.labels import LABELS
 from aneurysm_ray.learning import checkpoint, export
@@ -97,13 +101,23 @@ def test_a_run_that_learns_vessels_says_nothing_of_aneurysms(volumes: Path, vess
 
 
 def test_the_terminal_tells_the_overlap_of_vessels_and_what_to_type_next(
-    volumes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None,
+    volumes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ray_session: None,
+    caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
+    caplog.set_level(logging.INFO, "aneurysm_ray")
     monkeypatch.setattr(train, "_run_fold", fold_without_ray)
     settings = {**SMALL, "stage": "vessels", "feed.cache_dir": f"{volumes}/cache"}
     settings |= {key.replace("__", "."): value for key, value in GRID.items()}
     words = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     assert main(["train", str(volumes), *words, "--out", str(tmp_path / "run")]) == 0
-    told = capsys.readouterr()
-    assert "no score" in told.out and f"train {volumes} --init {tmp_path}/run" in told.err + told.out
+    assert "no score" in capsys.readouterr().out
+    assert any(line.endswith(f"train {volumes} --init {tmp_path}/run") for line in caplog.messages), caplog.messages
+    lines = FoldLines([0], Config().optim, lambda runs: "")
+    epoch = {"epoch": 0.0, "train/loss": 0.5, "val/loss": math.nan, "val/score": 0.254, "seconds": 1.0}
+    epoch |= {"patches_per_s": 9.0, "lr": 1e-3}
+    lines.read([{"fold": 0, "kind": "epoch", "metrics": epoch}])
+    assert "vessels' Dice 0.254 (best 0.254)" in caplog.messages[-1]

@@ -68,10 +68,14 @@ def unseen_positives(table: pd.DataFrame) -> "pd.Series[bool]":
 def deal(volumes: Path, table: pd.DataFrame, config: Config) -> pd.DataFrame:
     """Return folds.csv of a set's labelled rows, dealt out or as `folds.file` says.
 
-    Raises RequestError when there are fewer patients than folds, the file is wrong, or two folds hold one scan.
+    Patients who share a scan, voxel for voxel, are dealt as one: a fold would be judged by what it was trained on, and
+    no name would tell. Raises RequestError when there are fewer patients than folds, the file is wrong, or what is not
+    dealt by chance gives one scan to two folds.
     """
     hashed = identity.hash_of_patients(str(volumes), config.prepare.patient_key_file) if config.folds.file else None
-    dealt = fold_tables.assign(table, config.folds, hashed)
+    by_chance = not config.folds.file and config.folds.by != "site"
+    named = table["patient"].to_numpy()
+    dealt = fold_tables.assign(_as_one(table) if by_chance else table, config.folds, hashed).assign(patient=named)
     scans = pd.Series(table["scan"].to_numpy(), index=dealt.index)
     for _, same in dealt[scans.ne("") & scans.duplicated(keep=False)].groupby(scans):
         if same["fold"].nunique() > 1:
@@ -82,6 +86,22 @@ def deal(volumes: Path, table: pd.DataFrame, config: Config) -> pd.DataFrame:
                 "one name there, and prepare it again"
             )
     return dealt.assign(**{CONTENT: _contents(volumes, table)})
+
+
+def _as_one(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a set's table in which all patients who share a scan, or share one with one who does, have one name."""
+    shared = table[table["scan"].ne("")].groupby("scan")["patient"].agg(lambda names: sorted(set(names)))
+    name = {patient: patient for patient in table["patient"]}
+    for names in shared[shared.map(len) > 1]:
+        alike = {name[patient] for patient in names}
+        name.update({patient: min(alike) for patient, now in name.items() if now in alike})
+    if together := sum(patient != now for patient, now in name.items()):
+        log.info(
+            "* %d patient(s) have a scan, voxel for voxel, that another has by name, and are dealt to its fold; "
+            "the set's page lists them first (scan_repeated)",
+            together,
+        )
+    return table.assign(patient=table["patient"].map(name))
 
 
 def _contents(volumes: Path, table: pd.DataFrame) -> list[str]:
