@@ -10,7 +10,7 @@ from aneurysm_ray.config import FeedConfig, SamplerConfig
 from aneurysm_ray.data import store
 from aneurysm_ray.labels import LOCATIONS
 from aneurysm_ray.learning import sampler
-from aneurysm_ray.learning.cache import VolumeCache, groups_of
+from aneurysm_ray.learning.cache import HELD, VolumeCache, groups_of
 from aneurysm_ray.learning.cases import IGNORED, Case, from_table
 from aneurysm_ray.learning.patches import cut
 from aneurysm_ray.learning.sampler import ANYWHERE, HARD, POINT, SITE, VESSEL, HardNegative, plan_epoch, rank_batches
@@ -218,7 +218,7 @@ def test_locations_of_the_sets_exist() -> None:
 def test_a_gathered_plan_draws_the_same_patches_each_volumes_close_together() -> None:
     cases = _cases()
     plan = plan_epoch(cases, SamplerConfig(patches_per_volume=16), SIZE, 0.0, 8, (0, 0, 0))
-    done = sampler.gathered(plan, cases, 5, (0, 0), 0)
+    done = sampler.gathered(plan, cases, 5, (0, 0, 0))
 
     def patches(p: sampler.Plan) -> list[tuple[int, ...]]:
         return sorted(zip(p.case.tolist(), *p.start.T.tolist(), p.kind.tolist(), strict=True))
@@ -226,12 +226,8 @@ def test_a_gathered_plan_draws_the_same_patches_each_volumes_close_together() ->
     assert patches(done) == patches(plan)
     where = [np.flatnonzero(done.case == i) for i in range(len(cases))]
     assert all(np.ptp(at) < len(plan) * 0.27 for at in where if len(at))  # a fifth, but for chance
-    assert sampler.gathered(plan, cases, 1, (0, 0), 0) is plan
-    parts = [set(part.tolist()) for part in np.array_split(done.case, 5)]
-    back = sampler.gathered(plan, cases, 5, (0, 0), 1)
-    again = [set(part.tolist()) for part in np.array_split(back.case, 5)]
-    assert all(len(one & other) > len(one) / 2 for one, other in zip(again, parts[::-1], strict=True))
-    assert patches(back) == patches(plan)
+    assert len({tuple(sampler.gathered(plan, cases, 5, (0, 0, e)).case.tolist()) for e in range(3)}) == 3
+    assert sampler.gathered(plan, cases, 1, (0, 0, 0)) is plan
     # Batches hold as many patches around points as before, on average and in how much that varies.
     counts = [(p.kind == POINT).reshape(-1, 8).sum(1) for p in (plan, done)]
     assert counts[0].mean() == counts[1].mean()
@@ -247,17 +243,17 @@ def test_volumes_are_gathered_where_a_cache_is_too_small_for_them(tmp_path: Path
     plan = plan_epoch(cases, SamplerConfig(patches_per_volume=12), SIZE, 0.0, 8, (0, 0, 0))
     volume_gb = 32 * 40 * 40 / 1e9
     missed = {}
-    for name, drawn in (("scattered", plan), ("gathered", sampler.gathered(plan, cases, 4, (0, 0), 0))):
+    for name, drawn in (("scattered", plan), ("gathered", sampler.gathered(plan, cases, 4, (0, 0, 0)))):
         cache = VolumeCache(tmp_path / name, int(9 * volume_gb * 1e9))
         cut(cases, drawn, np.arange(len(drawn)), SIZE, cache.patch)
         missed[name] = cache.traffic.missed
     assert missed["gathered"] <= 1.3 * 24 < 120 < missed["scattered"]
-    for cache_gb, groups in ((-1, 1), (0, 1), (24 * volume_gb / 0.7, 1), (24 * volume_gb / 0.7 / 3.5, 4)):
+    for cache_gb, groups in ((-1, 1), (0, 1), (24 * volume_gb / HELD, 1), (24 * volume_gb / HELD / 3.5, 4)):
         assert groups_of(cases, FeedConfig(cache_gb=cache_gb), masks=True) == groups
 
 
-def test_an_epoch_begins_with_what_the_cache_still_holds(tmp_path: Path) -> None:
-    """Of a set that does not fit only what is too much is read again, where volumes at random would miss more."""
+def test_what_an_epoch_is_done_with_goes_before_what_is_to_come(tmp_path: Path) -> None:
+    """Of a set that does not fit little more than what is too much is read again in every epoch."""
     folder = write_set(tmp_path / "set", 24)
     cases = from_table(store.volumes_table(folder), folder)
     whole = VolumeCache(tmp_path / "whole", 10**9)
@@ -266,13 +262,15 @@ def test_an_epoch_begins_with_what_the_cache_still_holds(tmp_path: Path) -> None
     size = sum(path.stat().st_size for path in (tmp_path / "whole").glob("*.bricks"))
     cache = VolumeCache(tmp_path / "small", int(0.7 * size))
     missed = []
-    for epoch in range(4):
+    for epoch in range(7):
         plan = plan_epoch(cases, SamplerConfig(patches_per_volume=12), SIZE, 0.0, 8, (0, 0, epoch))
         before = cache.traffic.missed
         cache.begin_epoch()
-        drawn = sampler.gathered(plan, cases, 4, (0, 0), epoch)
+        drawn = sampler.gathered(plan, cases, 6, (0, 0, epoch))
         cut(cases, drawn, np.arange(len(drawn)), SIZE, cache.patch)
         missed.append(cache.traffic.missed - before)
         time.sleep(0.01)  # files' times tell epochs apart
     assert missed[0] == 24
-    assert max(missed[1:]) <= 0.3 * 24 + 1, missed
+    assert np.mean(missed[1:]) <= 0.45 * 24, (
+        missed
+    )  # 0.3 at least are too much; 0.7 with the least recently opened gone

@@ -37,8 +37,8 @@ OPEN_FILES = 64
 SLACK = 0.01
 """Share of its limit that a process adds to the folder before it looks again whether the limit is kept."""
 
-HELD = 0.7
-"""Share of its limit that a cache needs for what is drawn from: the rest holds what comes next and what was."""
+HELD = 0.4
+"""Share of its limit that a cache needs for what is drawn from: the rest holds what comes later in the epoch."""
 
 AS_FILES = 2 / 3
 """Share of a volume's bytes that its file takes, about."""
@@ -198,9 +198,9 @@ class VolumeCache:
     def _in_order_to_go(self, kept: Sequence[tuple[int, int, Path]]) -> list[tuple[int, int, Path]]:
         """Order files, given as (opened, bytes, file) from the least recently opened on, by how soon they are missed.
 
-        Every second epoch goes the other way (`sampler.gathered`), so that what this one opened first the next opens
-        last, and what it has not opened yet is still to come. So first goes what two epochs have not opened, then what
-        this one opened, but for what it is at; last come the others, from the least recently opened on.
+        First goes what two epochs have not opened, then what this one has opened and is done with, as its volumes come
+        close together (`sampler.gathered`): it is asked for again in the next. Last come those that it has not opened
+        yet, and what it is at. The least recently opened are just those: most would be gone when they are asked for.
         """
         before, now = self._epochs
         unused = [entry for entry in kept if entry[0] < before]

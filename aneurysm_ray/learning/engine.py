@@ -102,7 +102,7 @@ def fit(
             started = time.perf_counter()
             torch.manual_seed(_torch_seed(config.seed, fold, epoch + 1, rank))
             plan = _plan(cases, config, fold, epoch, learner.hard)
-            plan = gathered(plan, cases, groups, (config.seed, fold), epoch)
+            plan = gathered(plan, cases, groups, (config.seed, fold, epoch))
             cache.begin_epoch()
             part = (rank, world_size)
             feed = _feed(cases, plan, cache, config, (config.seed, fold, epoch), part, device, learner.network)

@@ -118,13 +118,12 @@ def plan_epoch(
     return Plan(np.array(case_index)[order], np.array(start, np.int64)[order], np.array(kind)[order])
 
 
-def gathered(plan: Plan, cases: Sequence[Case], groups: int, seed: tuple[int, ...], epoch: int) -> Plan:
+def gathered(plan: Plan, cases: Sequence[Case], groups: int, seed: tuple[int, ...]) -> Plan:
     """Return a plan in which the patches of a volume come close together: in one of so many parts of the epoch.
 
     For sets that do not fit into the cache: a volume is then read at most once an epoch, and not once a patch. Volumes
-    are dealt to the parts once, by `seed`, (seed, fold), those with points and those without by turns, so that each
-    part draws as the whole does; within a part the order stays what it was. Every second epoch goes through the parts
-    from the last to the first, so that it begins with what the cache still holds.
+    are dealt to the parts anew in every epoch, those with points and those without by turns, so that each part draws as
+    the whole does; within a part the order stays what it was.
     """
     if groups <= 1:
         return plan
@@ -133,8 +132,7 @@ def gathered(plan: Plan, cases: Sequence[Case], groups: int, seed: tuple[int, ..
     by_kind = shuffled[np.argsort([len(cases[i].points) > 0 for i in shuffled], kind="stable")]
     part = np.empty(len(cases), np.int64)
     part[by_kind] = np.arange(len(cases)) % groups
-    onward = part if epoch % 2 == 0 else groups - 1 - part
-    order = np.argsort(onward[plan.case], kind="stable")
+    order = np.argsort(part[plan.case], kind="stable")
     return Plan(plan.case[order], plan.start[order], plan.kind[order])
 
 
