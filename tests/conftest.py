@@ -24,6 +24,13 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run the suite in two processes, and in this one what was asked for by its name or its mark: slow tests start
+    clusters of their own, and a debugger wants no others."""
+    asked_for = config.option.file_or_dir or config.option.keyword or "not slow" not in config.option.markexpr
+    return 0 if asked_for else 2
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give the files that share one Ray to one process, and first, since they take longest; any other file to any."""
     with_ray = {item.path for item in items if "ray_session" in getattr(item, "fixturenames", ())}

@@ -55,7 +55,7 @@ class Bricks:
         table = os.pread(self._file, (math.prod(self._counts) + 1) * _INT.itemsize, _FIXED)
         if len(table) != (math.prod(self._counts) + 1) * _INT.itemsize:
             raise Damaged(f"{path} ends early")
-        self._offsets = np.frombuffer(table, _INT)
+        self._offsets: list[int] = np.frombuffer(table, _INT).tolist()
         self.bytes = os.fstat(self._file).st_size
         if self._offsets[-1] != self.bytes:
             raise Damaged(f"{path} has {self.bytes} bytes of {self._offsets[-1]}")
@@ -76,33 +76,34 @@ class Bricks:
         taken = 0
         if not part.size:
             return part, taken
-        first, last = low // EDGE, -(-high // EDGE)
-        for z in range(first[0], last[0]):
-            for y in range(first[1], last[1]):
+        planes, rows, cubes = (_cubes(*ends) for ends in zip(low.tolist(), high.tolist(), self.shape, strict=True))
+        for z, in_z, to_z, depth in planes:
+            for y, in_y, to_y, height in rows:
                 # Cubes that follow each other along x do so in the file, and are read at once.
-                row = self._index(z, y, first[2])
-                begin, end = self._offsets[row], self._offsets[row + last[2] - first[2]]
+                first = (z * self._counts[1] + y) * self._counts[2]
+                begin, end = self._offsets[first + cubes[0][0]], self._offsets[first + cubes[-1][0] + 1]
                 row_bytes = memoryview(os.pread(self._file, end - begin, begin))
                 taken += len(row_bytes)
-                for number, x in enumerate(range(first[2], last[2])):
-                    bounds = self._offsets[row + number : row + number + 2] - begin
-                    cube = self._decompress(row_bytes[bounds[0] : bounds[1]], (z, y, x))
-                    corner = np.array([z, y, x]) * EDGE
-                    inner_low, inner_high = np.maximum(low - corner, 0), np.minimum(high - corner, cube.shape)
-                    outer = corner - low
-                    part[_box(outer + inner_low, outer + inner_high)] = cube[_box(inner_low, inner_high)]
+                for x, in_x, to_x, width in cubes:
+                    data = row_bytes[self._offsets[first + x] - begin : self._offsets[first + x + 1] - begin]
+                    try:
+                        raw = self._codec.decompress(data, depth * height * width)
+                    except (pa.ArrowException, OSError) as error:
+                        raise Damaged(str(error)) from error
+                    cube = np.frombuffer(raw, np.uint8).reshape(depth, height, width)
+                    part[to_z, to_y, to_x] = cube[in_z, in_y, in_x]
         return part, taken
 
-    def _index(self, z: int, y: int, x: int) -> int:
-        return int((z * self._counts[1] + y) * self._counts[2] + x)
 
-    def _decompress(self, data: memoryview, corner: tuple[int, int, int]) -> NDArray[np.uint8]:
-        shape = [min(EDGE, n - at * EDGE) for n, at in zip(self.shape, corner, strict=True)]
-        try:
-            raw = self._codec.decompress(data, math.prod(shape))
-        except (pa.ArrowException, OSError) as error:
-            raise Damaged(str(error)) from error
-        return np.frombuffer(raw, np.uint8).reshape(shape)
+def _cubes(low: int, high: int, length: int) -> list[tuple[int, slice, slice, int]]:
+    """Return, along an axis of so many voxels, the cubes of a part: which, what of it, where to, and how long it is."""
+    found = []
+    for cube in range(low // EDGE, -(-high // EDGE)):
+        corner = cube * EDGE
+        first, last = max(low, corner), min(high, corner + EDGE)
+        inner, outer = slice(first - corner, last - corner), slice(first - low, last - low)
+        found.append((cube, inner, outer, min(EDGE, length - corner)))
+    return found
 
 
 def _counts(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -111,7 +112,3 @@ def _counts(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _span(corner: tuple[int, ...]) -> tuple[slice, ...]:
     return tuple(slice(at * EDGE, (at + 1) * EDGE) for at in corner)
-
-
-def _box(low: NDArray[np.int64], high: NDArray[np.int64]) -> tuple[slice, ...]:
-    return tuple(slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
