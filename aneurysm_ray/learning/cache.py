@@ -230,7 +230,7 @@ def _stamp(path: str | Path) -> None:
 
 
 def groups_of(cases: Sequence[Case], feed: FeedConfig, *, masks: bool) -> int:
-    """Return into how many parts of an epoch volumes are gathered so that those of a part fit into the cache.
+    """Return the share of an epoch, as one of so many, in which a volume is used so that those in use fit the cache.
 
     By what was asked for alone, and not by what a disk has: all workers must draw alike, today and after a resume.
     """

@@ -119,20 +119,22 @@ def plan_epoch(
 
 
 def gathered(plan: Plan, cases: Sequence[Case], groups: int, seed: tuple[int, ...]) -> Plan:
-    """Return a plan in which the patches of a volume come close together: in one of so many parts of the epoch.
+    """Return a plan in which the patches of a volume come close together: within one `groups`-th of the epoch.
 
     For sets that do not fit into the cache: a volume is then read at most once an epoch, and not once a patch. Volumes
-    are dealt to the parts anew in every epoch, those with points and those without by turns, so that each part draws as
-    the whole does; within a part the order stays what it was.
+    come in an order of their own in every epoch, one after another rather than many at once, since reading them is
+    what takes long; those with points and those without are spread evenly, so that every part draws as the whole does.
     """
     if groups <= 1:
         return plan
     rng = np.random.default_rng((*seed, 0x6A))
-    shuffled = rng.permutation(len(cases))
-    by_kind = shuffled[np.argsort([len(cases[i].points) > 0 for i in shuffled], kind="stable")]
-    part = np.empty(len(cases), np.int64)
-    part[by_kind] = np.arange(len(cases)) % groups
-    order = np.argsort(part[plan.case], kind="stable")
+    marked = np.array([len(case.points) > 0 for case in cases])
+    middle = np.empty(len(cases))
+    for kind in (marked, ~marked):
+        count = int(kind.sum())
+        middle[kind] = (rng.permutation(count) + rng.random()) / max(count, 1)
+    at = middle[plan.case] + rng.uniform(-0.5, 0.5, len(plan)) / groups
+    order = np.argsort(1 - np.abs(1 - np.abs(at)), kind="stable")  # what lies beyond an end is as far within it
     return Plan(plan.case[order], plan.start[order], plan.kind[order])
 
 
