@@ -19,8 +19,8 @@ cgroup of version 1, where this machine lets us make one), and torch one thread.
     they share, with a folder each, and with none.
 
 Shares are of CPU time as well as of time on the clock. The second is what a user waits for, and holds on two idle
-cores: one steps, one feeds. The first counts the work of both, and leaves out waiting for the disk. Where two cores are two
-threads of one, the step itself is slower beside a busy one: it is measured like that too.
+cores: one steps, one feeds. The first counts the work of both, and leaves out waiting for the disk. Where two cores
+are two threads of one, the step itself is slower beside a busy one: it is measured like that too.
 """
 
 import argparse
@@ -381,8 +381,8 @@ def fold(name: str, volumes: Path, options: argparse.Namespace, limit: Limit) ->
     share, misses, taken = by_cpu / bare_cpu, 100 * missed / max(asked, 1), read / max(asked, 1) / np.prod(PATCH)
     where = ", ".join(f"{part} {100 * of:.0f} %" for part, of in zip(PARTS, of_fold / of_fold.sum(), strict=True))
     return (
-        f"| {name} | {bare:.0f} | {beside:.0f} | {whole:.0f} | {whole / bare:.2f} | {whole / beside:.2f} | {share:.2f} | "
-        f"{misses:.1f} | {taken:.2f} | "
+        f"| {name} | {bare:.0f} | {beside:.0f} | {whole:.0f} | {whole / bare:.2f} | {whole / beside:.2f} | "
+        f"{share:.2f} | {misses:.1f} | {taken:.2f} | "
         f"{peak:.1f} | {own:.1f} | {where} |"
     )
 
