@@ -188,7 +188,7 @@ def limited(gigabytes: float) -> Iterator[Limit]:
     if not gigabytes or not group.parent.is_dir():
         yield Limit(None, "not limited" if not gigabytes else "not limited: no memory cgroups of version 1 here")
         return
-    group.mkdir()
+    group.mkdir(exist_ok=True)  # a process that was started in it may outlive its first use
     (group / "memory.limit_in_bytes").write_text(str(int(gigabytes * 2**30)))
     (group / "cgroup.procs").write_text(str(os.getpid()))
     try:
