@@ -31,6 +31,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 0 if asked_for else 2
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks right after
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give the files that share one Ray to one process, and first, since they take longest; any other file to any."""
     with_ray = {item.path for item in items if "ray_session" in getattr(item, "fixturenames", ())}
