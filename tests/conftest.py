@@ -24,22 +24,6 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Run the suite in two processes, and in this one what was asked for by its name or its mark: slow tests start
-    clusters of their own, and a debugger wants no others."""
-    asked_for = config.option.file_or_dir or config.option.keyword or "not slow" not in config.option.markexpr
-    return 0 if asked_for else 2
-
-
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks right after
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the files that share one Ray to one process, and first, since they take longest; any other file to any."""
-    with_ray = {item.path for item in items if "ray_session" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in with_ray else item.path.name))
-    items.sort(key=lambda item: item.path not in with_ray)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def no_waiting_for_the_disk() -> Iterator[None]:
     """Let files be written without waiting till the disk has them: no test cuts the power, and there are thousands."""
