@@ -285,7 +285,7 @@ def test_whoever_dealt_the_folds_is_told(run: Path) -> None:
 
 
 def results_of(found: run_data.RunData) -> run_summary.Results:
-    return run_summary.results(found.predictions, None)
+    return run_summary.results(found, None)
 
 
 def test_a_set_whose_masks_name_no_artery_is_not_said_to_have_no_aneurysm(tmp_path: Path) -> None:

@@ -113,13 +113,13 @@ def _dealt(run: RunData) -> list[str]:
 def tiles(run: RunData, found: Results) -> tuple[Tile, ...]:
     """Return the numbers worth seeing first."""
     mean, score, present = found.statistics["score_mean_over_folds"], found.score, found.present
-    dices = [table["val/dice"].iloc[-1] for table in run.metrics.values() if len(table)]
     judged = [
         Tile("Weighted score", f"{score.value:.3f}", f"[{score.low:.3f}, {score.high:.3f}] pooled"),
         Tile("Mean over folds", "–" if mean is None else f"{mean:.3f}", "of each fold's own score"),
         Tile("Present AUC", f"{present.value:.3f}", f"[{present.low:.3f}, {present.high:.3f}]"),
     ]
     if run.config.stage == "vessels":
+        dices = [table["val/dice"].iloc[-1] for table in run.metrics.values() if len(table)]
         judged = [Tile("Vessels' Dice", f"{np.mean(dices):.3f}", "with their masks, mean of the folds")]
     result = [
         *judged,
