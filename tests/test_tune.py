@@ -313,8 +313,12 @@ def test_a_search_that_trains_its_best_says_what_it_scores_without_the_folds_tha
     monkeypatch.setattr(train, "_run_fold", fold_without_ray)
     changes = {"folds__count": 3, "tune__folds": (1,), "tune__trials": 2, "tune__space": SPACE, "optim__epochs": 1}
     config, out = small_config(tmp_path, **changes), tmp_path / "search"
+    train_best, there = tune._train_best, []
+    # The search is to be read whatever becomes of what follows.
+    monkeypatch.setattr(tune, "_train_best", lambda *w: there.append((out / rundir.REPORT).exists()) or train_best(*w))
     with caplog.at_level("INFO"):
         summary = tune.tune(write_set(tmp_path / "set", 12), out, config, then_train=True)
+    assert there == [True]
     assert "(so few that each learns from those before it; tune.concurrent=2 asks for all)" in caplog.text
     trained = rundir.trained_dir(out, summary["best"]["trial"])
     predictions = rundir.read_csv(trained / rundir.PREDICTIONS)
