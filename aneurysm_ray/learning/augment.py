@@ -338,7 +338,7 @@ def _in_unit_range(image: Tensor, curve_B256: Tensor | None) -> Tensor:
 
 
 def _mean_of_27(image_BZYX: Tensor) -> Tensor:
-    """Return the mean of each voxel's 3x3x3 neighbourhood, edges repeated; a sixth of what average pooling costs."""
+    """Return the mean of each voxel's 3x3x3 neighbourhood, edges repeated; less than a third of what pooling costs."""
     total = F.pad(image_BZYX.unsqueeze(1), (1,) * 6, mode="replicate").squeeze(1)
     for axis, length in enumerate(image_BZYX.shape[1:], 1):
         first, middle, last = (total.narrow(axis, start, length) for start in range(3))
