@@ -102,8 +102,10 @@ def score_volume(
 
 def pool(grid: NDArray[np.float64], top_k: int) -> NDArray[np.float64]:
     """Return (14,): the mean of each label's `top_k` highest cells of a grid (14, z, y, x)."""
-    flat = np.sort(grid.reshape(len(grid), -1), axis=1)
-    return np.asarray(flat[:, -top_k:].mean(1))
+    flat = grid.reshape(len(grid), -1)
+    count = min(top_k, flat.shape[1])
+    highest = np.partition(flat, flat.shape[1] - count, axis=1)[:, -count:]
+    return np.asarray(np.sort(highest, axis=1).mean(1))
 
 
 @torch.inference_mode()
@@ -132,14 +134,19 @@ def _answer(
     for first in range(0, len(asked), batch_size):
         chosen = starts[asked[first : first + batch_size]]
         image = torch.stack([padded[z : z + size[0], y : y + size[1], x : x + size[2]] for z, y, x in chosen])
-        head, inner = ask(models, image.unsqueeze(1).float() / 255, config)
+        head, inner = ask(models, image.unsqueeze(1).float().div_(255), config)
         heads.append(head)
         inners.append(inner)
-    of_windows, of_cells = (torch.cat(parts).cpu().numpy().astype(np.float64)[answer_of] for parts in (heads, inners))
+    of_windows, of_cells = (torch.cat(parts).cpu().numpy() for parts in (heads, inners))
     if models[0].pooled:
+        of_windows, of_cells = (values.astype(np.float64)[answer_of] for values in (of_windows, of_cells))
         return _Answers(of_windows.reshape(*layout.grid, len(LABELS)).transpose(3, 0, 1, 2), of_cells, None)
     cells = starts // models[0].stride
-    return _Answers(_stitch(of_windows, cells, layout.grid), None, _stitch(of_cells[:, None], cells, layout.grid)[0])
+    return _Answers(
+        _stitch(of_windows, answer_of, cells, layout.grid),
+        None,
+        _stitch(of_cells[:, None], answer_of, cells, layout.grid)[0],
+    )
 
 
 def ask(models: Sequence[Network], image_BCZYX: Tensor, config: Config) -> tuple[Tensor, Tensor]:
@@ -187,16 +194,23 @@ def _half(config: Config, device: torch.device) -> torch.autocast:
 
 
 def _stitch(
-    answers: NDArray[np.float64], cell_starts: NDArray[np.int64], shape: tuple[int, int, int]
+    answers: NDArray[np.float32],
+    answer_of: NDArray[np.int64],
+    cell_starts: NDArray[np.int64],
+    shape: tuple[int, int, int],
 ) -> NDArray[np.float64]:
-    """Average windows' cells (W, C, cz, cy, cx) into a grid (C, z, y, x), those in the middle of a window most."""
+    """Average windows' cells into a grid (C, z, y, x), those in the middle of a window most.
+
+    `answers` are (A, C, cz, cy, cx); window w begins at cell `cell_starts[w]` and has the answer `answer_of[w]`.
+    """
     weight = windows.centre_weights((answers.shape[2], answers.shape[3], answers.shape[4]))
     total, weights = np.zeros((answers.shape[1], *shape)), np.zeros(shape)
-    for answer, (z, y, x) in zip(answers, cell_starts, strict=True):
+    for number, (z, y, x) in zip(answer_of, cell_starts, strict=True):
         place = np.s_[z : z + weight.shape[0], y : y + weight.shape[1], x : x + weight.shape[2]]
-        total[:, *place] += answer * weight
+        total[:, *place] += np.multiply(answers[number], weight, dtype=np.float64)
         weights[place] += weight
-    return np.asarray(total / weights)
+    total /= weights
+    return total
 
 
 def _candidates(

