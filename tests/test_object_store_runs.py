@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 CHANGES = {
     "folds.count": 2,
-    "optim.epochs": 4,
+    "optim.epochs": 8,
     "volume.spacing_mm": [4.0, 4.0, 4.0],
     "tune.trials": 2,
     "tune.startup_trials": 2,
