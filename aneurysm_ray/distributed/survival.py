@@ -3,16 +3,38 @@
 Folds ask for it, and so do the trials of a search that have several workers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import ray.train
-from ray.train.torch import TorchConfig
+from ray.exceptions import RayActorError
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
 
 from aneurysm_ray.config import ResourcesConfig
+from aneurysm_ray.distributed import failures
+
+
+def run(make: Callable[[], TorchTrainer], resources: ResourcesConfig, lost: Callable[[str], None]) -> None:
+    """Run Ray Train to its end, anew after a death that it does not survive; `lost` is told of what died.
+
+    It survives a worker that dies while it is made or while it works, and none in between, when it is told to begin
+    (Ray 2.60, `WorkerGroup._start_impl`), nor its own controller's death. What its workers do must go on from what
+    they wrote. Raises Ray's TrainingFailedError.
+    """
+    tries = resources.max_failures
+    while True:
+        try:
+            make().fit()
+            return
+        except (ray.train.ControllerError, RayActorError) as error:
+            cause = failures.cause_of(getattr(error, "controller_failure", error))
+            if not tries or not isinstance(cause, RayActorError):
+                raise
+            tries -= 1
+            lost(failures.sentence(cause))
 
 
 def scaling(resources: ResourcesConfig, need: Mapping[str, float]) -> ray.train.ScalingConfig:

@@ -201,6 +201,7 @@ def _run_fold(
     fold: int, need: Mapping[str, float], config: Config, volumes: Path, out: Path, box: Any, scratch: str
 ) -> None:
     """Train one fold; returns when its summary is written. Raises Ray's TrainingFailedError."""
+    about = {"fold": fold}
     settings = {
         "fold": fold,
         "config": config.model_dump(mode="json"),
@@ -208,13 +209,17 @@ def _run_fold(
         "out": str(out),
         "box": box,
     }
-    ray.train.torch.TorchTrainer(
-        _worker,
-        train_loop_config=settings,
-        scaling_config=survival.scaling(config.resources, need),
-        torch_config=survival.Connection(),
-        run_config=survival.run_config(f"fold_{fold}", scratch, config.resources, [news.Watch(box, {"fold": fold})]),
-    ).fit()
+
+    def make() -> ray.train.torch.TorchTrainer:
+        return ray.train.torch.TorchTrainer(
+            _worker,
+            train_loop_config=settings,
+            scaling_config=survival.scaling(config.resources, need),
+            torch_config=survival.Connection(),
+            run_config=survival.run_config(f"fold_{fold}", scratch, config.resources, [news.Watch(box, about)]),
+        )
+
+    survival.run(make, config.resources, lambda why: news.post(box, {**about, "kind": "lost", "why": why}))
 
 
 def _worker(settings: dict[str, Any]) -> None:

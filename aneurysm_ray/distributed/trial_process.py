@@ -98,21 +98,25 @@ def _train_on_workers(
 
     os.environ.update(survival.patience(config.resources))
     with tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as scratch:
-        TorchTrainer(
-            _worker,
-            train_loop_config={
-                "config": config.model_dump(mode="json"),
-                "folder": str(folder),
-                "fit": fit,
-                "box": box,
-                "about": about,
-            },
-            scaling_config=scaling,
-            torch_config=survival.Connection(),
-            run_config=survival.run_config(
-                folder.name, scratch, config.resources, [TuneReportCallback(), news.Watch(box, about)]
-            ),
-        ).fit()
+
+        def make() -> TorchTrainer:
+            return TorchTrainer(
+                _worker,
+                train_loop_config={
+                    "config": config.model_dump(mode="json"),
+                    "folder": str(folder),
+                    "fit": fit,
+                    "box": box,
+                    "about": about,
+                },
+                scaling_config=scaling,
+                torch_config=survival.Connection(),
+                run_config=survival.run_config(
+                    folder.name, scratch, config.resources, [TuneReportCallback(), news.Watch(box, about)]
+                ),
+            )
+
+        survival.run(make, config.resources, lambda why: news.post(box, {**about, "kind": "lost", "why": why}))
 
 
 def _worker(settings: dict[str, Any]) -> None:
