@@ -36,7 +36,7 @@ Words = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", hel
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", parser=place, help="TOML file of settings, such as best.toml.")
 ]
-Preset = Annotated[str | None, typer.Option(help="v1, v2, v3, v4 or v5: the ladder of experiments.")]
+Preset = Annotated[str | None, typer.Option(help="v1 to v5: the ladder of experiments; starter: for init=starter.")]
 Out = Annotated[Path | None, typer.Option(parser=place, help="Directory or URL; named by date and kind unless given.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that --out holds.")]
 
@@ -210,7 +210,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="optim.epochs")] = None,
     batch_size: Annotated[int | None, typer.Option(help="optim.batch_size")] = None,
     model: Annotated[str | None, typer.Option(help="model.name")] = None,
-    init: Annotated[Path | None, typer.Option(parser=place, help="Checkpoint, or run, to start from.")] = None,
+    init: Annotated[str | None, typer.Option(help="Checkpoint, or run, to start from.")] = None,
     control: Annotated[str | None, typer.Option(help="shuffle: the control that must score 0.5.")] = None,
     test: Annotated[
         list[Path] | None, typer.Option(parser=place, help="Another prepared set, scored once at the end; repeatable.")
@@ -220,9 +220,8 @@ def train(
 ) -> None:
     """Cross-validate by patient-wise folds with Ray Train."""
     flags = {"optim__epochs": epochs, "optim__batch_size": batch_size, "model__name": model, "control": control}
-    start = str(init) if init else None
     with _going_on("loading Ray and torch", 0.0):
-        settings = _build(preset, config, words, volumes=volumes, resumed=_resumed(out, resume), init=start, **flags)
+        settings = _build(preset, config, words, volumes=volumes, resumed=_resumed(out, resume), init=init, **flags)
         out = out or fresh("train", settings.model.name)
         from aneurysm_ray.distributed import train as training
     with _going_on("training"), ending.resumable(out):
@@ -232,7 +231,8 @@ def train(
     print("no score" if summary["score"]["value"] is None else f"score {Score.of(summary['score'])} out of fold")
     for outside in summary.get("tests", ()):
         print(f"score {Score.of(outside['score'])} on {outside['name']}, which no model saw")
-    ahead = ("predict", out, "YOUR_DICOM_FOLDER") if settings.stage == "lesions" else ("train", volumes, "--init", out)
+    lesions = ("train", volumes, "--config", f"{out}/config.toml", "stage=lesions", "--init", out)
+    ahead = ("predict", out, "YOUR_DICOM_FOLDER") if settings.stage == "lesions" else lesions
     _next(("open", f"{out}/report.html"), (AGAIN, *ahead))
     print(out)
 
@@ -272,7 +272,7 @@ def tune(
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(parser=place, help="A training run, a search or an exported model.")],
+    run: Annotated[Path, typer.Argument(parser=place, help="A run, a search that trained its best, a model, starter.")],
     paths: Annotated[list[str], typer.Argument(metavar="PATH... [KEY=VALUE]...", help="Series, data sets, archives.")],
     out: Out = None,
     fast: Annotated[bool, typer.Option("--fast", help="One model, no flips.")] = False,

@@ -140,7 +140,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         text = location.read_bytes(path).decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); give a TOML file such as a run's config.toml") from error
+        why = (isinstance(error, OSError) and error.strerror) or error
+        raise ConfigError(f"{path}: cannot be read ({why}); give a TOML file such as a run's config.toml") from error
     return parse_toml(text, path)
 
 

@@ -68,11 +68,12 @@ TINY: dict[str, Any] = {
     "model.stem_stride": 4,
     "optim.batch_size": 32,
     "optim.precision": "float32",
+    "feed.threads": 1,
     **{f"augment.{change}": 0.0 for change in CHANGES},
     "loss.vessel_weight": 0.0,
 }
 """A network that takes some 350 patches/s of a core, and nothing for the CPU to change, as a GPU changes voxels itself:
-what is left is to feed it, which another core does."""
+what is left is to feed it, which another core does: a second thread would take the steps' own core from them."""
 
 PARTS = ("feed", "steps", "validation", "mining", "writing")
 OF_A_SEARCH, EPOCHS_OF_A_TRIAL = 40, 3

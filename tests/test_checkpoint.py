@@ -152,5 +152,11 @@ def test_own_checkpoints_and_safetensors_match_in_full(tmp_path: Path) -> None:
 
 
 def test_weights_of_nothing_alike_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunDirError, match="none of the file's weights fits"):
+    with pytest.raises(RunDirError, match="hardly any of the file's weights fits"):
         checkpoint.transfer(models.build(ModelConfig(name="small3d", width=4)), {"a.b": torch.ones(2)})
+
+
+def test_weights_of_another_network_are_refused_though_a_few_tensors_fit() -> None:
+    small = models.build(ModelConfig(name="small3d", head="grid", width=4))
+    with pytest.raises(RunDirError, match=r"^hardly any.*: [1-9] of \d+ tensors fit.*give the settings of the network"):
+        checkpoint.transfer(models.build(ModelConfig(name="resnet3d10", width=4)), small.state_dict())

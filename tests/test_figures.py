@@ -12,7 +12,7 @@ from aneurysm_ray.data.store import Point, PreparedVolume
 from aneurysm_ray.errors import RunDirError
 from aneurysm_ray.labels import PRESENT
 from aneurysm_ray.learning import metrics
-from aneurysm_ray.reporting import figures_run, pictures, words
+from aneurysm_ray.reporting import drawing, figures_run, pictures, words
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,16 @@ def test_panels_lie_as_a_reader_expects(monkeypatch: pytest.MonkeyPatch) -> None
     assert _brightest(axial) == pytest.approx((2.5, 5.5), abs=0.6)  # front is up
     assert _brightest(coronal) == pytest.approx((20 - 8.5, 5.5), abs=0.6)  # head is up
     assert _brightest(sagittal) == pytest.approx((20 - 8.5, 2.5), abs=0.6)  # front is left
+
+
+@pytest.mark.parametrize("values", [(6e-5, 5e-4), (1e-4, 1e-2), (1e-6, 10.0), (3e-4, 3e-4), (0.0, 2.0)])
+def test_a_logarithmic_axis_is_labelled_in_and_around_its_values(values: tuple[float, float]) -> None:
+    axis = drawing.log_axis(values)
+    low, high = min(value for value in values if value), max(values)
+    assert axis["type"] == "log" and [float(text) for text in axis["ticktext"]] == pytest.approx(axis["tickvals"])
+    assert axis["tickvals"][0] <= low and axis["tickvals"][-1] >= high
+    around = [tick for tick in axis["tickvals"] if low / 3 <= tick <= high * 3]
+    assert 1 <= len(around) <= 10
 
 
 def test_heat_map_glows_where_it_is_hot() -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shlex
 from pathlib import Path
 
 import pandas as pd
@@ -45,6 +46,23 @@ def test_every_fold_starts_from_its_own_of_a_run(vessels: Path) -> None:
     one, other = (checkpoint.read_weights(state) for state in states)
     assert any(not torch.equal(one[name], other[name]) for name in one)
     assert first_weights.of_fold(str(states[1]), 0) == states[1]
+
+
+def test_the_next_command_after_vessels_trains_the_same_network(
+    volumes: Path, vessels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    summary = rundir.read_json(vessels / rundir.SUMMARY)
+    monkeypatch.setattr(train, "train", lambda *_, **__: summary)
+    caplog.set_level("INFO")
+    assert main(["train", str(volumes), "stage=vessels", "model.head=grid", "--out", str(vessels)]) == 0
+    line = next(line for line in caplog.messages if "--init" in line)
+    words = shlex.split(line)[shlex.split(line).index("train") :]
+    built: list[Config] = []
+    monkeypatch.setattr(train, "train", lambda _, __, config, **more: built.append(config) or summary)
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    before = rundir.read_config(vessels)
+    assert built[0].model == before.model and built[0].patch == before.patch
+    assert built[0].stage == "lesions" and built[0].init == str(vessels)
 
 
 def test_no_fold_starts_from_weights_that_know_its_judges(volumes: Path, vessels: Path, tmp_path: Path) -> None:

@@ -79,6 +79,13 @@ def test_what_cannot_be_folds_is_a_sentence(
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["splits.csv", "splits_final.json"])
+def test_a_file_that_is_not_there_is_named_once(tmp_path: Path, table: pd.DataFrame, name: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        own_folds.read(tmp_path / name, table, THREE, _hash)
+    assert str(refused.value).count(name) == 1 and "No such file or directory" in str(refused.value)
+
+
 def test_columns_parted_by_something_else_are_told(tmp_path: Path, table: pd.DataFrame) -> None:
     (tmp_path / "splits.csv").write_text("patient;fold\nanna;0\n")
     with pytest.raises(RequestError, match="its columns are parted by ';'; part them by commas"):

@@ -196,6 +196,17 @@ def test_other_settings_another_key_or_a_foreign_folder_are_refused(
         run(data / "absent", out)
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("names", [["README.md"], ["a.txt", "sub/b.txt"], ["photo.jpg"]])
+def test_a_folder_that_holds_no_image_is_a_wrong_one(tmp_path: Path, names: list[str], dry_run: bool) -> None:
+    for name in names:
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).write_text("no image\n" * 100)
+    with pytest.raises(DatasetError, match=r"data holds no series.* folder or archive of DICOM files per series"):
+        run(tmp_path / "data", tmp_path / "out", dry_run=dry_run)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("out", ["/proc/volumes", "/dev/null/volumes"])
 def test_a_place_that_cannot_be_written_is_refused_before_ray_starts(data: Path, out: str) -> None:
     with pytest.raises(RequestError, match="cannot be written"):

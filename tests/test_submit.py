@@ -50,6 +50,11 @@ def test_an_unknown_job_is_named_with_the_nearest(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RequestError, match="did you mean train"):
         submit.checkout("trian")
+    with pytest.raises(RequestError) as refused:
+        submit.checkout("nothing like it")
+    assert "predict, prepare, report, train, tune" in str(refused.value), (
+        "the notebook of Kaggle is no job of a cluster"
+    )
     assert (submit.checkout("train") / "jobs" / "train.py").is_file()
 
 

@@ -121,6 +121,20 @@ def find_sources(data: str, frame_base: FrameBase = "auto") -> tuple[list[Source
     return sorted(found, key=lambda source: (-max(source.voxel_bytes, source.bytes), source.key)), notes
 
 
+def check_is_a_set(data: str, found: Sequence[Source]) -> None:
+    """Raise DatasetError for a folder that is taken for one series, and whose files are no images: a wrong one."""
+    if is_url(data) or len(found) != 1 or found[0].key != "." or is_nifti(Path(found[0].location)):
+        return
+    try:
+        scan_series(Path(found[0].location), deep=found[0].deep)
+    except SeriesError as error:
+        if error.reason == "no_images":
+            raise DatasetError(
+                f"{data} holds no series: its {found[0].files} file(s) are neither DICOM nor NIfTI; give a folder with "
+                "one folder or archive of DICOM files per series, or with NIfTI"
+            ) from error
+
+
 def _digest(files: places.Listing, masks: Sequence[places.Mask], source: Source) -> str:
     stamps = [(size, stamp) for _, size, stamp in masks]
     return hashlib.sha256(json.dumps([files, stamps, _known(source)]).encode()).hexdigest()

@@ -70,12 +70,17 @@ def read(path: Path, table: pd.DataFrame, config: FoldsConfig, hashed: Hash | No
     return result
 
 
+def _why(error: Exception) -> str:
+    """Say what a file's reading ended with; an OSError's own text names the file again."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
 def _read_csv(path: Path) -> Mapping[str, int]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file, restval=""))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RequestError(f"{path} cannot be read as CSV: {error}") from error
+        raise RequestError(f"{path} cannot be read as CSV: {_why(error)}") from error
     names = list(rows[0]) if rows else []
     column = next((name for name in ("series_uid", "patient") if name in names), None)
     if column is None or "fold" not in names:
@@ -98,7 +103,7 @@ def _read_json(path: Path) -> Mapping[str, int]:
     try:
         splits: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RequestError(f"{path} cannot be read as JSON: {error}") from error
+        raise RequestError(f"{path} cannot be read as JSON: {_why(error)}") from error
     if not isinstance(splits, list) or not all(isinstance(s, dict) and {"train", "val"} <= s.keys() for s in splits):
         raise RequestError(f"{path} is no list of {{train: [...], val: [...]}}, as nnU-Net's splits_final.json is")
     found: dict[str, int] = {}

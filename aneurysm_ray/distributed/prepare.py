@@ -63,6 +63,7 @@ def prepare(data: str, out: str, config: Config, *, dry_run: bool = False) -> Pr
     for each in (data, out):
         location.check_reachable(location.place(each))
     found, notes = catalogue.find_sources(data, config.prepare.frame_base)
+    catalogue.check_is_a_set(data, found)
     for note in notes:
         log.info("%s", note)
     if dry_run:

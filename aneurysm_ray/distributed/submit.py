@@ -83,7 +83,7 @@ def checkout(job: str) -> Path:
     for root in roots:
         if (root / "jobs" / f"{job}.py").is_file():
             return root
-    known = sorted({path.stem for root in roots for path in (root / "jobs").glob("*.py")})
+    known = sorted({path.stem for root in roots for path in (root / "jobs").glob("*.py")} - {"kaggle_inference"})
     raise RequestError(
         f"there is no jobs/{job}.py{did_you_mean(job, known)}; submit from a checkout of the project, "
         f"with one of {', '.join(known) or 'its jobs'}"

@@ -29,6 +29,8 @@ STATE = "state.pt"
 WRAPPERS = re.compile(r"^(module|model|network|net|backbone|encoder|state_dict)\.")
 """Prefixes that trainers put before a network's own names; `module.` is DataParallel's, as in MedicalNet's files."""
 
+FITTING = 0.1
+"""Least share of a network's tensors that weights to start from must have. A backbone of the same kind has more."""
 WEIGHT_KEYS = ("ema", "model", "state_dict", "model_state_dict", "network_weights", "network")
 """Where files of several trainers keep the weights, the first one found is taken."""
 
@@ -198,7 +200,7 @@ def _of_first_fold(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def transfer(network: nn.Module, weights: Mapping[str, Tensor]) -> Transfer:
     """Copy the weights whose name, without wrappers' prefixes, and shape fit into a network; say what matched.
 
-    Raises RunDirError when nothing fits.
+    Raises RunDirError when hardly anything fits: the weights are another network's.
     """
     by_name = {_bare(name): (name, value) for name, value in weights.items()}
     matched, missing, misshapen, used = [], [], [], set()
@@ -217,8 +219,11 @@ def transfer(network: nn.Module, weights: Mapping[str, Tensor]) -> Transfer:
     result = Transfer(
         tuple(matched), tuple(missing), tuple(misshapen), tuple(name for name in weights if name not in used)
     )
-    if not matched:
-        raise RunDirError(f"none of the file's weights fits the network: {result}")
+    if len(matched) < FITTING * (len(matched) + len(missing)):
+        raise RunDirError(
+            f"hardly any of the file's weights fits the network: {result}; give the settings of the network that they "
+            "are of, such as --config RUN/config.toml"
+        )
     return result
 
 

@@ -116,6 +116,8 @@ def _write_onnx(graph: Graph, path: Path) -> None:
     import onnx
 
     example, shapes = _example(graph)
+    # It warns of torchvision's operators, which no network here has.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's, of its own insides
         torch.onnx.export(

@@ -69,8 +69,11 @@ def _sentences(
     found: Mapping[str, Results],
     gaps: Mapping[str, tuple[dict[str, Score], int]],
 ) -> tuple[str, ...]:
-    best = max(found, key=lambda name: np.nan_to_num(found[name].score.value, nan=-1))
-    result = [f"Of {words.count(len(runs), 'run')}, {best} has the highest weighted score: {found[best].score}."]
+    values = {name: np.nan_to_num(results.score.value, nan=-1) for name, results in found.items()}
+    best = [name for name in found if values[name] == max(values.values())]
+    have = "has" if len(best) == 1 else "have"
+    score = found[best[0]].score
+    result = [f"Of {words.count(len(runs), 'run')}, {words.listed(best)} {have} the highest weighted score: {score}."]
     for name, (gap, shared) in gaps.items():
         if not gap:
             result.append(f"{name} and {first} scored no series in common, so they cannot be compared pairwise.")

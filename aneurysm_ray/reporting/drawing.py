@@ -1,8 +1,9 @@
 """What all figures share: colours that hold on light and dark paper, bands, intervals, layouts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -58,6 +59,16 @@ def legend_above() -> dict[str, Any]:
 def counting(most: float) -> dict[str, Any]:
     """Return how an axis of counts, epochs or trials up to `most` is divided: by whole ones, halves mean nothing."""
     return {"dtick": 1} if most < 8 else {}
+
+
+def log_axis(values: Iterable[float]) -> dict[str, Any]:
+    """Return a logarithmic axis whose labels all have one size: Plotly's own are small digits between powers."""
+    known = [value for value in values if value > 0]
+    low, high = (float(np.log10(end(known))) for end in (min, max)) if known else (0.0, 1.0)
+    steps = (1, 2, 5) if high - low < 1.5 else (1, 3) if high - low < 3 else (1,)
+    powers = range(int(np.floor(low)) - 1, int(np.ceil(high)) + 2)
+    ticks = [step * 10.0**power for power in powers for step in steps]
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:.3g}" for tick in ticks]}
 
 
 def band(x: Any, low: Any, high: Any, hexcode: str, **more: Any) -> list[go.Scatter]:

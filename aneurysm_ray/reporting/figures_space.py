@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -74,8 +75,7 @@ def draw_slices(search: SearchData, table: pd.DataFrame) -> go.Figure:
             row=row,
             col=column,
         )
-        kind = "log" if search.is_log(key) else "linear" if search.is_number(key) else "category"
-        figure.update_xaxes(title={"text": key}, type=kind, row=row, col=column)
+        figure.update_xaxes(title={"text": key}, **_axis(search, table, key), row=row, col=column)
         if column == 1:
             figure.update_yaxes(title={"text": search.metrics[0]}, row=row, col=column)
     colour_axis = {
@@ -138,10 +138,15 @@ def draw_contour(search: SearchData, table: pd.DataFrame, keys: tuple[str, str])
         hovertemplate="trial %{customdata[0]}: %{customdata[1]:.4f}<extra></extra>",
         showlegend=False,
     )
-    kinds = [
-        "log" if search.is_log(key) else "linear" if n else "category" for key, n in zip(keys, numbers, strict=True)
-    ]
-    return drawing.layout(figure, *keys, xaxis_type=kinds[0], yaxis_type=kinds[1])
+    across, up = (_axis(search, table, key) for key in keys)
+    return drawing.layout(figure, *keys, xaxis=across, yaxis=up)
+
+
+def _axis(search: SearchData, table: pd.DataFrame, key: str) -> dict[str, Any]:
+    """Return a parameter's axis on its own scale."""
+    if search.is_log(key):
+        return drawing.log_axis(table[PARAM + key])
+    return {"type": "linear" if search.is_number(key) else "category"}
 
 
 def unit_scale(

@@ -313,7 +313,6 @@ def _probabilities(result: Mapping[str, Any]) -> Table:
             *(Column("flagged", None), Column("sensitivity"), Column("false alarms per scan")),
         ),
         tuple(sorted(rows, key=lambda row: -row[1])),
-        wide=False,
     )
 
 

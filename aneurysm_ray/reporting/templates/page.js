@@ -150,8 +150,14 @@
 
   // The chapter in view.
   const links = new Map([...document.querySelectorAll(".chapters a")].map(link => [link.hash.slice(1), link]));
+  const chapters = [...document.querySelectorAll("main > section")].filter(section => links.has(section.id));
+  const seen = new Set();
   const reader = new IntersectionObserver(entries => {
-    for (const entry of entries) links.get(entry.target.id)?.classList.toggle("here", entry.isIntersecting);
+    for (const entry of entries) seen[entry.isIntersecting ? "add" : "delete"](entry.target);
+    // Between two chapters, and above the first, the last one that was begun is the one that is read.
+    const here = chapters.find(section => seen.has(section)) ||
+      chapters.findLast(section => section.getBoundingClientRect().top < innerHeight / 5) || chapters[0];
+    for (const [id, link] of links) link.classList.toggle("here", id === here?.id);
   }, {rootMargin: "-20% 0px -70% 0px"});
-  document.querySelectorAll("main > section").forEach(section => reader.observe(section));
+  chapters.forEach(section => reader.observe(section));
 })();
