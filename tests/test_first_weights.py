@@ -133,7 +133,9 @@ def test_the_terminal_tells_the_overlap_of_vessels_and_what_to_type_next(
     words = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     assert main(["train", str(volumes), *words, "--out", str(tmp_path / "run")]) == 0
     assert "no score" in capsys.readouterr().out
-    assert any(line.endswith(f"train {volumes} --init {tmp_path}/run") for line in caplog.messages), caplog.messages
+    run = f"{tmp_path}/run"
+    next_one = f"train {volumes} --config {run}/config.toml stage=lesions --init {run}"
+    assert any(line.endswith(next_one) for line in caplog.messages), caplog.messages
     lines = FoldLines([0], Config().optim, lambda runs: "")
     epoch = {"epoch": 0.0, "train/loss": 0.5, "val/loss": math.nan, "val/score": 0.254, "seconds": 1.0}
     epoch |= {"patches_per_s": 9.0, "lr": 1e-3}
