@@ -122,17 +122,25 @@ def find_sources(data: str, frame_base: FrameBase = "auto") -> tuple[list[Source
 
 
 def check_is_a_set(data: str, found: Sequence[Source]) -> None:
-    """Raise DatasetError for a folder that is taken for one series, and whose files are no images: a wrong one."""
-    if is_url(data) or len(found) != 1 or found[0].key != "." or is_nifti(Path(found[0].location)):
+    """Raise DatasetError for a folder of other things: no table names a series of it, and none of its files is an
+    image."""
+    if is_url(data) or not all(_is_no_image(source) for source in found):
         return
+    count = sum(source.files for source in found)
+    raise DatasetError(
+        f"{data} holds no series: none of its {count} file(s) is DICOM or NIfTI; give a folder with one folder or archive "
+        "of DICOM files per series, or with NIfTI"
+    )
+
+
+def _is_no_image(source: Source) -> bool:
+    if source.series_uid or source.own_uid or is_nifti(Path(source.location)):
+        return False
     try:
-        scan_series(Path(found[0].location), deep=found[0].deep)
+        scan_series(Path(source.location), deep=source.deep)
     except SeriesError as error:
-        if error.reason == "no_images":
-            raise DatasetError(
-                f"{data} holds no series: its {found[0].files} file(s) are neither DICOM nor NIfTI; give a folder with "
-                "one folder or archive of DICOM files per series, or with NIfTI"
-            ) from error
+        return error.reason == "no_images"
+    return False
 
 
 def _digest(files: places.Listing, masks: Sequence[places.Mask], source: Source) -> str:
