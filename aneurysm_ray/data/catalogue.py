@@ -128,8 +128,8 @@ def check_is_a_set(data: str, found: Sequence[Source]) -> None:
         return
     count = sum(source.files for source in found)
     raise DatasetError(
-        f"{data} holds no series: none of its {count} file(s) is DICOM or NIfTI; give a folder with one folder or archive "
-        "of DICOM files per series, or with NIfTI"
+        f"{data} holds no series: none of its {count} file(s) is DICOM or NIfTI; give a folder with one folder or "
+        "archive of DICOM files per series, or with NIfTI"
     )
 
 
