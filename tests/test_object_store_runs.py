@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 CHANGES = {
     "folds.count": 2,
-    "optim.epochs": 8,
+    "optim.epochs": 24,
     "volume.spacing_mm": [4.0, 4.0, 4.0],
     "tune.trials": 2,
     "tune.startup_trials": 2,
@@ -35,7 +35,8 @@ OF_PLACE = ("source", "page")
 def run(nodes: Nodes, *words: str, kill_in: Path | None = None) -> str:
     """Run a command as a driver on the cluster, in an empty working folder; return what it said.
 
-    Once the run in `kill_in` has come to the end of an epoch one of the nodes is killed, and replaced at the end.
+    Once both folds or trials of the run in `kill_in`, one on each node, have come to the end of an epoch one of the
+    nodes is killed, and replaced at the end.
     """
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -64,9 +65,9 @@ def run(nodes: Nodes, *words: str, kill_in: Path | None = None) -> str:
 
 
 def begun(run: Path) -> bool:
-    """Say whether a fold or a trial of a run has come to the end of an epoch."""
+    """Say whether two folds or trials of a run have come to the end of an epoch."""
     folders = [*location.matching(run, "fold_*"), *location.matching(run / "trials", "*")]
-    return any((folder / rundir.METRICS).exists() for folder in folders)
+    return sum((folder / rundir.METRICS).exists() for folder in folders) == 2
 
 
 def same_table(one: Path, other: Path, name: str) -> None:
