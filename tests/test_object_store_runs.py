@@ -25,6 +25,7 @@ CHANGES = {
     "tune.trials": 2,
     "tune.startup_trials": 2,
     "tune.concurrent": 2,
+    "tune.grace_epochs": 24,
     "tune.space": {"optim.lr": {"loguniform": [1e-4, 1e-2]}},
 }
 OF_TIME = ("patches_per_s", "data_wait_fraction")
