@@ -21,16 +21,17 @@ def run(make: Callable[[], TorchTrainer], resources: ResourcesConfig, lost: Call
     """Run Ray Train to its end, anew after a death that it does not survive; `lost` is told of what died.
 
     It survives a worker that dies while it is made or while it works, and none in between, when it is told to begin
-    (Ray 2.60, `WorkerGroup._start_impl`), nor its own controller's death. What its workers do must go on from what
-    they wrote. Raises Ray's TrainingFailedError.
+    (Ray 2.60, `WorkerGroup._start_impl`). What its workers do must go on from what they wrote. Its controller's own
+    death ends a run: what that had reserved is not given back without Ray's dashboard, and a new one would wait for it.
+    Raises Ray's TrainingFailedError.
     """
     tries = resources.max_failures
     while True:
         try:
             make().fit()
             return
-        except (ray.train.ControllerError, RayActorError) as error:
-            cause = failures.cause_of(getattr(error, "controller_failure", error))
+        except ray.train.ControllerError as error:
+            cause = failures.cause_of(error.controller_failure)
             if not tries or not isinstance(cause, RayActorError):
                 raise
             tries -= 1
