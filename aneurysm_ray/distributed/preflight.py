@@ -10,7 +10,7 @@ import pandas as pd
 from aneurysm_ray import overrides, rundir
 from aneurysm_ray.config import Config
 from aneurysm_ray.distributed import first_weights
-from aneurysm_ray.errors import ConfigError, RequestError
+from aneurysm_ray.errors import ConfigError, RequestError, RunDirError
 from aneurysm_ray.labels import LABELS, PRESENT
 
 if TYPE_CHECKING:
@@ -104,12 +104,18 @@ def _fitting(config: Config, fold: int) -> "Transfer":
     from aneurysm_ray.learning import checkpoint, models, starter
 
     first = checkpoint.read_weights(first_weights.of_fold(config.init, fold))
-    found = checkpoint.transfer(models.build(config.model), first)
+    others = ConfigError(
+        f"init = starter fits the network of --preset starter alone, and not model.name = {config.model.name}; "
+        "prepare the set and train with --preset starter"
+    )
+    try:
+        found = checkpoint.transfer(models.build(config.model), first)
+    except RunDirError:
+        if config.init == starter.NAME:
+            raise others from None
+        raise
     if config.init == starter.NAME and found.missing:
-        raise ConfigError(
-            f"init = starter fits the network of --preset starter alone, and not model.name = {config.model.name}; "
-            "prepare the set and train with --preset starter"
-        )
+        raise others
     return found
 
 
