@@ -21,7 +21,7 @@ from aneurysm_ray import overrides, rundir
 from aneurysm_ray.data import identity, reading, store
 from aneurysm_ray.data.outputs import nifti
 from aneurysm_ray.distributed import predict, steps
-from aneurysm_ray.errors import RequestError, RunDirError
+from aneurysm_ray.errors import RequestError, RunDirError, SeriesError
 from aneurysm_ray.labels import LABELS
 from aneurysm_ray.learning import checkpoint, export, inference, models
 from aneurysm_ray.reporting import predict_page
@@ -39,6 +39,7 @@ CONFIG = overrides.build(
 
 
 KEY = b"a test's key"
+CLOSE = steps.close
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,13 +53,10 @@ def _one_key() -> Iterator[None]:
 @pytest.fixture(scope="module", autouse=True)
 def _one_child() -> Iterator[None]:
     """Read all series in one child, whose libraries would take each prediction seconds; it ends when it is let go."""
-    close = steps.close
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "close", lambda: None)
         yield
-    child = steps._guard(CONFIG.prepare.memory_mb).pid
-    close()
-    assert child is None or not Path(f"/proc/{child}").exists()
+    CLOSE()
 
 
 def hashed(place: Path) -> str:
@@ -415,3 +413,12 @@ def test_a_prediction_of_an_earlier_version_and_one_of_another_key_are_not_gone_
     rundir.write_json(tmp_path / "out" / rundir.PROVENANCE, facts)
     with pytest.raises(RunDirError, match="kept the names of folders"):
         predict.predict(run, [str(data / "axial")], tmp_path / "out", {}, resume=True)
+
+
+def test_the_child_ends_though_an_error_holds_its_guard(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "_guards", {})
+    error = steps.read(steps.Item(str(data / "junk"), ""), CONFIG)
+    assert isinstance(error, SeriesError) and error.__traceback__ is not None
+    child = steps._guard(CONFIG.prepare.memory_mb).pid
+    CLOSE()
+    assert child is not None and not Path(f"/proc/{child}").exists()

@@ -1,5 +1,6 @@
 """What preparing a data set will take, from a few of its series prepared into a folder that is thrown away."""
 
+import contextlib
 import logging
 import os
 import tempfile
@@ -43,8 +44,10 @@ def _sample(sources: Sequence[Source], config: Config) -> tuple[float, int, int]
     """Return the seconds, bytes written and bytes read of the sampled series that are volumes."""
     steps = sorted({round(i * (len(sources) - 1) / max(SAMPLED - 1, 1)) for i in range(SAMPLED)})
     seconds, written, read = 0.0, 0, 0
-    guard = Guard(config.prepare.memory_mb)
-    with tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as folder:
+    with (
+        contextlib.closing(Guard(config.prepare.memory_mb)) as guard,
+        tempfile.TemporaryDirectory(prefix="aneurysm-ray-") as folder,
+    ):
         for source in (sources[step] for step in steps):
             # Named by whatever its voxels are of: a sample is thrown away.
             own = replace(source, series_uid=None, own_uid=None)
@@ -59,5 +62,4 @@ def _sample(sources: Sequence[Source], config: Config) -> tuple[float, int, int]
                 seconds += time.monotonic() - begun
                 written += status["row"]["bytes"]
                 read += source.bytes
-    guard.close()
     return seconds, written, read

@@ -7,7 +7,6 @@ Each step is a function of values, which a process does one after another or thr
 """
 
 import contextlib
-import functools
 import json
 import logging
 import tempfile
@@ -103,15 +102,18 @@ def folder_of(order: Order, item: Item) -> Path:
     return location.place(order.out) / rundir.SERIES / item.name
 
 
-@functools.cache
+_guards: dict[int, Guard] = {}
+
+
 def _guard(memory_mb: int) -> Guard:
     """Return this process's child for reading, in which no file can crash, hang or exhaust the process itself."""
-    return Guard(memory_mb)
+    return _guards.setdefault(memory_mb, Guard(memory_mb))
 
 
 def close() -> None:
-    """End the child."""
-    _guard.cache_clear()  # a guard that nobody holds ends its child
+    """End the child, whoever still holds its guard: an error's traceback may."""
+    while _guards:
+        _guards.popitem()[1].close()
 
 
 @contextlib.contextmanager
