@@ -320,6 +320,14 @@ class TestBids:
         assert [entry.targets[PRESENT_INDEX] for entry in found.series] == [1, 0]
         assert "says who has an aneurysm: 'HC' is no (1), 'patient' is yes (1)" in " ".join(found.notes)
 
+    @pytest.mark.parametrize("column", ["aneurysms", "n_aneurysms", "number of aneurysms", "aneurysm_count"])
+    def test_numbers_of_aneurysms_say_who_has_one(self, tmp_path: Path, column: str) -> None:
+        touch(tmp_path, *(f"sub-{n}/anat/sub-{n}_angio.nii.gz" for n in (1, 2, 3)))
+        (tmp_path / "participants.tsv").write_text(f"participant_id\t{column}\nsub-1\t0\nsub-2\t3\nsub-3\t1\n")
+        assert [entry.targets[PRESENT_INDEX] for entry in layout.open_dataset(tmp_path).series] == [0, 1, 1]
+        (tmp_path / "participants.tsv").write_text(f"participant_id\t{column}\nsub-1\t1\nsub-2\t2\nsub-3\t1\n")
+        assert all(np.isnan(entry.targets[PRESENT_INDEX]) for entry in layout.open_dataset(tmp_path).series)
+
 
 def rounded(root: Path) -> None:
     save(root / "m.nii.gz", mask((LEFT,)).astype(np.float32) * np.float32(0.999))

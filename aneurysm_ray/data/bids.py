@@ -26,7 +26,8 @@ PARTICIPANTS = "participants.tsv"
 _SUFFIXES = ("angio", "ct", "cta", "mra", "tof", "T1w", "T2w")
 _FIRST = ("angio", "cta", "mra", "tof", "ct")
 """Of one session, other images are left out where there is one of these: masks are drawn on angiographies."""
-_KIND = re.compile(r"aneurysms?|group|diagnosis|pathology|aneurysm.?present|cohort", re.IGNORECASE)
+_COUNT = re.compile(r"(n|num|number)?[ _-]?(of)?[ _-]?aneurysms|aneurysms?[ _-]?(count|number)", re.IGNORECASE)
+_KIND = re.compile(rf"{_COUNT.pattern}|aneurysm|group|diagnosis|pathology|aneurysm.?present|cohort", re.IGNORECASE)
 _SITE = re.compile(r"(scan(ning)?_?)?(site|cent(er|re)|hospital|institution)(_?(id|name))?", re.IGNORECASE)
 _TEMPLATE = re.compile(r"_space-(MNI|ICBM|NIHPD|OASIS|UNC|Talairach|fsaverage|fsLR)", re.IGNORECASE)
 _NEGATIVE = re.compile(r"0|no|none|n|false|controls?|healthy.*|negative|hc", re.IGNORECASE)
@@ -210,7 +211,9 @@ def _participants(path: Path) -> tuple[dict[str, float], dict[str, str], list[st
         return {}, sites, [f"{PARTICIPANTS} does not say who has an aneurysm: masks alone do", *notes]
     words = {row[column].strip() for _, _, row in told}
     coded = {word for word in words if word.isdigit()}
-    if coded and not coded <= {"0", "1"}:
+    # 1 and 2 may be the codes of two groups; numbers of aneurysms begin with none.
+    counted = bool(_COUNT.fullmatch(column)) and "0" in coded
+    if coded and not coded <= {"0", "1"} and not counted:
         return (
             {},
             sites,
@@ -225,6 +228,8 @@ def _participants(path: Path) -> tuple[dict[str, float], dict[str, str], list[st
     for line, subject, row in told:
         word = row[column].strip()
         present = 0.0 if _NEGATIVE.fullmatch(word) else 1.0 if _POSITIVE.fullmatch(word) else None
+        if counted and word.isdigit():
+            present = float(int(word) > 0)
         if present is None:
             continue
         meant["no" if present == 0 else "yes", word] += 1

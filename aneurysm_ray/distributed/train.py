@@ -23,6 +23,7 @@ import pandas as pd
 import ray
 import ray.train
 import ray.train.torch
+import torch
 
 from aneurysm_ray import location, overrides, rundir
 from aneurysm_ray.config import Config
@@ -277,11 +278,8 @@ def fit_fold(
     """Train one fold of prepared volumes in a worker of Ray's: alone, or as one rank of a Ray Train group.
 
     `folds` is the table of series and folds; `resume` the state of an earlier epoch; `tell` is told how far an epoch
-    is. torch is imported here, since Ray's controller loads this file too and should stay small.
+    is. What learns is imported here, since Ray's controller and the command load this file too and need none of it.
     """
-    import ray.train.torch
-    import torch
-
     from aneurysm_ray.distributed import devices
     from aneurysm_ray.learning import checkpoint, engine
 
