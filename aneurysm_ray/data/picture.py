@@ -3,6 +3,7 @@
 Every view has the letters of its sides: R and L, A and P (front and back), H and F (head and feet).
 """
 
+import functools
 import io
 from typing import Any
 
@@ -68,11 +69,16 @@ def draw(prepared: PreparedVolume, scan: Volume | None = None) -> bytes:
 
 def letter(image: Image.Image, axis: int, size: int = 10) -> None:
     """Write the letters of its sides on a view along an axis (0 z, 1 y, 2 x), the head up, the right on the left."""
-    pencil, font = ImageDraw.Draw(image), ImageFont.load_default(size=size)
+    pencil, font = ImageDraw.Draw(image), _font(size)
     width, height = image.size
     places = ((1, height / 2, "lm"), (width - 1, height / 2, "rm"), (width / 2, 1, "ma"), (width / 2, height - 1, "md"))
     for text, (x, y, anchor) in zip(LETTERS[axis], places, strict=True):
         pencil.text((x, y), text, fill=_LETTER, font=font, anchor=anchor, stroke_width=1, stroke_fill=(0, 0, 0))
+
+
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=size)
 
 
 def _places(vessels: NDArray[np.uint8] | None) -> NDArray[np.int64]:
@@ -134,9 +140,7 @@ def _overview(scan: Volume, prepared: PreparedVolume, axis: int) -> Image.Image:
     middle = int(np.clip(round(float(places[axes[axis]].mean())), 0, scan.shape[axes[axis]] - 1))
     plane = np.take(scan.voxels, middle, axes[axis])
     plane = plane if down < across else plane.T
-    low, high = np.percentile(plane, [2, 99.5]).astype(float)
-    if scan.modality == "CT":
-        low, high = -200.0, 500.0
+    low, high = (-200.0, 500.0) if scan.modality == "CT" else np.percentile(plane, [2, 99.5]).tolist()
     spacing = scan.spacing_mm
     width = _width(plane.shape[0] * spacing[down], plane.shape[1] * spacing[across])
     upright = plane[:: -signs[0], :: signs[3 - axis]]
