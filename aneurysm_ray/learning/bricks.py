@@ -8,8 +8,10 @@ Layout, little-endian: the magic word; three int64 of shape (z, y, x); int64 off
 the file, in the order of an array of them, and one more for the end; then the cubes, each LZ4-compressed on its own.
 """
 
+import itertools
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,8 +34,7 @@ class Damaged(Exception):
 def write(file: BinaryIO, array: NDArray[np.uint8]) -> None:
     """Write an array (Z, Y, X) as a file of cubes."""
     codec = pa.Codec("lz4_raw")
-    corners = np.ndindex(*_counts(array.shape))
-    cubes = [codec.compress(np.ascontiguousarray(array[_span(corner)]).data, asbytes=True) for corner in corners]
+    cubes = [codec.compress(cube.data, asbytes=True) for cube in _cut(np.ascontiguousarray(array))]
     first = _FIXED + (len(cubes) + 1) * _INT.itemsize
     offsets = first + np.concatenate([[0], np.cumsum([len(cube) for cube in cubes])])
     file.write(_MAGIC + np.array(array.shape, _INT).tobytes() + offsets.astype(_INT).tobytes())
@@ -77,11 +78,14 @@ class Bricks:
         if not part.size:
             return part, taken
         planes, rows, cubes = (_cubes(*ends) for ends in zip(low.tolist(), high.tolist(), self.shape, strict=True))
-        for z, in_z, to_z, depth in planes:
-            for y, in_y, to_y, height in rows:
-                # Cubes that follow each other along x do so in the file, and are read at once.
-                first = (z * self._counts[1] + y) * self._counts[2]
-                begin, end = self._offsets[first + cubes[0][0]], self._offsets[first + cubes[-1][0] + 1]
+        # Cubes that follow each other along x do so in the file, and are read at once.
+        pieces = [self._piece(z, y, cubes[0][0], cubes[-1][0]) for z, *_ in planes for y, *_ in rows]
+        for _, begin, end in pieces:  # a disk brings many pieces in little more time than one
+            os.posix_fadvise(self._file, begin, end - begin, os.POSIX_FADV_WILLNEED)
+        piece = iter(pieces)
+        for _, in_z, to_z, depth in planes:
+            for _, in_y, to_y, height in rows:
+                first, begin, end = next(piece)
                 row_bytes = memoryview(os.pread(self._file, end - begin, begin))
                 taken += len(row_bytes)
                 for x, in_x, to_x, width in cubes:
@@ -93,6 +97,11 @@ class Bricks:
                     cube = np.frombuffer(raw, np.uint8).reshape(depth, height, width)
                     part[to_z, to_y, to_x] = cube[in_z, in_y, in_x]
         return part, taken
+
+    def _piece(self, z: int, y: int, low: int, high: int) -> tuple[int, int, int]:
+        """Return a row's first cube, and where its cubes from `low` to `high` begin and end in the file."""
+        first = (z * self._counts[1] + y) * self._counts[2]
+        return first, self._offsets[first + low], self._offsets[first + high + 1]
 
 
 def _cubes(low: int, high: int, length: int) -> list[tuple[int, slice, slice, int]]:
@@ -110,5 +119,13 @@ def _counts(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(-(-n // EDGE) for n in shape)
 
 
-def _span(corner: tuple[int, ...]) -> tuple[slice, ...]:
-    return tuple(slice(at * EDGE, (at + 1) * EDGE) for at in corner)
+def _cut(array: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    """Yield the voxels of each cube, each in one piece of memory."""
+    depth, height, width = array.shape
+    whole = width - width % EDGE
+    for z, y in itertools.product(range(0, depth, EDGE), range(0, height, EDGE)):
+        rows = array[z : z + EDGE, y : y + EDGE]
+        if whole:  # an edge of voxels is moved as one thing, in half the time
+            yield from np.ascontiguousarray(rows[:, :, :whole].view(f"V{EDGE}").transpose(2, 0, 1)).view(np.uint8)
+        if whole < width:
+            yield np.ascontiguousarray(rows[:, :, whole:])
