@@ -55,9 +55,19 @@ def size(
 
 
 def _shared(whole: int, longest: int, stride: int, overlap: float) -> int:
-    """Return the least multiple of the stride with which as many windows as the longest would take cover an axis."""
+    """Return the least multiple of the stride with which no more windows than of the longest cover an axis."""
     count = 1 + max(0, math.ceil((whole - longest) / (longest * (1 - overlap)) - 1e-9))
-    return math.ceil(whole / (1 + (count - 1) * (1 - overlap)) / stride - 1e-9) * stride
+    window = math.ceil(whole / (1 + (count - 1) * (1 - overlap)) / stride - 1e-9) * stride
+    # Windows begin at whole cells, so that these may overlap more than they need to, and be too many.
+    while _count(whole, window, stride, overlap) > _count(whole, longest, stride, overlap):
+        window += stride
+    return window
+
+
+def _count(whole: int, window: int, unit: int, overlap: float) -> int:
+    """Return how many windows, at least so much overlapping and starting at multiples of a unit, cover an axis."""
+    room = max(0, -(-(whole - window) // unit))
+    return 1 + -(-room // max(1, int(window * (1 - overlap) / unit + 1e-9)))
 
 
 def layout(
@@ -72,9 +82,8 @@ def layout(
     padded, starts, grid, first, step = [], [], [], [], []
     for length, window in zip(shape, size, strict=True):
         whole = max(window, -(-length // unit) * unit)
-        room = (whole - window) // unit
-        count = 1 + -(-room // max(1, int(window * (1 - overlap) / unit + 1e-9)))
-        exact = np.linspace(0, room, count) * unit
+        count = _count(whole, window, unit, overlap)
+        exact = np.linspace(0, (whole - window) // unit, count) * unit
         padded.append(whole)
         starts.append(np.rint(exact / unit).astype(np.int64) * unit)
         grid.append(count if pooled else whole // stride)
