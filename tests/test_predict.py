@@ -56,7 +56,9 @@ def _one_child() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "close", lambda: None)
         yield
+    child = steps._guard(CONFIG.prepare.memory_mb).pid
     CLOSE()
+    assert child is None or not Path(f"/proc/{child}").exists()
 
 
 def hashed(place: Path) -> str:
